@@ -1,0 +1,1 @@
+"""visus: train image classifiers, know how far to trust them, and ship them."""

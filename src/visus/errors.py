@@ -1,0 +1,56 @@
+"""The errors a user may meet: one sentence each, and the exit code that the command line turns it into.
+
+Anything that is not a `VisusError` is a fault of ours and exits with 70.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VisusError(Exception):
+    """One sentence for the user: what was expected, what was found and where, what to do."""
+
+    exit_code = 70
+
+
+class UsageError(VisusError, ValueError):
+    """A wrong flag, setting or argument."""
+
+    exit_code = 2
+
+
+class DataError(VisusError, ValueError):
+    """Data that cannot be used as it is."""
+
+    exit_code = 3
+
+
+class CheckpointError(VisusError, ValueError):
+    """A checkpoint or weight file that is damaged, foreign or does not fit."""
+
+    exit_code = 3
+
+
+class NonFiniteError(VisusError, ArithmeticError):
+    """A loss that is no longer a number."""
+
+    exit_code = 3
+
+
+class Interrupted(VisusError):
+    """A run that a signal ended; it can be resumed."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a mistyped name, with the five nearest of `known`."""
+    known = list(known)
+    by_lowercase = {each.lower(): each for each in known}
+    nearest = difflib.get_close_matches(name.lower(), by_lowercase, n=5, cutoff=0.4)
+    choices = [by_lowercase[each] for each in nearest] or known[:5]
+    return UsageError(f"unknown {kind} {name!r}; the nearest are {', '.join(choices)}")

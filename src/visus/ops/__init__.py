@@ -1,0 +1,1 @@
+"""Pure functions and tiny classes: losses, metrics, meters, schedules, optimizers, averages, random numbers."""

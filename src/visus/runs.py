@@ -1,0 +1,140 @@
+"""The run folder: where a training run keeps everything it found.
+
+Reading needs no torch, so that looking at runs is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, TypedDict
+
+import filelock
+
+from visus.errors import DataError, UsageError
+from visus.files import write_text
+
+Phase = Literal["train", "val"]
+
+
+class Curve(TypedDict):
+    """A value for each epoch, in both phases."""
+
+    train: list[float]
+    val: list[float]
+
+
+class History(TypedDict):
+    """How a run went: accuracies are fractions, losses are means over the images of the phase."""
+
+    acc: Curve
+    loss: Curve
+
+
+class Record(TypedDict):
+    """One line of `metrics.jsonl`."""
+
+    epoch: int
+    """From 1."""
+    phase: Phase
+    loss: float | None
+    accuracy: float
+    n: int
+    lr: float
+    seconds: float
+    images_per_second: float
+
+
+class RunFolder:
+    """One run's folder; it holds paths and appends metrics, nothing else."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.last = self.path / "last.safetensors"
+        self.previous = self.path / "previous.safetensors"
+        self.best = self.path / "best.safetensors"
+        self.split = self.path / "split.csv"
+        self.environment = self.path / "environment.json"
+        self.summary = self.path / "summary.json"
+        self.evaluation = self.path / "evaluation.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold `run.lock`, so that one process at a time writes here; `UsageError` where another one does."""
+        lock = filelock.FileLock(self.path / "run.lock")
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            raise UsageError(
+                f"{self.path}: another process is writing to this run; wait for it or stop it"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def append(self, record: Record) -> None:
+        """Add a line to `metrics.jsonl`."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def records(self) -> list[Record]:
+        """The lines of `metrics.jsonl`; a last line that was not finished is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
+        try:
+            return [json.loads(line) for line in lines]
+        except json.JSONDecodeError as error:
+            raise DataError(f"{self.metrics}: expected one JSON object a line: {error}") from None
+
+    def cut_back(self, epochs: int) -> None:
+        """Keep the records of the first `epochs` epochs: those that the checkpoint knows of."""
+        kept = [record for record in self.records() if record["epoch"] <= epochs]
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def create_run(out: str | os.PathLike[str], name: str) -> RunFolder:
+    """Make `out/name`, or the first of `name-2`, `name-3`, ... that does not exist; an old run is never overwritten."""
+    number = 1
+    while True:
+        path = Path(out) / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+            return RunFolder(path)
+        except (FileExistsError, NotADirectoryError):
+            if not path.parent.is_dir():
+                raise UsageError(f"{path.parent}: expected a folder for runs, found a file") from None
+            number += 1
+        except OSError as error:
+            raise UsageError(
+                f"{path}: cannot make the run's folder: {error.strerror}; choose another with --out"
+            ) from None
+
+
+def open_run(path: str | os.PathLike[str]) -> RunFolder:
+    """The run at `path`; `UsageError` where there is none."""
+    run = RunFolder(path)
+    if not run.config.is_file():
+        raise UsageError(f"{path}: expected a run's folder with config.yaml in it, found none")
+    return run
+
+
+def history_of(records: list[Record]) -> History:
+    """The records of a run as curves."""
+    history: History = {"acc": {"train": [], "val": []}, "loss": {"train": [], "val": []}}
+    for record in records:
+        history["acc"][record["phase"]].append(record["accuracy"])
+        loss = record["loss"]
+        history["loss"][record["phase"]].append(float("nan") if loss is None else loss)
+    return history
+
+
+def read_history(run: str | os.PathLike[str]) -> History:
+    """`{"acc": {"train": [...], "val": [...]}, "loss": {...}}` of a run's folder, an entry for each epoch."""
+    return history_of(open_run(run).records())

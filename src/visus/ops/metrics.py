@@ -1,0 +1,35 @@
+"""Top-k accuracy. `N` images, `K` classes. Nothing here waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def correct_counts(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -> list[Tensor]:
+    """For each k, how many images have their class among the k highest of `output [N, K]`: int64 scalars on its device.
+
+    `target` holds class indices `[N]`, or one-hot or soft targets `[N, K]`, of which the highest counts. Of equal outputs, the
+    class with the lower index ranks higher. An image with a NaN among its outputs is wrong for every k below K. With k of K or
+    more, all images count.
+    """
+    if target.dim() == 2:
+        target = target.argmax(dim=1)
+    rank = _rank(output, target)
+    classes = output.shape[1]
+    return [torch.sum(rank < k) if k < classes else torch.sum(rank >= 0) for k in topk]
+
+
+def accuracy(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -> list[Tensor]:
+    """As `correct_counts`, as fractions of the N images: float32 scalars; NaN where N is 0."""
+    return [count / len(output) for count in correct_counts(output, target, topk)]
+
+
+def _rank(output: Tensor, target: Tensor) -> Tensor:
+    """How many classes come before the target's `[N]`; K where an output is NaN."""
+    own = output.gather(1, target[:, None])
+    index = torch.arange(output.shape[1], device=output.device)
+    before = (output > own) | ((output == own) & (index < target[:, None]))
+    return torch.where(output.isnan().any(dim=1), output.shape[1], before.sum(dim=1))

@@ -1,0 +1,223 @@
+"""Checkpoints: one safetensors file with everything that is needed to use a model, or to go on training it.
+
+Tensors are named `model.*`, `ema.*`, `optimizer.<parameter>.*` and `state.*`; a JSON document in the header holds the rest.
+The format is described in `docs/architecture.md`. No pickle is written or read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from visus.errors import CheckpointError
+from visus.preprocessing import Preprocessing
+from visus.tensorfile import read_header, read_tensors, write_tensors
+
+FORMAT = 1
+CUSTOM = "custom"
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and found whole."""
+
+    path: Path
+    document: dict[str, Any]
+    tensors: Tensors
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, in the order of the model's outputs."""
+        return tuple(self.document["classes"])
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What happens to an image before the model sees it."""
+        return Preprocessing.from_json(self.document["preprocess"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings of the run that wrote it."""
+        return dict(self.document["config"])
+
+    @property
+    def model_tensors(self) -> Tensors:
+        """The weights to use, by the model's own names: the averaged ones where there are any."""
+        return with_prefix(self.tensors, "ema.") or with_prefix(self.tensors, "model.")
+
+
+def with_prefix(tensors: Tensors, prefix: str) -> Tensors:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in C order, as they stand in the file (little-endian, as every platform that torch supports)."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    content: npt.NDArray[np.uint8] = flat.view(torch.uint8).numpy()
+    return content.data
+
+
+def model_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the tensors in name order, of name, dtype, shape and bytes: equal digests mean equal weights, bit for bit.
+
+    Before each tensor's bytes goes a line `name dtype shape` in JSON, as in `["fc.bias","float32",[10]]`.
+    """
+    digest = hashlib.sha256()
+    _update(digest, tensors)
+    return digest.hexdigest()
+
+
+def save_checkpoint(path: str | os.PathLike[str], tensors: Tensors, document: Mapping[str, Any]) -> str:
+    """Write a checkpoint, atomically and durably, and return the digest of its `model.*` tensors.
+
+    `document` needs `model`, `classes` and `preprocess` for the file to be used by the command line. `OSError` where the disk is
+    full or the folder cannot be written; the file that was there before is then untouched.
+    """
+    kept, aliases = _without_ties(tensors)
+    digest = model_digest(with_prefix(tensors, "model."))
+    full = {**document, "format": FORMAT, "digest": digest, "aliases": aliases}
+    full["checksum"] = _checksum(kept, full)
+    write_tensors(path, kept, {"visus": _canonical(full)})
+    return digest
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint and verify its checksum; `CheckpointError` where it is damaged, foreign or of a newer format."""
+    document = read_document(path)
+    tensors = read_tensors(path)
+    if document.get("checksum") != _checksum(tensors, document):
+        raise CheckpointError(
+            f"{path}: the checksum does not match; the file is damaged, use another checkpoint"
+        )
+    for alias, name in document["aliases"].items():
+        tensors[alias] = tensors[name]
+    return Checkpoint(Path(path).absolute(), document, tensors)
+
+
+def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON document of a checkpoint, without reading its tensors; its checksum is not verified."""
+    metadata = read_header(path)
+    if "visus" not in metadata:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of visus, found a file of weights alone; give it as --weights"
+        )
+    try:
+        document = json.loads(metadata["visus"])
+        newer = int(document["format"]) > FORMAT
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path}: the header is damaged; use another checkpoint") from None
+    if newer:
+        raise CheckpointError(
+            f"{path}: written by a newer visus (format {document['format']}, this one reads {FORMAT}); upgrade"
+        )
+    return dict(document)
+
+
+def load_tensors(model: nn.Module, tensors: Tensors, origin: object) -> None:
+    """Load a state dict; `CheckpointError` naming `origin` where names or shapes differ."""
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{origin}: the weights do not fit the model: {reason}") from None
+
+
+def pack_optimizer(optimizer: Optimizer, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
+    """The state of an optimizer, its tensors by parameter name, and what it keeps in plain values."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    tensors: Tensors = {}
+    plain: dict[str, Any] = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            name = f"{names[parameter]}.{key}"
+            if isinstance(value, Tensor):
+                tensors[name] = value
+            else:
+                plain[name] = value
+    return tensors, {
+        "state": plain,
+        "groups": [_group_state(optimizer, group) for group in optimizer.param_groups],
+    }
+
+
+def restore_optimizer(
+    optimizer: Optimizer, model: nn.Module, tensors: Tensors, plain: Mapping[str, Any]
+) -> None:
+    """Give `optimizer` the state that `pack_optimizer` took.
+
+    Buffers of a parameter's shape take its memory layout: torch's fused optimizers compute garbage, without an error, where a
+    buffer is NCHW and its parameter NHWC.
+    """
+    parameters = dict(model.named_parameters())
+    optimizer.state.clear()
+    for name, value in {**tensors, **plain["state"]}.items():
+        owner, key = name.rsplit(".", 1)
+        parameter = parameters[owner]
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        optimizer.state[parameter][key] = value
+    for group, values in zip(optimizer.param_groups, plain["groups"], strict=True):
+        group.update(values)
+
+
+def _group_state(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, Any]:
+    """What an optimizer counts in its groups (as schedule-free ones do); its settings come from the config."""
+    settings = {"params", "lr", "initial_lr", *optimizer.defaults}
+    return {
+        key: value for key, value in group.items() if key not in settings and isinstance(value, int | float)
+    }
+
+
+def _without_ties(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:
+    """Tensors that share their storage once, and the other names of each; safetensors stores no tensor twice."""
+    kept: Tensors = {}
+    aliases: dict[str, str] = {}
+    owner: dict[tuple[object, ...], str] = {}
+    for name, tensor in tensors.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and place in owner:
+            aliases[name] = owner[place]
+        else:
+            owner[place] = name
+            kept[name] = tensor.detach().cpu().contiguous()
+    return kept, aliases
+
+
+def _checksum(tensors: Tensors, document: Mapping[str, Any]) -> str:
+    """SHA-256 over the document (without this entry) and all tensors, as `model_digest` takes them."""
+    digest = hashlib.sha256(_canonical({k: v for k, v in document.items() if k != "checksum"}).encode())
+    _update(digest, tensors)
+    return digest.hexdigest()
+
+
+def _update(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        line = [name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+        digest.update(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        digest.update(tensor_bytes(tensor))
+
+
+def _canonical(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def iterate_parts(tensors: Mapping[str, Tensors]) -> Iterator[tuple[str, Tensor]]:
+    """`{"model": {"fc.bias": t}}` as `("model.fc.bias", t), ...`."""
+    for part, members in tensors.items():
+        for name, tensor in members.items():
+            yield f"{part}.{name}", tensor

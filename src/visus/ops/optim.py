@@ -1,0 +1,82 @@
+"""Optimizers by name: SGD with Nesterov momentum, AdamW, and all of timm's."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import nn
+from torch.optim import Optimizer
+
+from visus.errors import UsageError, unknown_name
+
+_FUSED_ON = {"cpu", "cuda", "mps"}
+_DEFAULTS = {"sgd": (0.1, 5e-4), "adamw": (1e-3, 1e-2)}
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class OptimizerSettings:
+    """What follows the gradient."""
+
+    optimizer: str = "sgd"
+    """`sgd` (with Nesterov momentum), `adamw`, or a name of timm's."""
+    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Learning rate before the schedule; 0.1 for sgd, 1e-3 for adamw, the optimizer's own for others."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of sgd, and of those of timm's that have one."""
+    weight_decay: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """On all parameters; 5e-4 for sgd, 1e-2 for adamw, 0 for others."""
+    clip_grad: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient of all parameters together; larger ones are scaled down."""
+
+
+def resolve_optimizer(settings: OptimizerSettings) -> OptimizerSettings:
+    """With the defaults that depend on the optimizer filled in; timm's own rate stays `None`."""
+    lr, weight_decay = _DEFAULTS.get(settings.optimizer, (None, 0.0))
+    return dataclasses.replace(
+        settings,
+        lr=lr if settings.lr is None else settings.lr,
+        weight_decay=weight_decay if settings.weight_decay is None else settings.weight_decay,
+    )
+
+
+def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
+    """The optimizer over those parameters of `model` that are trained, fused where torch can.
+
+    `UsageError` for an unknown name (with the nearest) or a model in which nothing is trained.
+    """
+    settings = resolve_optimizer(settings)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise UsageError("expected parameters to train, found all of them frozen; unfreeze some")
+    fused = all(p.device.type in _FUSED_ON and p.is_floating_point() for p in parameters)
+    weight_decay = settings.weight_decay or 0.0
+    if settings.optimizer == "sgd":
+        momentum, lr = settings.momentum, settings.lr or 0.0
+        nesterov = momentum > 0
+        return torch.optim.SGD(
+            parameters, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused
+        )
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, settings.lr or 0.0, weight_decay=weight_decay, fused=fused)
+    return _make_timm_optimizer(parameters, settings, weight_decay)
+
+
+def _make_timm_optimizer(
+    parameters: list[nn.Parameter], settings: OptimizerSettings, weight_decay: float
+) -> Optimizer:
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    known = list_optimizers()
+    if settings.optimizer not in known:
+        raise unknown_name("optimizer", settings.optimizer, ["sgd", "adamw", *known])
+    optimizer: Optimizer = create_optimizer_v2(
+        parameters,
+        opt=settings.optimizer,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=weight_decay,
+    )
+    return optimizer

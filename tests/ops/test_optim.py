@@ -1,0 +1,69 @@
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from visus.errors import UsageError
+from visus.ops.optim import OptimizerSettings, make_optimizer, resolve_optimizer
+
+
+def trained(make):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = make(model)
+    for _ in range(5):
+        model(torch.ones(3, 4)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_sgd_is_that_of_the_notes():
+    ours = trained(lambda model: make_optimizer(model, OptimizerSettings()))
+    notes = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
+    theirs = trained(lambda model: torch.optim.SGD(model.parameters(), **notes))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_adamw_is_that_of_torch():
+    ours = trained(lambda model: make_optimizer(model, OptimizerSettings(optimizer="adamw")))
+    torch.testing.assert_close(ours, trained(lambda model: torch.optim.AdamW(model.parameters())))
+
+
+@pytest.mark.parametrize("name", ["lamb", "lion", "adan", "rmsprop"])
+def test_those_of_timm_move_the_weights(name):
+    settings = OptimizerSettings(optimizer=name, lr=0.01)
+    start = trained(lambda model: torch.optim.SGD(model.parameters(), lr=0.0))
+    assert not torch.equal(trained(lambda model: make_optimizer(model, settings)), start)
+
+
+def test_without_momentum_there_is_no_nesterov():
+    optimizer = make_optimizer(nn.Linear(1, 1), OptimizerSettings(momentum=0))
+    assert optimizer.defaults["nesterov"] is False
+
+
+def test_defaults_depend_on_the_optimizer():
+    assert resolve_optimizer(OptimizerSettings()).lr == 0.1
+    assert resolve_optimizer(OptimizerSettings(optimizer="adamw")).weight_decay == 0.01
+    assert resolve_optimizer(OptimizerSettings(lr=0.5, weight_decay=0)).weight_decay == 0
+
+
+def test_a_mistyped_name_gets_the_nearest():
+    with pytest.raises(UsageError, match=r"unknown optimizer 'adamv'.*adamw"):
+        make_optimizer(nn.Linear(1, 1), OptimizerSettings(optimizer="adamv"))
+
+
+def test_frozen_parameters_are_left_out():
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    model[0].requires_grad_(False)
+    assert len(make_optimizer(model, OptimizerSettings()).param_groups[0]["params"]) == 2
+    with pytest.raises(UsageError, match="frozen"):
+        make_optimizer(model.requires_grad_(False), OptimizerSettings())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"lr": 0}, {"lr": float("nan")}, {"momentum": 1}, {"weight_decay": -1}, {"beta": 1}]
+)
+def test_settings_that_make_no_sense_are_refused(settings):
+    with pytest.raises(ValidationError):
+        OptimizerSettings(**settings)

@@ -1,0 +1,1 @@
+"""Sources, splits, augmentation and batches."""

@@ -1,0 +1,79 @@
+"""What a data set is to the rest of visus: parts of labelled images.
+
+`N` images, `C` channels (1 or 3), `H` height, `W` width. Pixels are uint8, 0 to 255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images of one size, in memory: `pixels [N, C, H, W]`."""
+
+    pixels: Tensor
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+        return self.pixels.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.pixels.shape[2], self.pixels.shape[3]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def subset(self, positions: npt.NDArray[np.int64]) -> ArrayImages:
+        """The images at `positions`, in that order."""
+        return ArrayImages(self.pixels[torch.from_numpy(positions)])
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set: `train`, `val` or `test`."""
+
+    name: str
+    images: ArrayImages
+    labels: Labels
+    """`[N]`, indices into `classes`."""
+    classes: tuple[str, ...]
+    paths: Sequence[str]
+    """What identifies each image: its path relative to the source, or its index there."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, positions: npt.NDArray[np.int64], name: str | None = None) -> Split:
+        """The images at `positions`, in that order."""
+        return replace(
+            self,
+            name=name or self.name,
+            images=self.images.subset(positions),
+            labels=self.labels[positions],
+            paths=[self.paths[position] for position in positions],
+        )
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set with its parts."""
+
+    source: str
+    classes: tuple[str, ...]
+    train: Split | None = None
+    val: Split | None = None
+    test: Split | None = None
+    notes: tuple[str, ...] = ()
+    """What was understood, for people to read."""

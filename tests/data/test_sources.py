@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from visus.data.sources import open_source
+from visus.data.splitting import held_out
+from visus.errors import DataError, UsageError
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.floats(0, 0.99), st.integers(0, 99))
+def test_a_split_is_stratified_and_follows_names(labels, fraction, seed):
+    labels = np.array(labels)
+    names = [f"{label}/{index}" for index, label in enumerate(labels)]
+    away = held_out(names, labels, fraction, seed)
+    for label in range(4):
+        assert (labels[away] == label).sum() == round(fraction * (labels == label).sum())
+    order = np.random.default_rng(seed).permutation(len(labels))
+    shuffled = held_out([names[i] for i in order], labels[order], fraction, seed)
+    assert {names[order[i]] for i in shuffled} == {names[i] for i in away}
+
+
+def test_another_seed_sets_aside_other_images():
+    first, second = open_source("digits"), open_source("digits", split_seed=1)
+    assert set(first.val.paths) != set(second.val.paths)
+    assert first.test.paths == second.test.paths
+
+
+def test_digits_are_a_partition():
+    data = open_source("digits")
+    everyone = [*data.train.paths, *data.val.paths, *data.test.paths]
+    assert sorted(map(int, everyone)) == list(range(1797))
+    assert len(data.test) == pytest.approx(359, abs=5)
+
+
+def test_a_fraction_of_nothing_leaves_validation_out():
+    assert open_source("digits", val_fraction=0).val is None
+
+
+@pytest.mark.parametrize("fraction", [1, -0.1, 1.5])
+def test_an_impossible_fraction_is_refused(fraction):
+    with pytest.raises(UsageError, match="fraction"):
+        open_source("digits", val_fraction=fraction)
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    path.write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+def test_a_folder_of_idx_files(tmp_path):
+    for part, n in (("train", 40), ("t10k", 10)):
+        write_idx(tmp_path / f"{part}-images.idx3-ubyte", np.zeros((n, 4, 4)))
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte", np.arange(n) % 4)
+    data = open_source(tmp_path)
+    assert (len(data.train), len(data.val), len(data.test)) == (36, 4, 10)
+    assert "4 classes" in data.notes[0]
+
+
+def test_idx_images_without_labels_are_named(tmp_path):
+    write_idx(tmp_path / "train-images-idx3-ubyte", np.zeros((2, 4, 4)))
+    with pytest.raises(DataError, match="expected a file of labels beside"):
+        open_source(tmp_path)
+
+
+@pytest.mark.skipif(not FASHION.exists(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_the_complete_fashion_mnist():
+    data = open_source(FASHION)
+    assert (len(data.train), len(data.val), len(data.test)) == (54_000, 6_000, 10_000)
+    assert np.bincount(data.val.labels).tolist() == [600] * 10
+
+
+def test_what_is_no_source_is_named(tmp_path):
+    for source in (tmp_path, tmp_path / "none", "no-such"):
+        with pytest.raises(DataError, match="expected"):
+            open_source(source)

@@ -1,0 +1,53 @@
+"""Augmentation of a whole batch at once, as pure functions of (seed, epoch, index).
+
+Images are uint8 `[N, C, H, W]`. What happens to an image does not depend on the others in its batch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from visus.ops.rng import uniform
+
+Augment = Literal["none", "light"]
+
+
+def augment(images: Tensor, indices: npt.NDArray[np.int64], *, how: Augment, seed: int, epoch: int) -> Tensor:
+    """`images [N, C, H, W]`, changed as `how` says; `indices [N]` are their positions in the part they come from.
+
+    `none` leaves them; `light` pads each side by an eighth with black, crops back at random, and flips every other one.
+    """
+    if how == "none":
+        return images
+    draws = uniform(seed, "augment", epoch, indices, 3)
+    height, width = images.shape[2:]
+    top = np.floor(draws[:, 0] * (2 * (height // 8) + 1)).astype(np.int64) - height // 8
+    left = np.floor(draws[:, 1] * (2 * (width // 8) + 1)).astype(np.int64) - width // 8
+    return shift_and_flip(images, top, left, draws[:, 2] < 0.5)
+
+
+def shift_and_flip(
+    images: Tensor, top: npt.NDArray[np.int64], left: npt.NDArray[np.int64], flip: npt.NDArray[np.bool_]
+) -> Tensor:
+    """Crops of the padded images whose corners lie `top [N]` and `left [N]` pixels inside the originals, mirrored where `flip [N]`.
+
+    What lies outside an original is black. One gather for the whole batch.
+    """
+    n, channels, height, width = images.shape
+    rows = top[:, None] + np.arange(height)
+    columns = np.where(flip[:, None], np.arange(width)[::-1], np.arange(width)) + left[:, None]
+    inside = _inside(rows, height)[:, :, None] & _inside(columns, width)[:, None, :]
+    places = np.clip(rows, 0, height - 1)[:, :, None] * width + np.clip(columns, 0, width - 1)[:, None, :]
+    flat = images.reshape(n, channels, height * width)
+    index = torch.from_numpy(places.reshape(n, 1, -1)).to(images.device).expand(-1, channels, -1)
+    moved = flat.gather(2, index).view(n, channels, height, width)
+    return moved.mul_(torch.from_numpy(inside).to(images.device)[:, None])
+
+
+def _inside(places: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.bool_]:
+    return (places >= 0) & (places < length)

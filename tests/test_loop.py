@@ -1,0 +1,173 @@
+"""The loop against a bare one, stopped anywhere and resumed, and with numbers that go wrong."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from visus.checkpoint import load_checkpoint, model_digest, save_checkpoint
+from visus.data.batching import EvaluationBatches, TrainingBatches, measure_preprocessing
+from visus.data.sources import open_source
+from visus.errors import DataError, Interrupted, NonFiniteError, UsageError
+from visus.loop import TrainingState, fit, pack, restore
+from visus.models.small import SmallNet
+from visus.ops.averaging import ExponentialAverage
+from visus.ops.optim import OptimizerSettings, make_optimizer
+from visus.ops.schedules import ScheduleSettings, make_schedule
+
+DATA = open_source("digits")
+POSITIONS = torch.arange(205).numpy()
+TRAIN = DATA.train.subset(POSITIONS)
+RECORD = measure_preprocessing(TRAIN)
+BATCHES = TrainingBatches(TRAIN, RECORD, 34, "light", seed=1)
+VAL = EvaluationBatches(DATA.val, RECORD, 60)
+
+
+def begin(optimizer="sgd", ema=False):
+    torch.manual_seed(0)
+    net = SmallNet(10, 1)
+    model = nn.Sequential(net.features, net.pool, nn.Flatten(), nn.Dropout(0.3), net.classifier)
+    model = model.to(memory_format=torch.channels_last)
+    average = ExponentialAverage(model, 0.9) if ema else None
+    return TrainingState(model, make_optimizer(model, OptimizerSettings(optimizer=optimizer)), average)
+
+
+class StopAt:
+    """Asks to stop before update `step`, as a signal would."""
+
+    exit_code = 143
+
+    def __init__(self, state, step):
+        self.state, self.step = state, step
+
+    @property
+    def received(self):
+        return self.state.step >= self.step
+
+
+def train(state, **options):
+    accumulate = options.get("accumulate", 1)
+    schedule = make_schedule(
+        ScheduleSettings(schedule="onecycle"), epochs=3, steps_per_epoch=-(-len(BATCHES) // accumulate)
+    )
+    options = {"epochs": 3, "schedule": schedule, **options}
+    return fit(state.model, BATCHES, VAL, optimizer=state.optimizer, state=state, **options)
+
+
+def test_it_equals_a_bare_loop_bit_for_bit():
+    state, bare = begin(), begin()
+    fit(state.model, BATCHES, optimizer=state.optimizer, epochs=2, seed=5)
+    from visus.ops.rng import derive_seed
+
+    step = 0
+    bare.model.train()
+    for epoch in range(2):
+        for images, targets in BATCHES(epoch):
+            torch.manual_seed(derive_seed(5, "model", step, 0))
+            (F.cross_entropy(bare.model(images), targets, reduction="sum") / len(images)).backward()
+            bare.optimizer.step()
+            bare.optimizer.zero_grad()
+            step += 1
+    assert model_digest(state.model.state_dict()) == model_digest(bare.model.state_dict())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("stop", [1, 3, 6, 10])
+def test_a_stopped_and_resumed_run_ends_in_the_same_bits(tmp_path, optimizer, ema, accumulate, stop):
+    if accumulate == 4 and stop > 5:
+        pytest.skip("the run has no more than 6 updates")
+    whole, state = begin(optimizer, ema), begin(optimizer, ema)
+    train(whole, accumulate=accumulate, clip_grad=1.0)
+    with pytest.raises(Interrupted):
+        train(state, accumulate=accumulate, clip_grad=1.0, stop=StopAt(state, stop))
+    tensors, plain = pack(state)
+    document = {"model": "custom", "classes": [], "preprocess": None, "config": {}, "state": plain}
+    save_checkpoint(tmp_path / "last.safetensors", tensors, document)
+
+    torch.manual_seed(99)
+    resumed = begin(optimizer, ema)
+    checkpoint = load_checkpoint(tmp_path / "last.safetensors")
+    restore(resumed, checkpoint.tensors, checkpoint.document["state"], checkpoint.path)
+    train(resumed, accumulate=accumulate, clip_grad=1.0)
+    assert model_digest(resumed.model.state_dict()) == model_digest(whole.model.state_dict())
+    assert model_digest(resumed.weights.state_dict()) == model_digest(whole.weights.state_dict())
+    assert (resumed.best_accuracy, resumed.best_epoch) == (whole.best_accuracy, whole.best_epoch)
+
+
+def test_accumulated_batches_equal_one_large_batch():
+    torch.manual_seed(0)
+    images, targets = torch.randn(10, 6), torch.arange(10) % 3
+    whole, parts = nn.Linear(6, 3), nn.Linear(6, 3)
+    parts.load_state_dict(whole.state_dict())
+    weights = torch.tensor([1.0, 5.0, 0.2])
+
+    def weighted(logits, batch):
+        return F.cross_entropy(logits, batch.targets, weights, reduction="sum"), weights[batch.targets].sum()
+
+    for model, sizes, accumulate in ((whole, [10], 1), (parts, [4, 4, 2], 3)):
+        data = list(zip(images.split(sizes), targets.split(sizes), strict=True))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        fit(model, data, optimizer=optimizer, epochs=4, loss=weighted, accumulate=accumulate)
+    torch.testing.assert_close(parts.weight, whole.weight)
+
+
+def test_the_history_is_that_of_the_notes():
+    history = train(begin())
+    assert {part: len(values) for part, values in history["acc"].items()} == {"train": 3, "val": 3}
+    assert history["loss"]["train"][-1] < history["loss"]["train"][0]
+
+
+def test_a_plain_data_loader_will_do_and_the_net_learns_it():
+    dataset = TensorDataset(
+        torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 4
+    )
+    torch.manual_seed(0)
+    model = SmallNet(4, 1)
+    loader = DataLoader(dataset, batch_size=8, shuffle=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    schedule = make_schedule(ScheduleSettings(schedule="cosine"), epochs=40, steps_per_epoch=4)
+    history = fit(model, loader, DataLoader(dataset, 16), optimizer=optimizer, epochs=40, schedule=schedule)
+    assert history["acc"]["val"][-1] == 1.0
+
+
+def test_an_iterable_cannot_go_on_in_mid_epoch():
+    state = begin()
+    state.epoch_step = 2
+    with pytest.raises(UsageError, match="mid-epoch"):
+        fit(
+            state.model,
+            [(torch.zeros(2, 1, 8, 8), torch.zeros(2).long())],
+            optimizer=state.optimizer,
+            epochs=1,
+            state=state,
+        )
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_loss_that_is_no_number_names_the_step(accumulate):
+    state = begin()
+    batches = list(BATCHES(0))
+    batches[3].images.fill_(float("nan"))
+    step = 3 // accumulate
+    with pytest.raises(NonFiniteError, match=rf"at step {step} \(epoch 1, learning rate 0.1\)"):
+        fit(state.model, batches, optimizer=state.optimizer, epochs=2, accumulate=accumulate)
+
+
+def test_an_epoch_without_images_is_an_error():
+    state = begin()
+    with pytest.raises(DataError, match="expected training images"):
+        fit(state.model, [], optimizer=state.optimizer, epochs=1)
+
+
+def test_averaged_weights_are_the_ones_validated():
+    state = begin(ema=True)
+    before = copy.deepcopy(state.average.module.state_dict())
+    train(state)
+    assert state.weights is state.average.module
+    assert model_digest(state.weights.state_dict()) != model_digest(before)
+    assert model_digest(state.weights.state_dict()) != model_digest(state.model.state_dict())

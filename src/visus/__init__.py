@@ -1,1 +1,40 @@
 """visus: train image classifiers, know how far to trust them, and ship them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Where each public name lives. They are resolved on first use, so that `import visus` loads no torch; `__init__.pyi` tells editors.
+_HOME = {
+    "AverageMeter": "visus.ops.meters",
+    "EvaluationBatches": "visus.data.batching",
+    "SmallNet": "visus.models.small",
+    "SoftTargetCrossEntropy": "visus.ops.losses",
+    "TrainingBatches": "visus.data.batching",
+    "accuracy": "visus.ops.metrics",
+    "correct_counts": "visus.ops.metrics",
+    "evaluate": "visus.evaluation",
+    "fit": "visus.loop",
+    "format_duration": "visus.ops.stopwatch",
+    "load_checkpoint": "visus.checkpoint",
+    "measure_preprocessing": "visus.data.batching",
+    "open_source": "visus.data.sources",
+    "predict_labels": "visus.evaluation",
+    "read_history": "visus.runs",
+    "split_seconds": "visus.ops.stopwatch",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'visus' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

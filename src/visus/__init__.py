@@ -20,6 +20,8 @@ _HOME = {
     "load_checkpoint": "visus.checkpoint",
     "measure_preprocessing": "visus.data.batching",
     "open_source": "visus.data.sources",
+    "plot_confusion": "visus.plots",
+    "plot_curves": "visus.plots",
     "predict_labels": "visus.evaluation",
     "read_history": "visus.runs",
     "split_seconds": "visus.ops.stopwatch",

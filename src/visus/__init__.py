@@ -9,6 +9,7 @@ from typing import Any
 _HOME = {
     "AverageMeter": "visus.ops.meters",
     "EvaluationBatches": "visus.data.batching",
+    "RunRecorder": "visus.recording",
     "SmallNet": "visus.models.small",
     "SoftTargetCrossEntropy": "visus.ops.losses",
     "TrainingBatches": "visus.data.batching",

@@ -15,6 +15,7 @@ from visus.ops.stopwatch import format_duration as format_duration
 from visus.ops.stopwatch import split_seconds as split_seconds
 from visus.plots import plot_confusion as plot_confusion
 from visus.plots import plot_curves as plot_curves
+from visus.recording import RunRecorder as RunRecorder
 from visus.runs import read_history as read_history
 
 __all__: list[str]

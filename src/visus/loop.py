@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -26,12 +26,14 @@ from visus.checkpoint import (
     with_prefix,
 )
 from visus.data.batching import Batch
+from visus.display import Display, Progress
 from visus.errors import DataError, Interrupted, NonFiniteError, UsageError
 from visus.evaluation import Scores, evaluate
 from visus.ops.averaging import ExponentialAverage
 from visus.ops.losses import cross_entropy_sum
 from visus.ops.metrics import correct_counts
 from visus.ops.rng import derive_seed
+from visus.recording import RunRecorder
 from visus.runs import History, Record, history_of
 from visus.signals import StopSignal
 
@@ -87,6 +89,8 @@ def fit(
     clip_grad: float | None = None,
     seed: int = 0,
     state: TrainingState | None = None,
+    recorder: RunRecorder | None = None,
+    display: Display | None = None,
     stop: StopSignal | None = None,
 ) -> History:
     """Train `model` to `epochs` epochs in all, and return its accuracies and losses.
@@ -96,7 +100,7 @@ def fit(
     factor on the optimizer's learning rates for that update. `loss(logits, batch)` returns a sum and its normaliser, so that
     batches of unequal size or weight add up rightly; cross-entropy by default. An update is made over `accumulate` batches.
     `seed` drives dropout, through torch's global generator. The model is moved to `device`, in channels-last layout. `state`
-    continues a run, and is brought along.
+    continues a run, and is brought along; `recorder` writes a folder, `display` shows progress.
 
     Raises `NonFiniteError` where the loss is no longer a number, `Interrupted` after a signal that `stop` caught.
     """
@@ -105,12 +109,14 @@ def fit(
     model.to(device).to(memory_format=torch.channels_last)
     state = state or TrainingState(model, optimizer)
     state.totals = state.totals.to(device)
-    records: list[Record] = []
+    display = display or Display(quiet=True)
+    records = recorder.run.records() if recorder else []
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
 
     for epoch in range(state.epoch, epochs):
         epoch_lr = _set_learning_rates(optimizer, schedule(state.step))
+        display.epoch(epoch, epochs, epoch_lr, state.best_accuracy)
         bad_step = torch.full((), -1, dtype=torch.int64, device=device)
         began = time.perf_counter() - state.epoch_seconds
         model.train()
@@ -140,15 +146,21 @@ def fit(
             optimizer.zero_grad()
             if state.average:
                 state.average.update(model, state.step)
-            # The first bad step is kept on the device and read at the epoch's end: no wait at every step.
+            # The first bad step is kept on the device and read at moments of our choice: no wait at every step.
             bad_step = torch.where((bad_step < 0) & ~state.totals[0].isfinite(), state.step, bad_step)
             state.step += 1
             state.epoch_step += 1
             state.epoch_seconds = time.perf_counter() - began
 
+            if display.due():
+                _stop_if_not_finite(bad_step, epoch, epoch_lr)
+                display.progress(_progress(state, _updates(train, accumulate), batch_loss, batch_normaliser))
+            if recorder and recorder.due(state.step):
+                _stop_if_not_finite(bad_step, epoch, epoch_lr)
+                recorder.save_last(*pack(state))
             if stop and stop.received:
                 _stop_if_not_finite(bad_step, epoch, epoch_lr)
-                raise Interrupted(f"interrupted at step {state.step}", stop.exit_code)
+                raise _interrupted(stop, state, recorder)
         if not state.epoch_images:
             raise DataError(
                 "expected training images, found none in an epoch; a generator serves one epoch only, give a list"
@@ -156,17 +168,28 @@ def fit(
         _stop_if_not_finite(bad_step, epoch, epoch_lr)
         state.epoch_seconds = time.perf_counter() - began
         records.append(_training_record(state, epoch, epoch_lr))
+        _show(display, records[-1])
 
         if val is not None:
             began = time.perf_counter()
             scores = evaluate(state.weights, val, device=device)
             records.append(_validation_record(scores, epoch, epoch_lr, time.perf_counter() - began))
+            _show(display, records[-1])
         improved = val is not None and (state.best_accuracy is None or scores.accuracy > state.best_accuracy)
         if improved:
             state.best_accuracy, state.best_epoch = scores.accuracy, epoch + 1
         _finish_epoch(state)
+        if recorder:
+            recorder.append(records, epoch + 1)
+            if improved:
+                display.line(f"Saving best model to {recorder.run.best}")
+                recorder.save_best(
+                    dict(iterate_parts({"model": state.weights.state_dict()})), plain_values(state)
+                )
+            recorder.save_last(*pack(state))
+            recorder.draw_curves(records)
         if stop and stop.received and epoch + 1 < epochs:
-            raise Interrupted(f"interrupted after epoch {epoch + 1}", stop.exit_code)
+            raise _interrupted(stop, state, recorder)
     return history_of(records)
 
 
@@ -186,7 +209,7 @@ def pack(state: TrainingState) -> tuple[Tensors, dict[str, Any]]:
     if state.average:
         parts["ema"] = state.average.module.state_dict()
     parts["state"] = {f.name: v for f in fields(state) if isinstance(v := getattr(state, f.name), Tensor)}
-    plain = {**_plain(state), "optimizer": optimizer_plain, "scaler": state.scaler.state_dict()}
+    plain = {**plain_values(state), "optimizer": optimizer_plain, "scaler": state.scaler.state_dict()}
     return dict(iterate_parts(parts)), plain
 
 
@@ -200,11 +223,12 @@ def restore(state: TrainingState, tensors: Tensors, plain: dict[str, Any], origi
         state.scaler.load_state_dict(plain["scaler"])
     for name, tensor in with_prefix(tensors, "state.").items():
         setattr(state, name, tensor)
-    for name in _plain(state):
+    for name in plain_values(state):
         setattr(state, name, plain[name])
 
 
-def _plain(state: TrainingState) -> dict[str, Any]:
+def plain_values(state: TrainingState) -> dict[str, Any]:
+    """The counts and scores of a state."""
     values = {f.name: getattr(state, f.name) for f in fields(state)}
     return {name: v for name, v in values.items() if v is None or isinstance(v, int | float)}
 
@@ -221,6 +245,11 @@ def _batches(train: TrainBatches | Pairs, epoch: int, start: int) -> Iterable[An
             "expected a function (epoch, start_batch) to go on in mid-epoch, found an iterable; start the epoch again"
         )
     return train
+
+
+def _updates(train: TrainBatches | Pairs, accumulate: int) -> int | None:
+    """Updates in an epoch, where the data can tell."""
+    return math.ceil(len(train) / accumulate) if isinstance(train, Sized) else None
 
 
 def _in_groups(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -257,6 +286,17 @@ def _stop_if_not_finite(bad_step: Tensor, epoch: int, lr: float) -> None:
             f"the training loss is not finite at step {step} (epoch {epoch + 1}, learning rate {lr:g}); "
             "try a lower --lr, --warmup-epochs 1, --clip-grad 1 or --amp off"
         )
+
+
+def _interrupted(stop: StopSignal, state: TrainingState, recorder: RunRecorder | None) -> Interrupted:
+    """Save what there is, and say how to go on."""
+    if not recorder:
+        return Interrupted(f"interrupted at step {state.step}", stop.exit_code)
+    recorder.save_last(*pack(state))
+    return Interrupted(
+        f"interrupted at step {state.step}; go on with: visus train --resume {recorder.run.path}",
+        stop.exit_code,
+    )
 
 
 def _finish_epoch(state: TrainingState) -> None:
@@ -298,3 +338,24 @@ def _validation_record(scores: Scores, epoch: int, lr: float, seconds: float) ->
         "seconds": seconds,
         "images_per_second": scores.n / seconds,
     }
+
+
+def _show(display: Display, record: Record) -> None:
+    correct = round(record["accuracy"] * record["n"])
+    loss = math.nan if record["loss"] is None else record["loss"]
+    speed = record["images_per_second"]
+    display.phase(record["phase"], loss, correct, record["n"], record["seconds"], speed)
+
+
+def _progress(state: TrainingState, updates: int | None, loss: Tensor, normaliser: Tensor) -> Progress:
+    """Waits for the device."""
+    total, weight, correct = state.totals.tolist()
+    return Progress(
+        iteration=state.epoch_step,
+        iterations=updates,
+        seconds=state.epoch_seconds,
+        loss=float(loss) / float(normaliser),
+        mean_loss=total / weight,
+        correct=int(correct),
+        n=state.epoch_images,
+    )

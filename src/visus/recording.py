@@ -1,0 +1,114 @@
+"""What a run writes while it goes on: metrics, checkpoints and curves, into its folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from visus.checkpoint import CUSTOM, Tensors, save_checkpoint
+from visus.errors import UsageError
+from visus.files import replacing
+from visus.plots import Kind, plot_curves
+from visus.runs import Record, RunFolder, history_of
+
+_CURVES: dict[Kind, str] = {"loss": "loss.png", "accuracy": "accuracy.png", "both": "loss_accuracy.png"}
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_interval(text: str) -> tuple[float | None, int | None]:
+    """`5m`, `90s`, `1h` or `500steps` as (seconds, steps), one of them `None`; `UsageError` for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|steps?)", text)
+    if not match or float(match[1]) == 0:
+        raise UsageError(f"expected an interval such as 5m, 30s or 500steps, found {text!r}")
+    number, unit = float(match[1]), match[2]
+    return (number * _SECONDS[unit], None) if unit in _SECONDS else (None, max(1, int(number)))
+
+
+class RunRecorder:
+    """Writes a run's folder.
+
+    A write that fails (a full disk) does not end the run: `warn` is told, `failure` keeps the sentence until a later write
+    succeeds, and the files that were there stay.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        document: Mapping[str, Any] | None = None,
+        *,
+        every: str = "5m",
+        warn: Callable[[str], object] = str,
+    ) -> None:
+        self.run = run
+        self.failure: str | None = None
+        self.digest: str | None = None
+        """Of the weights in `last.safetensors`."""
+        self._document = dict(document or {"model": CUSTOM, "classes": [], "preprocess": None, "config": {}})
+        self._every_seconds, self._every_steps = parse_interval(every)
+        self._saved_at = time.monotonic()
+        self._warn = warn
+
+    def due(self, step: int) -> bool:
+        """Whether it is time for a checkpoint in the middle of an epoch."""
+        if self._every_steps:
+            return step % self._every_steps == 0
+        return time.monotonic() - self._saved_at >= (self._every_seconds or 0)
+
+    def append(self, records: list[Record], epoch: int) -> None:
+        """Add the records of `epoch` (from 1) to `metrics.jsonl`."""
+        for record in records:
+            if record["epoch"] == epoch:
+                self.run.append(record)
+
+    def save_best(self, tensors: Tensors, plain: Mapping[str, Any]) -> None:
+        """Write `best.safetensors`: the weights to use."""
+        self._save(self.run.best, tensors, plain)
+
+    def save_last(self, tensors: Tensors, plain: Mapping[str, Any]) -> None:
+        """Write `last.safetensors`; the one that was there becomes `previous.safetensors`."""
+        self._saved_at = time.monotonic()
+        if self.run.last.exists():
+            self._attempt(self.run.previous, partial(_link, self.run.last, self.run.previous))
+        self._save(self.run.last, tensors, plain)
+
+    def draw_curves(self, records: list[Record]) -> None:
+        """Redraw the three pictures."""
+        history = history_of(records)
+        for kind, name in _CURVES.items():
+            path = self.run.path / name
+            self._attempt(path, partial(plot_curves, history, kind, path))
+
+    def _save(self, path: Path, tensors: Tensors, plain: Mapping[str, Any]) -> None:
+        document = {**self._document, "state": dict(plain)}
+        document |= {name: plain[name] for name in ("epoch", "step")} | {"accuracy": plain["best_accuracy"]}
+
+        def write() -> None:
+            self.digest = save_checkpoint(path, tensors, document)
+
+        self._attempt(path, write)
+
+    def _attempt(self, path: Path, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self.failure = (
+                f"{path}: could not be written ({error.strerror or error}); what was there is untouched"
+            )
+            self._warn(self.failure)
+        else:
+            if path == self.run.last:
+                self.failure = None
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give `source` a second name, in place of what `target` was; nothing is copied where the file system has hard links."""
+    with replacing(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            temporary.write_bytes(source.read_bytes())

@@ -14,6 +14,7 @@ _HOME = {
     "SoftTargetCrossEntropy": "visus.ops.losses",
     "TrainingBatches": "visus.data.batching",
     "accuracy": "visus.ops.metrics",
+    "build_model": "visus.models.build",
     "correct_counts": "visus.ops.metrics",
     "evaluate": "visus.evaluation",
     "fit": "visus.loop",

@@ -6,6 +6,7 @@ from visus.data.sources import open_source as open_source
 from visus.evaluation import evaluate as evaluate
 from visus.evaluation import predict_labels as predict_labels
 from visus.loop import fit as fit
+from visus.models.build import build_model as build_model
 from visus.models.small import SmallNet as SmallNet
 from visus.ops.losses import SoftTargetCrossEntropy as SoftTargetCrossEntropy
 from visus.ops.meters import AverageMeter as AverageMeter

@@ -1,0 +1,130 @@
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from visus.errors import CheckpointError, UsageError
+from visus.models.build import build_model, model_names, resolve_model
+from visus.models.weights import load_weights
+
+SAMPLE = [
+    "resnet18",
+    "squeezenet1_0",
+    "mobilenet_v3_small",
+    "googlenet",
+    "shufflenet_v2_x0_5",
+    "mnasnet0_5",
+    "timm/resnet10t",
+    "timm/mobilenetv3_small_050",
+    "small",
+]
+
+
+def answers(model, channels=3, size=96):
+    with torch.inference_mode():
+        return model.eval()(torch.zeros(2, channels, size, size)).shape
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_models_take_the_classes_and_channels_asked_for(name, channels):
+    assert answers(build_model(name, 7, in_channels=channels), channels) == (2, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(torchvision.models.list_models(module=torchvision.models)))
+def test_every_model_of_torchvision_has_a_head_for_seven_classes(name):
+    with (
+        torch.device("meta")
+        if not name.startswith(("regnet", "inception", "googlenet"))
+        else torch.device("cpu")
+    ):
+        model = build_model(name, 7)
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    assert heads[-1].weight.shape[0] == 7
+
+
+def test_without_classes_it_is_as_its_library_builds_it():
+    ours = sum(p.numel() for p in build_model("googlenet").parameters())
+    theirs = sum(p.numel() for p in torchvision.models.googlenet(init_weights=False).parameters())
+    assert ours == theirs
+
+
+def test_torchvision_comes_before_timm():
+    assert resolve_model("resnet18") == ("torchvision", "resnet18")
+    assert resolve_model("timm/resnet18") == ("timm", "resnet18")
+    assert resolve_model("resnet10t") == ("timm", "resnet10t")
+    assert len(model_names()) > 1000
+
+
+@pytest.mark.parametrize("name", ["resnet81", "torchvision/resnet10t", "other/resnet18", ""])
+def test_a_mistyped_name_gets_the_nearest(name):
+    with pytest.raises(UsageError, match="unknown model"):
+        build_model(name, 7)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/resnet18"])
+def test_the_small_stem_keeps_small_images_large(name):
+    model = build_model(name, 10, stem="small", in_channels=1)
+    assert model.conv1.weight.shape == (64, 1, 3, 3)
+    assert answers(model, 1, 8) == (2, 10)
+
+
+def test_the_small_stem_is_for_resnets():
+    with pytest.raises(UsageError, match="expected a ResNet"):
+        build_model("mobilenet_v3_small", 10, stem="small")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 6])
+def test_weights_of_a_file_are_loaded_and_a_head_of_another_size_stays_new(tmp_path, channels):
+    source = build_model("resnet18", 12)
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "a.pth")
+    model = build_model("resnet18", 7, in_channels=channels, weights=tmp_path / "a.pth")
+    torch.testing.assert_close(model.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+    assert model.fc.weight.shape == (7, 512)
+    grey = torch.rand(1, 1, 32, 32)
+    expected = source.conv1(grey.expand(1, 3, 32, 32))
+    torch.testing.assert_close(model.conv1(grey.expand(1, channels, 32, 32)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_what_stays_new_is_said():
+    tensors = build_model("resnet18", 12).state_dict()
+    assert load_weights(build_model("resnet18", 7), tensors, "a.pth") == ["fc.weight", "fc.bias"]
+    assert load_weights(build_model("resnet18", 12), tensors, "a.pth") == []
+
+
+def test_weights_of_another_model_name_the_layers(tmp_path):
+    torch.save(build_model("resnet34", 7).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(
+        CheckpointError, match=r"a\.pth: the weights are not those of this model: layer1\.0\.conv1"
+    ):
+        build_model("resnet50", 7, weights=tmp_path / "a.pth")
+
+
+def test_four_channels_begin_again_with_the_first():
+    tensors = build_model("resnet18", 7).state_dict()
+    model = build_model("resnet18", 7, in_channels=4)
+    load_weights(model, tensors, "a.pth")
+    torch.testing.assert_close(model.conv1.weight, tensors["conv1.weight"][:, [0, 1, 2, 0]] * 0.75)
+
+
+def test_a_deeper_model_of_the_same_family_is_refused():
+    with pytest.raises(CheckpointError, match="not in the model"):
+        load_weights(build_model("resnet18", 7), build_model("resnet34", 7).state_dict(), "a.pth")
+
+
+def test_auxiliary_heads_of_a_file_are_left_out():
+    tensors = build_model("googlenet").state_dict()
+    assert load_weights(build_model("googlenet", 7), tensors, "a.pth") == ["fc.weight", "fc.bias"]
+
+
+def test_without_a_network_the_file_option_is_named(monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", fail)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    with pytest.raises(UsageError, match=r"no route to host.*--weights FILE"):
+        build_model("resnet18", 7, weights="default")
+    with pytest.raises(UsageError, match="has no default weights"):
+        build_model("small", 7, weights="default")

@@ -3,12 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: test test-all check clean
+.PHONY: demo test test-all check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
+
+demo: $(STAMP)
+	$(BIN)/visus train digits --model small --augment none --batch-size 50 --lr 0.05 --epochs 12
 
 check: $(STAMP)
 	$(BIN)/ruff format --check

@@ -12,6 +12,7 @@ _HOME = {
     "RunRecorder": "visus.recording",
     "SmallNet": "visus.models.small",
     "SoftTargetCrossEntropy": "visus.ops.losses",
+    "TrainConfig": "visus.training",
     "TrainingBatches": "visus.data.batching",
     "accuracy": "visus.ops.metrics",
     "build_model": "visus.models.build",
@@ -26,7 +27,9 @@ _HOME = {
     "plot_curves": "visus.plots",
     "predict_labels": "visus.evaluation",
     "read_history": "visus.runs",
+    "select_device": "visus.devices",
     "split_seconds": "visus.ops.stopwatch",
+    "train": "visus.training",
 }
 
 __all__ = sorted(_HOME)

@@ -3,6 +3,7 @@ from visus.data.batching import EvaluationBatches as EvaluationBatches
 from visus.data.batching import TrainingBatches as TrainingBatches
 from visus.data.batching import measure_preprocessing as measure_preprocessing
 from visus.data.sources import open_source as open_source
+from visus.devices import select_device as select_device
 from visus.evaluation import evaluate as evaluate
 from visus.evaluation import predict_labels as predict_labels
 from visus.loop import fit as fit
@@ -18,5 +19,7 @@ from visus.plots import plot_confusion as plot_confusion
 from visus.plots import plot_curves as plot_curves
 from visus.recording import RunRecorder as RunRecorder
 from visus.runs import read_history as read_history
+from visus.training import TrainConfig as TrainConfig
+from visus.training import train as train
 
 __all__: list[str]

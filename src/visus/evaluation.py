@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
 import numpy as np
@@ -51,6 +51,22 @@ class Scores:
     confusion: Counts
     """`[true, predicted]`."""
     per_class: list[ClassScores]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; a loss that is not finite is null."""
+        loss = self.loss if np.isfinite(self.loss) else None
+        return asdict(self) | {"loss": loss, "confusion": self.confusion.tolist(), "skipped": 0}
+
+    def __str__(self) -> str:
+        low, high = self.accuracy_ci95
+        lines = [
+            f"accuracy on {self.n} images: {100 * self.accuracy:.2f}% (95 % interval {100 * low:.2f} to {100 * high:.2f}), "
+            f"top 5: {100 * self.top5:.2f}%, loss: {self.loss:.4f}"
+        ]
+        for each in self.per_class:
+            share = "none" if each["accuracy"] is None else f"{100 * each['accuracy']:.2f}%"
+            lines.append(f"{each['name']}: {share} ({each['correct']} of {each['n']})")
+        return "\n".join(lines)
 
 
 def evaluate(

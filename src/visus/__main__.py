@@ -1,0 +1,6 @@
+"""`python -m visus`."""
+
+from visus.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Choosing and describing the device to compute on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from visus.errors import UsageError
+
+_MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """One device, and the memory it has in MiB."""
+
+    device: str
+    name: str
+    memory_mb: int
+
+
+def select_device(device: str | torch.device = "auto", *, batch_size: int | None = None) -> torch.device:
+    """The device that `device` names: `auto`, `cpu`, `cuda`, `mps`, or CUDA indices such as `0` or `0,1,2,3`, the first is given.
+
+    `auto` takes CUDA, then MPS, then the CPU. With several indices `batch_size` must be a multiple of their number. Raises
+    `UsageError` for a device that is not there; the environment is left alone.
+    """
+    if isinstance(device, torch.device):
+        return device
+    name = device.strip().lower() or "auto"
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise UsageError("MPS unavailable, invalid device 'mps' requested; use --device cpu")
+        return torch.device("mps")
+    indices = device_indices(name, device)
+    if batch_size and batch_size % len(indices):
+        raise UsageError(
+            f"the batch size {batch_size} is not a multiple of the {len(indices)} devices; "
+            f"use {batch_size - batch_size % len(indices) or len(indices)}"
+        )
+    return torch.device("cuda", indices[0])
+
+
+def device_indices(name: str, asked: str | None = None) -> tuple[int, ...]:
+    """The CUDA devices that `name` (`cuda`, `cuda:1`, `0`, `0,1`) means; `UsageError` where one is not there."""
+    asked = name if asked is None else asked
+    listed = name.removeprefix("cuda").removeprefix(":") or "0"
+    try:
+        indices = tuple(int(each) for each in listed.split(","))
+    except ValueError:
+        raise UsageError(
+            f"expected auto, cpu, mps, cuda or indices such as 0,1 as the device, found {asked!r}"
+        ) from None
+    if not torch.cuda.is_available():
+        raise UsageError(f"CUDA unavailable, invalid device {asked!r} requested; use --device cpu")
+    count = torch.cuda.device_count()
+    if len(set(indices)) != len(indices) or not all(0 <= index < count for index in indices):
+        raise UsageError(f"expected different devices from 0 to {count - 1}, found {asked!r}")
+    return indices
+
+
+def describe_devices() -> list[DeviceInfo]:
+    """Every device of this machine, the CPU first."""
+    found = [DeviceInfo("cpu", _processor(), _memory_bytes() // _MIB)]
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(index)
+        found.append(DeviceInfo(str(index), properties.name, properties.total_memory // _MIB))
+    if torch.backends.mps.is_available():
+        found.append(DeviceInfo("mps", "Apple GPU", torch.mps.recommended_max_memory() // _MIB))
+    return found
+
+
+def describe_device(device: torch.device) -> str:
+    """One line about `device`, as people read it at the start of a run."""
+    if device.type == "cpu":
+        return f"Using CPU ({_processor()}, {torch.get_num_threads()} threads)"
+    key = str(device.index or 0) if device.type == "cuda" else device.type
+    info = next(each for each in describe_devices() if each.device == key)
+    return f"Using {device.type.upper()} device{key} (name='{info.name}', total_memory={info.memory_mb}MB)"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int:
+    """What this process may use: the container's limit where there is one, else the machine's memory."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [0]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        text = Path(path).read_text().strip() if Path(path).is_file() else ""
+        limits += [int(text)] if text.isdigit() else []
+    return min(limits)

@@ -1,0 +1,77 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from visus.devices import describe_device, describe_devices, select_device
+from visus.errors import UsageError
+
+
+@pytest.fixture
+def four_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    properties = SimpleNamespace(name="GeForce GTX 1060 6GB", total_memory=6144 * 1024**2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize("name", ["cpu", "auto", "", "CPU"])
+def test_without_a_gpu_it_is_the_cpu(no_gpu, name):
+    assert select_device(name) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "index"), [("0", 0), ("2", 2), ("3,1", 3), ("cuda", 0), ("cuda:1", 1), ("auto", 0)]
+)
+def test_indices_are_cuda_devices(four_gpus, name, index):
+    assert select_device(name) == torch.device("cuda", index)
+
+
+@pytest.mark.parametrize("name", ["0", "cuda", "0,1,2,3"])
+def test_a_device_that_is_not_there_is_named(no_gpu, name):
+    with pytest.raises(
+        UsageError, match=f"CUDA unavailable, invalid device '{name}' requested; use --device cpu"
+    ):
+        select_device(name)
+
+
+@pytest.mark.parametrize("name", ["4", "0,0", "-1"])
+def test_indices_beyond_the_devices_are_refused(four_gpus, name):
+    with pytest.raises(UsageError, match="expected different devices from 0 to 3"):
+        select_device(name)
+
+
+@pytest.mark.parametrize("name", ["gpu", "a,b", "cuda:x"])
+def test_a_word_that_is_no_device_is_refused(four_gpus, name):
+    with pytest.raises(UsageError, match="expected auto, cpu"):
+        select_device(name)
+
+
+def test_the_batch_is_a_multiple_of_the_devices(four_gpus):
+    assert select_device("0,1,2,3", batch_size=8).index == 0
+    with pytest.raises(UsageError, match="10 is not a multiple of the 4 devices; use 8"):
+        select_device("0,1,2,3", batch_size=10)
+
+
+def test_mps_elsewhere_is_refused(no_gpu):
+    with pytest.raises(UsageError, match="MPS unavailable"):
+        select_device("mps")
+
+
+def test_devices_are_described_as_in_the_notes(four_gpus):
+    assert [each.device for each in describe_devices()][:3] == ["cpu", "0", "1"]
+    text = describe_device(torch.device("cuda", 1))
+    assert text == "Using CUDA device1 (name='GeForce GTX 1060 6GB', total_memory=6144MB)"
+
+
+def test_the_cpu_has_a_name_and_memory():
+    cpu = describe_devices()[0]
+    assert cpu.name
+    assert 100 < cpu.memory_mb < 10**8
+    assert describe_device(torch.device("cpu")).startswith("Using CPU (")

@@ -1,6 +1,8 @@
 """The loop against a bare one, stopped anywhere and resumed, and with numbers that go wrong."""
 
 import copy
+import io
+import itertools
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from visus.checkpoint import load_checkpoint, model_digest, save_checkpoint
 from visus.data.batching import EvaluationBatches, TrainingBatches, measure_preprocessing
 from visus.data.sources import open_source
+from visus.display import Display
 from visus.errors import DataError, Interrupted, NonFiniteError, UsageError
 from visus.loop import TrainingState, fit, pack, restore
 from visus.models.small import SmallNet
@@ -114,6 +117,17 @@ def test_accumulated_batches_equal_one_large_batch():
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         fit(model, data, optimizer=optimizer, epochs=4, loss=weighted, accumulate=accumulate)
     torch.testing.assert_close(parts.weight, whole.weight)
+
+
+def test_progress_tells_the_means_so_far():
+    stream, now = io.StringIO(), itertools.count(0, 100)
+    state = begin()
+    history = train(state, epochs=1, display=Display(stream, clock=lambda: next(now)))
+    lines = [line for line in stream.getvalue().splitlines() if line.startswith("Iter: ")]
+    assert len(lines) == 7
+    assert lines[-1].startswith("Iter: 7 / 7 (")
+    assert f"({history['loss']['train'][0]:.4f})" in lines[-1]
+    assert f"Acc= {100 * history['acc']['train'][0]:.2f}% (" in lines[-1]
 
 
 def test_the_history_is_that_of_the_notes():

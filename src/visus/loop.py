@@ -354,7 +354,7 @@ def _progress(state: TrainingState, updates: int | None, loss: Tensor, normalise
         iteration=state.epoch_step,
         iterations=updates,
         seconds=state.epoch_seconds,
-        loss=float(loss) / float(normaliser),
+        loss=float(loss.detach()) / float(normaliser),
         mean_loss=total / weight,
         correct=int(correct),
         n=state.epoch_images,

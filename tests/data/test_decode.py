@@ -1,0 +1,146 @@
+"""Every mode and format gives pixels; everything else gives one reason, quickly."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from visus.data.decode import UndecodableError, decode_image, shrunk_size
+
+COLOURS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+PHOTO = Image.fromarray(COLOURS).resize((80, 60), Image.Resampling.BICUBIC)
+FORMATS = ["png", "jpeg", "gif", "tiff", "webp", "bmp", "ppm", "avif"]
+
+
+def saved(tmp_path, image, kind, **options):
+    path = tmp_path / f"a.{kind}"
+    image.save(path, kind, **options)
+    return path
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_is_read(tmp_path, kind):
+    pixels = decode_image(saved(tmp_path, PHOTO, kind))
+    assert (pixels.shape, pixels.dtype) == ((3, 60, 80), np.uint8)
+    assert np.abs(pixels.transpose(1, 2, 0).astype(int) - np.asarray(PHOTO)).mean() < 25
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_mode_is_read(tmp_path, mode, channels):
+    grey = PHOTO.convert("L")
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    elif mode == "I":
+        image = Image.fromarray(np.asarray(grey).astype(np.int32) * 257)
+    else:
+        image = PHOTO.convert(mode)
+    pixels = decode_image(saved(tmp_path, image, "tiff"), channels=channels)
+    assert pixels.shape == (channels, 60, 80)
+    if mode in ("L", "LA", "I;16", "I", "F"):
+        # A float image keeps the fractions that the grey one has lost.
+        np.testing.assert_allclose(pixels[0].astype(int), np.asarray(grey), atol=mode == "F")
+
+
+def test_transparency_is_composed_on_white(tmp_path):
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (10, 20, 30, 255))
+    assert decode_image(saved(tmp_path, image, "png"))[:, 0].T.tolist() == [[255] * 3, [10, 20, 30]]
+    palette = Image.new("P", (2, 1), 0)
+    palette.putpalette([1, 2, 3, 10, 20, 30])
+    palette.putpixel((1, 0), 1)
+    path = saved(tmp_path, palette, "gif", transparency=0)
+    assert decode_image(path)[:, 0].T.tolist() == [[255] * 3, [10, 20, 30]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_is_applied(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path, PHOTO, "png", exif=exif)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(decode_image(path).transpose(1, 2, 0), expected)
+
+
+def test_of_an_animation_the_first_frame_is_taken(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    path = saved(tmp_path, frames[0], "gif", save_all=True, append_images=frames[1:])
+    assert decode_image(path)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_wrong_suffix_does_not_matter(tmp_path):
+    PHOTO.save(tmp_path / "a.jpg", "png")
+    assert decode_image(tmp_path / "a.jpg").shape == (3, 60, 80)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+def test_it_is_shrunk_as_torchvision_does_and_never_enlarged(tmp_path, interpolation):
+    from torchvision.transforms.v2 import functional
+
+    path = saved(tmp_path, PHOTO, "png")
+    mode = functional.InterpolationMode(interpolation)
+    expected = np.asarray(functional.resize(PHOTO, [32], mode, antialias=True))
+    shrunk = decode_image(path, resize=32, interpolation=interpolation)
+    np.testing.assert_array_equal(shrunk.transpose(1, 2, 0), expected)
+    assert decode_image(path, resize=100).shape == (3, 60, 80)
+    assert shrunk_size(10_000, 1, 1) == (10_000, 1)
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path):
+    path = saved(tmp_path, Image.new("1", (20_000, 20_000)), "png")
+    with pytest.raises(UndecodableError, match="too many pixels"):
+        decode_image(path)
+    with pytest.raises(UndecodableError, match="80 x 60, the limit is 4,799"):
+        decode_image(saved(tmp_path, PHOTO, "png"), max_pixels=4799)
+    assert decode_image(saved(tmp_path, PHOTO, "png"), max_pixels=4800).shape == (3, 60, 80)
+
+
+def test_what_is_no_file_gives_a_reason_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    reasons = {
+        "pipe": "not a file",
+        "empty.png": "0 bytes",
+        "loop": "symbolic links",
+        "none": "No such file",
+        ".": "not a file",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(UndecodableError, match=reason):
+            decode_image(tmp_path / name)
+    with pytest.raises(UndecodableError, match="null"):
+        decode_image("a\0b")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_damaged_files_give_pixels_or_a_reason(tmp_path, kind):
+    buffer = io.BytesIO()
+    PHOTO.save(buffer, kind)
+    whole = buffer.getvalue()
+    random = np.random.default_rng(FORMATS.index(kind))
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(whole[: random.integers(1, len(whole) + 1)])
+        for place in random.integers(0, len(damaged), size=2):
+            damaged[place] = random.integers(256)
+        (tmp_path / "a").write_bytes(damaged)
+        with contextlib.suppress(UndecodableError):
+            refused += 1
+            assert decode_image(tmp_path / "a", max_pixels=10**7).ndim == 3
+            refused -= 1
+    assert refused > 10
+
+
+def test_decoding_loads_no_torch():
+    code = "import sys, visus.data.decode; print('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "False\n"
+    )

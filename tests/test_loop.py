@@ -124,8 +124,8 @@ def test_progress_tells_the_means_so_far():
     state = begin()
     history = train(state, epochs=1, display=Display(stream, clock=lambda: next(now)))
     lines = [line for line in stream.getvalue().splitlines() if line.startswith("Iter: ")]
-    assert len(lines) == 7
-    assert lines[-1].startswith("Iter: 7 / 7 (")
+    assert len(lines) == 6
+    assert lines[-1].startswith("Iter: 6 / 6 (")
     assert f"({history['loss']['train'][0]:.4f})" in lines[-1]
     assert f"Acc= {100 * history['acc']['train'][0]:.2f}% (" in lines[-1]
 

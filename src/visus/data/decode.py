@@ -54,7 +54,7 @@ def decode_image(
                 width, height = image.size
                 if width * height > max_pixels:
                     raise UndecodableError(
-                        f"{width} x {height} pixels are more than the limit of {max_pixels:,}"
+                        f"too many pixels: {width} x {height}, the limit is {max_pixels:,}"
                     )
                 flat = _in_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
         return _as_array(_shrink(flat, resize, interpolation))

@@ -1,0 +1,100 @@
+import unicodedata
+
+import pytest
+
+from visus.data.folders import find_parts, is_image, list_classes, list_images
+from visus.errors import DataError
+
+
+def make(root, *paths):
+    for path in paths:
+        target = root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.endswith("/"):
+            target.mkdir(exist_ok=True)
+        else:
+            target.write_bytes(b"x")
+
+
+def test_classes_and_paths_are_in_lexicographic_order(tmp_path):
+    make(tmp_path, "class2/b.png", "class10/a.JPG", "class2/deep/a.jpeg", "class2/notes.txt")
+    listing = list_classes(tmp_path, tmp_path)
+    assert listing.classes == ["class10", "class2"]
+    assert listing.paths == ["class10/a.JPG", "class2/b.png", "class2/deep/a.jpeg"]
+    assert listing.labels == [0, 1, 1]
+    assert listing.others == 1
+
+
+def test_hidden_and_empty_folders_are_no_classes(tmp_path):
+    make(
+        tmp_path,
+        "cat/a.png",
+        "dog/a.png",
+        ".ipynb_checkpoints/a.png",
+        "cat/.hidden.png",
+        "cat/.h/a.png",
+        "bird/",
+    )
+    listing = list_classes(tmp_path, tmp_path)
+    assert listing.classes == ["cat", "dog"]
+    assert len(listing.paths) == 2
+    assert listing.empty == ["bird"]
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (["train", "val", "test"], ["test", "train", "val"]),
+        (["Training", "VALID"], ["train", "val"]),
+        (["train", "validation", "testing"], ["test", "train", "val"]),
+    ],
+)
+def test_parts_go_by_their_usual_names(tmp_path, names, parts):
+    for name in names:
+        make(tmp_path, f"{name}/cat/a.png")
+    assert sorted(find_parts(tmp_path)) == parts
+    assert sorted(find_parts(tmp_path.parent / tmp_path.name)) == parts
+
+
+def test_a_single_wrapping_folder_is_looked_through(tmp_path):
+    make(tmp_path, "set/train/cat/a.png", "set/val/cat/a.png")
+    assert find_parts(tmp_path) == {"train": tmp_path / "set/train", "val": tmp_path / "set/val"}
+    other = tmp_path / "other"
+    make(other, "all/cat/a.png", "all/dog/a.png")
+    assert find_parts(other) == {"train": other / "all"}
+
+
+def test_two_folders_for_one_part_are_refused(tmp_path):
+    make(tmp_path, "train/a/a.png", "val/a/a.png", "valid/a/a.png")
+    with pytest.raises(DataError, match="expected one folder for val"):
+        find_parts(tmp_path)
+
+
+def test_a_single_class_is_not_taken_for_a_wrapper(tmp_path):
+    make(tmp_path, "cat/a.png")
+    assert find_parts(tmp_path) == {"train": tmp_path}
+
+
+def test_names_that_look_alike_are_refused(tmp_path):
+    make(tmp_path, unicodedata.normalize("NFC", "café/a.png"), unicodedata.normalize("NFD", "café/b.png"))
+    with pytest.raises(DataError, match="differ in more than case and accents"):
+        list_classes(tmp_path, tmp_path)
+
+
+def test_links_in_a_circle_end(tmp_path):
+    make(tmp_path, "cat/a.png")
+    (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
+    assert list_images(tmp_path) == [str(tmp_path / "cat" / "a.png")]
+
+
+def test_names_that_are_not_utf8_are_listed(tmp_path):
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    make(tmp_path, f"cat/{name}")
+    assert list_classes(tmp_path, tmp_path).paths == [f"cat/{name}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("a.PNG", True), ("a.tar.gz", False), ("png", False), ("a.avif", True)]
+)
+def test_images_go_by_their_suffix(name, expected):
+    assert is_image(name) is expected

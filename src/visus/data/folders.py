@@ -10,9 +10,7 @@ from pathlib import Path
 
 from visus.errors import DataError
 
-IMAGE_SUFFIXES = frozenset(
-    f".{each}" for each in ["png", "jpg", "jpeg", "gif", "tif", "tiff", "webp", "avif", "bmp", "ppm", "pgm"]
-)
+IMAGE_SUFFIXES = frozenset(["png", "jpg", "jpeg", "gif", "tif", "tiff", "webp", "avif", "bmp", "ppm", "pgm"])
 _PARTS = {
     "train": "train",
     "training": "train",

@@ -55,14 +55,17 @@ def main() -> None:
 @app.command()
 def train(
     data: Annotated[
-        str | None, typer.Argument(help="digits, an .npz file, or a folder of IDX files.")
+        str | None, typer.Argument(help="digits, an .npz file, or a folder of images or IDX files.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="small, or a name of torchvision's or timm's.")] = None,
     weights: Annotated[str | None, typer.Option(help="default, or a file to start from.")] = None,
     stem: Annotated[str | None, typer.Option(help="small: 3x3 first convolution for small images.")] = None,
     val_fraction: Annotated[float | None, typer.Option(help="Share set aside for validation.")] = None,
     split_seed: Annotated[int | None, typer.Option(help="Which images are set aside.")] = None,
-    augment: Annotated[str | None, typer.Option(help="none or light.")] = None,
+    img_size: Annotated[int | None, typer.Option(help="What the model takes.")] = None,
+    augment: Annotated[str | None, typer.Option(help="none, light or standard.")] = None,
+    max_pixels: Annotated[float | None, typer.Option(help="Megapixels; larger images are left out.")] = None,
+    max_bad: Annotated[float | None, typer.Option(help="Share of files that may be left out.")] = None,
     label_smoothing: Annotated[float | None, typer.Option()] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option("-b", "--batch-size", help="Images per pass.")] = None,
@@ -107,7 +110,7 @@ def train(
         run = training.train(training.make_config(**{**stored, **settings}), display=display)
     if as_json:
         _print_json(run.to_json())
-    return 1 if run.failure else 0
+    return 1 if run.failure or run.skipped else 0
 
 
 @app.command()
@@ -179,7 +182,9 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
 
 def _part(checkpoint: Checkpoint, source: str, name: str | None) -> Split:
     """The part of `source` to evaluate; only the source that the model was trained on has a validation part made by rule."""
+    from visus.data.files import decode_once
     from visus.data.sources import open_source
+    from visus.devices import available_memory_bytes
     from visus.errors import DataError
 
     config = checkpoint.config
@@ -190,6 +195,8 @@ def _part(checkpoint: Checkpoint, source: str, name: str | None) -> Split:
         raise DataError(
             f"{source}: expected the model's classes {list(checkpoint.classes)}, found {list(data.classes)}"
         )
+    memory_bytes = available_memory_bytes() // 2
+    data = decode_once(data, resize=checkpoint.preprocessing.resize, max_bad=1.0, memory_bytes=memory_bytes)
     parts = {"train": data.train, "val": data.val, "test": data.test}
     if name is not None and parts.get(name) is None:
         there = ", ".join(each for each, part in parts.items() if part)

@@ -87,6 +87,20 @@ def describe_device(device: torch.device) -> str:
     return f"Using {device.type.upper()} device{key} (name='{info.name}', total_memory={info.memory_mb}MB)"
 
 
+def available_memory_bytes() -> int:
+    """What could be allocated now: what the machine has free, or the container's limit less what it uses, whichever is less."""
+    free = _memory_bytes()
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    used = Path("/sys/fs/cgroup/memory.current")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if used.is_file() and limit.is_file() and limit.read_text().strip().isdigit():
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return max(0, free)
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -21,9 +21,10 @@ from torch import nn
 from visus.checkpoint import CUSTOM, Checkpoint, load_checkpoint, load_tensors
 from visus.data.augment import Augment
 from visus.data.batching import EvaluationBatches, TrainingBatches, batch_sizes, measure_preprocessing
-from visus.data.images import Data, Split
+from visus.data.files import FileImages, decode_once
+from visus.data.images import ArrayImages, Data, Split
 from visus.data.sources import open_source
-from visus.devices import describe_device, select_device
+from visus.devices import available_memory_bytes, describe_device, select_device
 from visus.display import Display
 from visus.errors import CheckpointError, DataError, UsageError
 from visus.evaluation import evaluate
@@ -41,6 +42,8 @@ from visus.runs import RunFolder, create_run, open_run
 from visus.signals import StopSignal
 
 _DEFAULT_BATCH_SIZE = 100
+_LARGE_SIZE = 224
+_LARGEST_SMALL_SIZE = 64
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=pydantic.ConfigDict(extra="forbid"))
@@ -48,7 +51,7 @@ class TrainConfig(OptimizerSettings, ScheduleSettings):
     """All settings of a run; `None` means chosen by visus, and is filled in before the first step."""
 
     data: str
-    """`digits`, an `.npz` file, or a folder of IDX files."""
+    """`digits`, an `.npz` file, a folder of IDX files, or a folder of class folders."""
     val_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the training images set aside for validation, where the data has no such part."""
     split_seed: int = Field(default=0, ge=0)
@@ -57,8 +60,14 @@ class TrainConfig(OptimizerSettings, ScheduleSettings):
     weights: str | None = None
     """`default`, or a file to start from."""
     stem: Literal["small"] | None = None
+    img_size: int | None = Field(default=None, ge=1)
+    """What the model takes; the images' own size where all share one of at most 64, else 224."""
     augment: Augment | None = None
-    """`light` (flips and padded crops) if not given."""
+    """`light` (flips and padded crops) for images of at most 64 pixels, else `standard` (random-resized crops and flips)."""
+    max_pixels: float = Field(default=100.0, gt=0)
+    """Megapixels; a larger image is left out."""
+    max_bad: float = Field(default=0.01, ge=0, lt=1)
+    """Share of the files that may be left out before the run refuses to start."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     epochs: int = Field(default=10, ge=1)
     batch_size: int | None = Field(default=None, ge=2)
@@ -138,7 +147,7 @@ def train(config: TrainConfig, *, display: Display | None = None) -> Run:
     parse_interval(config.checkpoint_every)
     resolve_optimizer(config)
     device = select_device(config.device, batch_size=config.batch_size)
-    data = open_source(config.data, val_fraction=config.val_fraction, split_seed=config.split_seed)
+    data = _open(config, display)
     config = _resolve(config, data)
     # The model is made before the folder, so that a mistyped name leaves nothing behind.
     with _reproducible(config):
@@ -161,7 +170,7 @@ def resume(path: str, *, display: Display | None = None, **changes: Any) -> Run:
         )
     config = make_config(**{**read_config(run.config), **changes})
     device = select_device(config.device)
-    data = open_source(config.data, val_fraction=config.val_fraction, split_seed=config.split_seed)
+    data = _open(config, display)
     with run.locked(), _reproducible(config):
         state, preprocessing = _begin(config, data, device)
         _continue(config, run, state, data, display)
@@ -182,10 +191,46 @@ def rebuild_model(checkpoint: Checkpoint) -> nn.Module:
     return model
 
 
+def _open(config: TrainConfig, display: Display) -> Data:
+    """The data, files decoded once, what is wrong with them said."""
+    data = open_source(config.data, val_fraction=config.val_fraction, split_seed=config.split_seed)
+    train_part, _ = _parts(data)
+    data = decode_once(
+        data,
+        resize=_short_side(config, train_part),
+        max_bad=config.max_bad,
+        max_pixels=round(config.max_pixels * 1e6),
+        memory_bytes=available_memory_bytes() // 2,
+        progress=lambda done, total: display.line(f"decoded {done} of {total}") if done == total else None,
+    )
+    for each in data.skipped:
+        display.line(f"skipped {each.path}: {each.reason}")
+    return data
+
+
+def _size(config: TrainConfig, part: Split) -> tuple[int, int]:
+    """Height and width that the model takes."""
+    if config.img_size:
+        return config.img_size, config.img_size
+    own = part.images.size
+    if own and max(own) <= _LARGEST_SMALL_SIZE:
+        return own
+    return _LARGE_SIZE, _LARGE_SIZE
+
+
+def _short_side(config: TrainConfig, part: Split) -> int | None:
+    """To which files are shrunk when they are decoded: 256 for 224, in proportion for others; arrays stay as they are."""
+    return (
+        round((config.img_size or _LARGE_SIZE) * 256 / 224) if isinstance(part.images, FileImages) else None
+    )
+
+
 def _begin(config: TrainConfig, data: Data, device: torch.device) -> tuple[TrainingState, Preprocessing]:
     """A model and optimizer at step 0."""
     train_part, _ = _parts(data)
-    preprocessing = measure_preprocessing(train_part)
+    preprocessing = measure_preprocessing(
+        train_part, _size(config, train_part), _short_side(config, train_part)
+    )
     torch.manual_seed(derive_seed(config.seed, "init"))
     model = build_model(config.model, weights=config.weights, **_model_args(config, data))
     model.to(device).to(memory_format=torch.channels_last)
@@ -294,7 +339,7 @@ def _finish(
         test=test,
         checkpoints={"best": str(run.best), "last": str(run.last)},
         digest=last["digest"],
-        skipped=0,
+        skipped=len(data.skipped),
         findings=0,
         failure=recorder.failure,
     )
@@ -310,12 +355,16 @@ def _resolve(config: TrainConfig, data: Data) -> TrainConfig:
     batch_sizes(len(train_part), batch_size)
     optimizer = resolve_optimizer(config)
     source = Path(config.data).absolute()
+    size = _size(config, train_part)
     return dataclasses.replace(
         config,
         data=str(source) if source.exists() else config.data,
         lr=optimizer.lr,
         weight_decay=optimizer.weight_decay,
-        augment=config.augment or "light",
+        img_size=config.img_size
+        if isinstance(train_part.images, ArrayImages)
+        else config.img_size or size[0],
+        augment=config.augment or ("light" if max(size) <= _LARGEST_SMALL_SIZE else "standard"),
         batch_size=batch_size,
         val_batch_size=config.val_batch_size or batch_size,
         threads=config.threads or torch.get_num_threads(),

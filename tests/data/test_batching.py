@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visus.data.arrays import array_split
-from visus.data.augment import augment, shift_and_flip
+from visus.data.augment import augment, draw, shift_and_flip
 from visus.data.batching import EvaluationBatches, TrainingBatches, batch_sizes, measure_preprocessing
 from visus.errors import UsageError
 
@@ -76,7 +76,7 @@ def test_shift_and_flip_is_a_crop_of_the_padded_image(top, left, flip):
 def test_light_reaches_every_place():
     images = torch.zeros(4000, 1, 8, 8, dtype=torch.uint8)
     images[:, :, 4, 4] = 255
-    moved = augment(images, np.arange(4000), how="light", seed=0, epoch=0)
+    moved = augment(images, draw(0, 0, np.arange(4000), "light"), "light")
     places = moved[:, 0].flatten(1).argmax(1).bincount(minlength=64).view(8, 8)
     assert (places[3:6, 2:6].sum(), (places > 0).sum()) == (4000, 12)
 

@@ -14,21 +14,32 @@ from torch import Tensor
 
 from visus.ops.rng import uniform
 
-Augment = Literal["none", "light"]
+Augment = Literal["none", "light", "standard"]
+DRAWS = 48
+"""Random numbers that an image has for its augmentation: flip, shift down, shift right, and from the ninth on its crop."""
 
 
-def augment(images: Tensor, indices: npt.NDArray[np.int64], *, how: Augment, seed: int, epoch: int) -> Tensor:
-    """`images [N, C, H, W]`, changed as `how` says; `indices [N]` are their positions in the part they come from.
+def draw(seed: int, epoch: int, indices: npt.NDArray[np.int64], how: Augment) -> npt.NDArray[np.float64]:
+    """The random numbers `[N, 3]`, or with `standard` `[N, 48]`, of the images at `indices [N]`."""
+    return uniform(seed, "augment", epoch, indices, DRAWS if how == "standard" else 3)
 
-    `none` leaves them; `light` pads each side by an eighth with black, crops back at random, and flips every other one.
+
+def augment(images: Tensor, draws: npt.NDArray[np.float64], how: Augment) -> Tensor:
+    """`images [N, C, H, W]`, changed as `how` says by the `draws [N, 3 or more]` of each.
+
+    `none` leaves them; `light` pads each side by an eighth with black, crops back at random, and flips every other one; `standard`,
+    whose crops were made before (`random_resized_crop`), flips.
     """
     if how == "none":
         return images
-    draws = uniform(seed, "augment", epoch, indices, 3)
+    flip = draws[:, 2] < 0.5
+    if how == "standard":
+        still = np.zeros(len(images), dtype=np.int64)
+        return shift_and_flip(images, still, still, flip)
     height, width = images.shape[2:]
     top = np.floor(draws[:, 0] * (2 * (height // 8) + 1)).astype(np.int64) - height // 8
     left = np.floor(draws[:, 1] * (2 * (width // 8) + 1)).astype(np.int64) - width // 8
-    return shift_and_flip(images, top, left, draws[:, 2] < 0.5)
+    return shift_and_flip(images, top, left, flip)
 
 
 def shift_and_flip(

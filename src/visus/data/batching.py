@@ -9,14 +9,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from visus.data.augment import Augment, augment
-from visus.data.images import Split
+from visus.data.augment import Augment, augment, draw
+from visus.data.crops import centre_crop, random_resized_crop
+from visus.data.files import FileImages
+from visus.data.images import ArrayImages, Images, Split
 from visus.errors import UsageError
 from visus.ops.rng import permutation
 from visus.preprocessing import Preprocessing
+
+_MEASURED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +79,11 @@ class TrainingBatches:
         ends = np.cumsum([0, *batch_sizes(len(self.split), self.batch_size)])
         for begin, end in zip(ends[start:-1], ends[start + 1 :], strict=True):
             positions = order[begin:end]
-            pixels = self.split.images.pixels[torch.from_numpy(positions)]
-            pixels = augment(pixels, positions, how=self.augment, seed=self.seed, epoch=epoch)
+            draws = draw(self.seed, epoch, positions, self.augment)
+            pixels = _read(
+                self.split, positions, self.preprocessing.size, draws if self.augment == "standard" else None
+            )
+            pixels = augment(pixels, draws, self.augment)
             yield _batch(self.split, positions, normalise(pixels, self.preprocessing))
 
 
@@ -93,7 +101,7 @@ class EvaluationBatches:
     def __iter__(self) -> Iterator[Batch]:
         for begin in range(0, len(self.split), self.batch_size):
             positions = np.arange(begin, min(begin + self.batch_size, len(self.split)))
-            pixels = self.split.images.pixels[begin : begin + self.batch_size]
+            pixels = _read(self.split, positions, self.preprocessing.size)
             yield _batch(self.split, positions, normalise(pixels, self.preprocessing))
 
 
@@ -105,13 +113,24 @@ def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     return images.sub_(mean).mul_(scale)
 
 
-def measure_preprocessing(split: Split) -> Preprocessing:
-    """The record for images of one size: that size, and mean and standard deviation of each channel, from exact integer sums.
+def measure_preprocessing(
+    split: Split, size: tuple[int, int] | None = None, resize: int | None = None
+) -> Preprocessing:
+    """The record for `split`: its images' own size, or the middle `size` of each; mean and standard deviation of each channel.
 
-    A channel that never changes gets a standard deviation of 1.
+    Exact, from counts of each pixel value over all images. A channel that never changes gets a standard deviation of 1.
+    `UsageError` where no size is given and the images have different ones.
     """
-    pixels = split.images.pixels
-    counts = [torch.bincount(pixels[:, c].flatten(), minlength=256) for c in range(split.images.channels)]
+    size = size or split.images.size
+    if size is None:
+        raise UsageError(
+            "expected images of one size, found several; say which the model takes with --img-size"
+        )
+    counts = [torch.zeros(256, dtype=torch.int64) for _ in range(split.images.channels)]
+    for begin in range(0, len(split), _MEASURED_AT_ONCE):
+        pixels = _read(split, np.arange(begin, min(begin + _MEASURED_AT_ONCE, len(split))), size)
+        for channel, count in enumerate(counts):
+            count += torch.bincount(pixels[:, channel].flatten(), minlength=256)
     values = torch.arange(256, dtype=torch.float64) / 255
     means = [float((count * values).sum() / count.sum()) for count in counts]
     variances = [
@@ -119,12 +138,39 @@ def measure_preprocessing(split: Split) -> Preprocessing:
         for count, mean in zip(counts, means, strict=True)
     ]
     return Preprocessing(
-        size=split.images.size,
+        size=size,
+        resize=resize,
         channels=split.images.channels,
         mean=tuple(means),
         std=tuple(variance**0.5 or 1.0 for variance in variances),
     )
 
 
-def _batch(split: Split, positions: np.ndarray[tuple[int], np.dtype[np.int64]], images: Tensor) -> Batch:
+def _read(
+    split: Split,
+    positions: npt.NDArray[np.int64],
+    size: tuple[int, int],
+    draws: npt.NDArray[np.float64] | None = None,
+) -> Tensor:
+    """Pixels `[N, C, H, W]` of the images at `positions`: cropped at random where there are `draws [N, 48]`, else in the middle."""
+    images = split.images
+    if isinstance(images, ArrayImages) and images.size == size and draws is None:
+        return images.pixels[torch.from_numpy(positions)]
+    if draws is None:
+        return torch.stack([centre_crop(_one(images, each), size) for each in positions])
+    crops = [
+        random_resized_crop(_one(images, each), size, drawn[8:])
+        for each, drawn in zip(positions, draws, strict=True)
+    ]
+    return torch.stack(crops)
+
+
+def _one(images: Images, position: int) -> Tensor:
+    if isinstance(images, ArrayImages):
+        return images.pixels[position]
+    assert isinstance(images, FileImages)
+    return torch.from_numpy(images.read(position))
+
+
+def _batch(split: Split, positions: npt.NDArray[np.int64], images: Tensor) -> Batch:
     return Batch(images, torch.from_numpy(split.labels[positions]), torch.from_numpy(positions))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -40,12 +41,29 @@ class ArrayImages:
         return ArrayImages(self.pixels[torch.from_numpy(positions)])
 
 
+class Images(Protocol):
+    """The images of a part, wherever they are."""
+
+    @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (RGB)."""
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width in pixels, where all images share them."""
+
+    def __len__(self) -> int: ...
+
+    def subset(self, positions: npt.NDArray[np.int64]) -> Images:
+        """The images at `positions`, in that order."""
+
+
 @dataclass(frozen=True)
 class Split:
     """One part of a data set: `train`, `val` or `test`."""
 
     name: str
-    images: ArrayImages
+    images: Images
     labels: Labels
     """`[N]`, indices into `classes`."""
     classes: tuple[str, ...]
@@ -67,6 +85,15 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """A file that was left out."""
+
+    path: str
+    """Relative to the source."""
+    reason: str
+
+
+@dataclass(frozen=True)
 class Data:
     """A data set with its parts."""
 
@@ -77,3 +104,5 @@ class Data:
     test: Split | None = None
     notes: tuple[str, ...] = ()
     """What was understood, for people to read."""
+    skipped: tuple[Skipped, ...] = ()
+    """Files that could not be used."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
+import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import matplotlib.style
 import numpy as np
 import numpy.typing as npt
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontEntry
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -29,77 +34,122 @@ _STYLES = {
     "train": {"color": "#0072B2", "linestyle": "-"},
     "val": {"color": "#D55E00", "linestyle": "--"},
 }
+_TITLES = {"loss": "Loss", "accuracy": "Accuracy", "both": "Loss and accuracy"}
+_MAX_MARKERS = 20
+# Where the largest loss is so many times the middle one, a linear axis from 0 would show it and a flat line.
+_LOGARITHMIC_FROM = 20
 _BASE_FONT = "DejaVu Sans"
+_REGULAR = (400, "normal", "regular")
 _MAX_NUMBERED = 20
 _MAX_NAMED = 60
+# Beyond, a class is about a pixel wide, and pixels are mixed rather than left out.
+_MAX_SHARP = 1000
+_MAX_MISSING_SAID = 5
+_SUFFIXES = ("png", "svg", "pdf", "jpg", "jpeg", "webp", "tif", "tiff", "eps")
 
 
 def plot_curves(history: History, kind: Kind = "both", path: str | os.PathLike[str] = "curves.png") -> Path:
     """Draw the losses, the accuracies or both of a run, epochs from 1, and write them to `path` at 200 dpi.
 
-    A value that is not finite leaves a gap. `UsageError` where there is nothing to draw or no folder to write to.
+    A value that is not finite leaves a gap. Accuracies are drawn from 0 to 100 %, losses from 0, or on a logarithmic axis (which
+    then says so) where one dwarfs the others. The suffix of `path` chooses the format.
+
+    `UsageError` where there is nothing to draw, no folder to write to, or no such format; `OSError` where it cannot be written.
     """
-    if kind not in ("loss", "accuracy", "both"):
+    if kind not in _TITLES:
         raise UsageError(f"expected loss, accuracy or both as the kind of curves, found {kind!r}")
     if not history["loss"]["train"]:
         raise UsageError("expected at least one epoch to draw, found none")
-    figure = Figure(figsize=(7, 5))
-    axes = figure.add_subplot()
-    if kind == "accuracy":
-        _draw_accuracies(axes, history["acc"])
-    else:
-        _draw(axes, history["loss"], "loss", marker=".")
-        axes.set_ylabel("Loss")
-        axes.set_ylim(bottom=0)
-    if kind == "both":
-        _draw_accuracies(axes.twinx(), history["acc"])
-    axes.set_title({"loss": "Loss", "accuracy": "Accuracy", "both": "Loss and accuracy"}[kind])
-    axes.set_xlabel("Epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(linewidth=0.5, alpha=0.4)
-    lines = [line for each in figure.axes for line in each.get_lines()]
-    figure.axes[-1].legend(handles=lines, loc="center right", framealpha=0.9)
-    return _write(figure, path)
+    # A style of the user's could need LaTeX, which knows no more scripts than its own.
+    with matplotlib.style.context("default"):
+        return _write(_draw_curves(history, kind), path)
 
 
-def plot_confusion(confusion: npt.ArrayLike, classes: Sequence[str], path: str | os.PathLike[str]) -> Path:
+def plot_confusion(
+    confusion: npt.ArrayLike,
+    classes: Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    warn: Callable[[str], object] | None = None,
+) -> Path:
     """Draw `confusion[true, predicted]` counts, coloured by their share of the true class, and write it to `path` at 200 dpi.
 
-    Up to 20 classes have their counts written in; of more than 60 not every class is named.
+    Up to 20 classes have their counts written in; of more than 60 not every class is named. `warn` is told in one sentence of
+    characters that no installed font has, which are drawn as boxes; by default that is a warning of Python's.
+
+    `UsageError` where the counts do not fit the classes, or for a `path` that will not do, as in `plot_curves`.
     """
     counts = np.asarray(confusion)
-    side = min(14.0, 3.5 + 0.45 * len(classes))
-    figure = Figure(figsize=(side, side))
-    axes = figure.add_subplot()
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    every = -(-len(classes) // _MAX_NAMED)
-    places = range(0, len(classes), every)
-    names = [_elide(classes[place]) for place in places]
-    family = fonts_for(names)
-    axes.set_xticks(places, names, rotation=90, fontfamily=family)
-    axes.set_yticks(places, names, fontfamily=family)
-    axes.set_xlabel("Predicted")
-    axes.set_ylabel("True")
-    if len(classes) <= _MAX_NUMBERED:
-        for (row, column), count in np.ndenumerate(counts):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
-    return _write(figure, path)
+    if not classes or counts.shape != (len(classes), len(classes)):
+        raise UsageError(
+            f"expected counts for each pair of {len(classes)} classes, found an array of {counts.shape}"
+        )
+    places = range(0, len(classes), -(-len(classes) // _MAX_NAMED))
+    names = [_short(classes[place]) for place in places]
+    families = fonts_for(names)
+    with matplotlib.style.context("default"):
+        target = _write(_draw_confusion(counts, places, names, families), path, bbox_inches="tight")
+    if missing := missing_characters(names, families):
+        (warn or partial(warnings.warn, stacklevel=2))(_describe_missing(missing))
+    return target
 
 
 def fonts_for(texts: Iterable[str]) -> list[str]:
     """Font families that together have the characters of `texts`, as far as installed fonts go; the usual one first."""
-    missing = {ord(character) for text in texts for character in text if not character.isspace()}
     families = [_BASE_FONT]
-    missing -= _characters(font_manager.findfont(_BASE_FONT))
-    for family, path in sorted(_installed().items()) if missing else ():
-        if found := missing & _characters(path):
-            families.append(family)
-            missing -= found
-        if not missing:
+    installed = _installed()
+    missing = _visible(texts) - _characters(installed[_BASE_FONT])
+    if not missing:
+        return families
+    candidates = {name: missing & _characters(entry) for name, entry in installed.items()}
+    while missing:
+        order = partial(_preference, missing=missing)
+        name, found = min(candidates.items(), key=lambda item: order(installed[item[0]], found=item[1]))
+        if not found & missing:
             break
+        families.append(name)
+        missing -= found
     return families
+
+
+def missing_characters(texts: Iterable[str], families: Iterable[str]) -> list[str]:
+    """The characters of `texts` that none of the font `families` has, in order."""
+    installed = _installed()
+    missing = _visible(texts)
+    for family in families:
+        missing -= _characters(installed[family])
+    return [chr(each) for each in sorted(missing)]
+
+
+def _draw_curves(history: History, kind: Kind) -> Figure:
+    figure = Figure(figsize=(7, 5))
+    # Fixed margins with room for the widest labels: measuring them costs a second pass over all text, in every epoch.
+    figure.subplots_adjust(left=0.12, right=0.88 if kind == "both" else 0.97, bottom=0.21, top=0.93)
+    axes = figure.add_subplot()
+    axes.set_title(_TITLES[kind])
+    axes.set_xlabel("Epoch")
+    axes.set_xlim(0.5, len(history["loss"]["train"]) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    axes.grid(linewidth=0.5, alpha=0.4)
+    if kind != "accuracy":
+        _draw_losses(axes, history["loss"])
+    if kind != "loss":
+        _draw_accuracies(axes.twinx() if kind == "both" else axes, history["acc"])
+    lines = [line for each in figure.axes for line in each.get_lines()]
+    # Below the axes, where it hides no value.
+    figure.legend(handles=lines, loc="lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _draw_losses(axes: Axes, curve: Curve) -> None:
+    _draw(axes, curve, "loss", marker=".")
+    finite = [value for values in (curve["train"], curve["val"]) for value in values if math.isfinite(value)]
+    if finite and min(finite) > 0 and max(finite) > _LOGARITHMIC_FROM * float(np.median(finite)):
+        axes.set_yscale("log")
+        axes.set_ylabel("Loss (logarithmic)")
+    else:
+        axes.set_ylim(0, 1.05 * max([*finite, 0.0]) or 1.0)
+        axes.set_ylabel("Loss")
 
 
 def _draw_accuracies(axes: Axes, curve: Curve) -> None:
@@ -107,42 +157,127 @@ def _draw_accuracies(axes: Axes, curve: Curve) -> None:
     axes.set_ylabel("Accuracy")
     axes.set_ylim(0, 1.01)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    # Near 100 % the curve alone says too little.
+    if curve["val"]:
+        best = np.nanmax([0.0, *curve["val"]])
+        axes.get_lines()[-1].set_label(f"val accuracy (best {100 * best:.2f}%)")
 
 
 def _draw(axes: Axes, curve: Curve, what: str, *, marker: str) -> None:
     for phase, values in (("train", curve["train"]), ("val", curve["val"])):
         if values:
             finite = np.where(np.isfinite(values), values, np.nan)
-            style: dict[str, Any] = _STYLES[phase]
-            axes.plot(range(1, len(values) + 1), finite, marker=marker, label=f"{phase} {what}", **style)
+            style: dict[str, Any] = _STYLES[phase] | {"marker": marker, "markevery": _marked(finite)}
+            # Drawn over the frame too: an accuracy of 100 % is not cut in half.
+            axes.plot(
+                range(1, len(values) + 1), finite, label=f"{phase} {what}", clip_on=False, zorder=3, **style
+            )
 
 
-def _elide(name: str, longest: int = 24) -> str:
-    """A long name with its middle left out; `$` is no mathematics here."""
-    short = name if len(name) <= longest else f"{name[: longest // 2]}…{name[-longest // 2 + 1 :]}"
-    return short.replace("$", r"\$")
+def _marked(values: npt.NDArray[np.float64]) -> list[int]:
+    """Which values get a marker: of many every so manieth, and those between gaps, which no line would show."""
+    gap = np.pad(np.isnan(values), 1, constant_values=True)
+    alone = gap[:-2] & gap[2:]
+    regular = np.arange(len(values)) % -(-len(values) // _MAX_MARKERS) == 0
+    return [int(each) for each in np.flatnonzero(alone | regular)]
 
 
-def _write(figure: Figure, path: str | os.PathLike[str]) -> Path:
+def _draw_confusion(
+    counts: npt.NDArray[Any], places: Sequence[int], names: Sequence[str], families: Sequence[str]
+) -> Figure:
+    side = min(14.0, 3.5 + 0.45 * len(counts))
+    figure = Figure(figsize=(side, side))
+    axes = figure.add_subplot()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    # By the square root of the share: a class mistaken in one case of a hundred is seen beside the diagonal.
+    sharpness: Literal["nearest", "antialiased"] = "nearest" if len(counts) <= _MAX_SHARP else "antialiased"
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation=sharpness)
+    text: dict[str, Any] = {"fontfamily": families, "parse_math": False}
+    axes.set_xticks(places, names, rotation=90, **text)
+    axes.set_yticks(places, names, **text)
+    axes.set_xlabel("Predicted")
+    axes.set_ylabel("True")
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format=PercentFormatter(1.0, decimals=0))
+    bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
+    bar.set_label("Share of the true class")
+    if len(counts) <= _MAX_NUMBERED:
+        _write_counts(axes, counts, shares)
+    return figure
+
+
+def _write_counts(axes: Axes, counts: npt.NDArray[Any], shares: npt.NDArray[np.float64]) -> None:
+    # A cell is about 30 points wide, a digit 0.6 of its size.
+    size = min(8, 50 / len(str(counts.max())))
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if shares[row, column] > 0.3 else "black" if count else "#999999"
+        axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=size)
+
+
+def _short(name: str, longest: int = 24) -> str:
+    """A name in one line that can be encoded, with its middle left out where it is long."""
+    name = " ".join(name.encode("utf-8", "replace").decode().split())
+    name = "".join("\ufffd" if unicodedata.category(each) == "Cc" else each for each in name)
+    return name if len(name) <= longest else f"{name[: longest // 2]}…{name[-longest // 2 + 1 :]}"
+
+
+def _visible(texts: Iterable[str]) -> set[int]:
+    """Code points that need a glyph: no spaces, no joiners, no variation selectors."""
+    characters = {character for text in texts for character in text}
+    return {
+        ord(each)
+        for each in characters
+        if unicodedata.category(each) not in ("Cc", "Cf", "Zs", "Zl", "Zp")
+        and not "\ufe00" <= each <= "\ufe0f"
+    }
+
+
+def _preference(entry: FontEntry, *, found: set[int], missing: set[int]) -> tuple[object, ...]:
+    """Smallest for the best font: the one with most of what is missing; of equals a plain one, made for the language."""
+    kana = any(0x3040 <= each < 0x3100 for each in missing)
+    hangul = any(0xAC00 <= each < 0xD7B0 for each in missing)
+    language = "JP" if kana else "KR" if hangul else "SC"
+    return (
+        -len(found & missing),
+        entry.weight not in _REGULAR,
+        not entry.name.endswith(language),
+        "Sans" not in entry.name,
+        entry.name,
+    )
+
+
+def _describe_missing(missing: Sequence[str]) -> str:
+    shown = ", ".join(f"{each} (U+{ord(each):04X})" for each in missing[:_MAX_MISSING_SAID])
+    more = f" and {len(missing) - _MAX_MISSING_SAID} more" if len(missing) > _MAX_MISSING_SAID else ""
+    return (
+        f"expected a font with outlines for {shown}{more} in the names of classes, found none, so that boxes stand for them; "
+        "install one such as Noto (a font of coloured emoji will not do)"
+    )
+
+
+def _write(figure: Figure, path: str | os.PathLike[str], **options: Any) -> Path:
     target = Path(path)
     if not target.absolute().parent.is_dir():
         raise UsageError(f"{target}: expected a folder to write to, found none; make it first")
+    suffix = target.suffix[1:].lower() or "png"
+    if suffix not in _SUFFIXES:
+        raise UsageError(f"{target}: expected a name that ends in one of {', '.join(_SUFFIXES)}")
     with replacing(target) as temporary, warnings.catch_warnings():
-        # A character that no installed font has is drawn as a box; that is not worth a line per character.
+        # Missing characters are said once for all of them, not in a line for each.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        FigureCanvasAgg(figure).print_figure(
-            temporary, format=target.suffix[1:] or "png", dpi=200, bbox_inches="tight"
-        )
+        FigureCanvasAgg(figure).print_figure(temporary, format=suffix, dpi=200, **options)
     return target.absolute()
 
 
-@cache
-def _installed() -> dict[str, str]:
-    """Families and their files, without the font that has a box for every character there is."""
-    fonts = font_manager.fontManager.ttflist
-    return {f.name: f.fname for f in fonts if f.style == "normal" and not f.name.startswith("Last Resort")}
+def _installed() -> dict[str, FontEntry]:
+    """Families and their most regular font, without the one that has a box for every character there is."""
+    fonts = [f for f in font_manager.fontManager.ttflist if f.style == "normal"]
+    regular_last = sorted(fonts, key=lambda font: font.weight in _REGULAR)
+    return {font.name: font for font in regular_last if not font.name.startswith("Last Resort")}
 
 
-@cache
-def _characters(path: str) -> frozenset[int]:
-    return frozenset(FT2Font(path).get_charmap())
+def _characters(font: FontEntry) -> set[int]:
+    """Code points that the font has; none where its file is damaged or gone."""
+    try:
+        return set(FT2Font(font.fname, face_index=font.index).get_charmap())
+    except (OSError, RuntimeError):
+        return set()

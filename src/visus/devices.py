@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -78,13 +81,54 @@ def describe_devices() -> list[DeviceInfo]:
     return found
 
 
+def as_torch_device(info: DeviceInfo) -> torch.device:
+    """The device that `info` describes."""
+    return torch.device("cuda", int(info.device)) if info.device.isdigit() else torch.device(info.device)
+
+
+def device_name(device: torch.device) -> str:
+    """What its maker calls `device`."""
+    return _info(device).name
+
+
 def describe_device(device: torch.device) -> str:
     """One line about `device`, as people read it at the start of a run."""
+    info = _info(device)
     if device.type == "cpu":
-        return f"Using CPU ({_processor()}, {torch.get_num_threads()} threads)"
+        return f"Using CPU ({info.name}, {torch.get_num_threads()} threads)"
+    return f"Using {device.type.upper()} device{info.device} (name='{info.name}', total_memory={info.memory_mb}MB)"
+
+
+def _info(device: torch.device) -> DeviceInfo:
     key = str(device.index or 0) if device.type == "cuda" else device.type
-    info = next(each for each in describe_devices() if each.device == key)
-    return f"Using {device.type.upper()} device{key} (name='{info.name}', total_memory={info.memory_mb}MB)"
+    return next(each for each in describe_devices() if each.device == key)
+
+
+@contextmanager
+def computing(*, threads: int | None = None, deterministic: bool = True) -> Iterator[None]:
+    """`threads` of the CPU (`None`: as they are) and deterministic kernels where there are any; afterwards all is as it was.
+
+    The global generator of random numbers gets its state back, too.
+    """
+    threads_before, deterministic_before = (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    warn_only, generator = torch.is_deterministic_algorithms_warn_only_enabled(), torch.get_rng_state()
+    # torch's stubs do not know this property of the module.
+    settings: Any = torch.utils.deterministic
+    filled = settings.fill_uninitialized_memory
+    try:
+        torch.set_num_threads(threads or threads_before)
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        # Filling memory that is about to be written costs time and changes no result.
+        settings.fill_uninitialized_memory = False
+        yield
+    finally:
+        torch.set_num_threads(threads_before)
+        torch.use_deterministic_algorithms(deterministic_before, warn_only=warn_only)
+        settings.fill_uninitialized_memory = filled
+        torch.set_rng_state(generator)
 
 
 def available_memory_bytes() -> int:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from visus.amp import autocast
+
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
@@ -23,11 +25,16 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def predict_logits(
-    model: nn.Module, batches: Iterable[Any], *, device: torch.device | str = "cpu"
+    model: nn.Module, batches: Iterable[Any], *, device: torch.device | str = "cpu", amp: str = "off"
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each `(images [N, C, H, W], targets)` of `batches`: logits `[N, K]` in float32 and the targets, both on `device`."""
+    """For each `(images [N, C, H, W], targets)` of `batches`: logits `[N, K]` in float32 and the targets, both on `device`.
+
+    `amp` is `off`, `bf16` or `fp16`. Targets are passed on as they are, so that positions may take their place.
+    """
+    precision = autocast(amp, torch.device(device))
     with eval_mode(model), torch.inference_mode():
         for images, targets in batches:
             layout = torch.channels_last if images.dim() == 4 else torch.preserve_format
-            logits = model(images.to(device, non_blocking=True, memory_format=layout))
+            with precision:
+                logits = model(images.to(device, non_blocking=True, memory_format=layout))
             yield logits.float(), targets.to(device, non_blocking=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from visus.amp import autocast, make_scaler
 from visus.checkpoint import (
     Tensors,
     iterate_parts,
@@ -32,6 +33,7 @@ from visus.evaluation import Scores, evaluate
 from visus.ops.averaging import ExponentialAverage
 from visus.ops.losses import cross_entropy_sum
 from visus.ops.metrics import correct_counts
+from visus.ops.optim import match_layout
 from visus.ops.rng import derive_seed
 from visus.recording import RunRecorder
 from visus.runs import History, Record, history_of
@@ -85,6 +87,7 @@ def fit(
     schedule: Callable[[int], float] = lambda _: 1.0,
     loss: Loss | None = None,
     device: str | torch.device = "cpu",
+    amp: str = "off",
     accumulate: int = 1,
     clip_grad: float | None = None,
     seed: int = 0,
@@ -98,16 +101,19 @@ def fit(
     `train` is a function `(epoch, start_batch) -> batches`, which makes a run resumable in mid-epoch, or any iterable of
     `(images [N, C, H, W], targets [N] or [N, K])`, such as a `DataLoader`; `val` is such an iterable. `schedule(step)` is the
     factor on the optimizer's learning rates for that update. `loss(logits, batch)` returns a sum and its normaliser, so that
-    batches of unequal size or weight add up rightly; cross-entropy by default. An update is made over `accumulate` batches.
-    `seed` drives dropout, through torch's global generator. The model is moved to `device`, in channels-last layout. `state`
-    continues a run, and is brought along; `recorder` writes a folder, `display` shows progress.
+    batches of unequal size or weight add up rightly; cross-entropy in float32 by default. `amp` is `off`, `bf16` or `fp16`. An
+    update is made over `accumulate` batches. `seed` drives dropout, through torch's global generator. The model is moved to
+    `device`, in channels-last layout. `state` continues a run, and is brought along; `recorder` writes a folder, `display` shows
+    progress.
 
     Raises `NonFiniteError` where the loss is no longer a number, `Interrupted` after a signal that `stop` caught.
     """
     device = torch.device(device)
     loss = loss or _cross_entropy
     model.to(device).to(memory_format=torch.channels_last)
-    state = state or TrainingState(model, optimizer)
+    match_layout(optimizer)
+    state = state or TrainingState(model, optimizer, scaler=make_scaler(amp, device))
+    precision = autocast(amp, device)
     state.totals = state.totals.to(device)
     display = display or Display(quiet=True)
     records = recorder.run.records() if recorder else []
@@ -126,7 +132,8 @@ def fit(
             for position, item in enumerate(items):
                 batch = to_batch(item, device)
                 _seed_generators(device, derive_seed(seed, "model", state.step, position))
-                logits = model(batch.images)
+                with precision:
+                    logits = model(batch.images)
                 batch_loss, batch_normaliser = loss(logits, batch)
                 if position == 0:
                     divisor = batch_normaliser.detach()
@@ -160,7 +167,7 @@ def fit(
                 recorder.save_last(*pack(state))
             if stop and stop.received:
                 _stop_if_not_finite(bad_step, epoch, epoch_lr)
-                raise _interrupted(stop, state, recorder)
+                raise _interrupted(stop, state, recorder, records)
         if not state.epoch_images:
             raise DataError(
                 "expected training images, found none in an epoch; a generator serves one epoch only, give a list"
@@ -172,7 +179,7 @@ def fit(
 
         if val is not None:
             began = time.perf_counter()
-            scores = evaluate(state.weights, val, device=device)
+            scores = evaluate(state.weights, val, device=device, amp=amp, display=display)
             records.append(_validation_record(scores, epoch, epoch_lr, time.perf_counter() - began))
             _show(display, records[-1])
         improved = val is not None and (state.best_accuracy is None or scores.accuracy > state.best_accuracy)
@@ -187,9 +194,10 @@ def fit(
                     dict(iterate_parts({"model": state.weights.state_dict()})), plain_values(state)
                 )
             recorder.save_last(*pack(state))
-            recorder.draw_curves(records)
+            if epoch + 1 == epochs or recorder.curves_due():
+                recorder.draw_curves(records)
         if stop and stop.received and epoch + 1 < epochs:
-            raise _interrupted(stop, state, recorder)
+            raise _interrupted(stop, state, recorder, records)
     return history_of(records)
 
 
@@ -288,11 +296,15 @@ def _stop_if_not_finite(bad_step: Tensor, epoch: int, lr: float) -> None:
         )
 
 
-def _interrupted(stop: StopSignal, state: TrainingState, recorder: RunRecorder | None) -> Interrupted:
+def _interrupted(
+    stop: StopSignal, state: TrainingState, recorder: RunRecorder | None, records: list[Record]
+) -> Interrupted:
     """Save what there is, and say how to go on."""
     if not recorder:
         return Interrupted(f"interrupted at step {state.step}", stop.exit_code)
     recorder.save_last(*pack(state))
+    if records:
+        recorder.draw_curves(records)
     return Interrupted(
         f"interrupted at step {state.step}; go on with: visus train --resume {recorder.run.path}",
         stop.exit_code,

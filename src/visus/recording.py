@@ -50,7 +50,8 @@ class RunRecorder:
         """Of the weights in `last.safetensors`."""
         self._document = dict(document or {"model": CUSTOM, "classes": [], "preprocess": None, "config": {}})
         self._every_seconds, self._every_steps = parse_interval(every)
-        self._saved_at = time.monotonic()
+        self._saved_at = self._drawn_at = time.monotonic()
+        self._drawing_seconds = 0.0
         self._warn = warn
 
     def due(self, step: int) -> bool:
@@ -76,12 +77,19 @@ class RunRecorder:
             self._attempt(self.run.previous, partial(_link, self.run.last, self.run.previous))
         self._save(self.run.last, tensors, plain)
 
+    def curves_due(self) -> bool:
+        """Whether drawing again would keep to a twentieth of the time: of a short epoch the pictures would take most."""
+        return time.monotonic() - self._drawn_at >= 20 * self._drawing_seconds
+
     def draw_curves(self, records: list[Record]) -> None:
         """Redraw the three pictures."""
+        began = time.monotonic()
         history = history_of(records)
         for kind, name in _CURVES.items():
             path = self.run.path / name
             self._attempt(path, partial(plot_curves, history, kind, path))
+        self._drawn_at = time.monotonic()
+        self._drawing_seconds = self._drawn_at - began
 
     def _save(self, path: Path, tensors: Tensors, plain: Mapping[str, Any]) -> None:
         document = {**self._document, "state": dict(plain)}

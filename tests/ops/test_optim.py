@@ -4,7 +4,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from visus.errors import UsageError
-from visus.ops.optim import OptimizerSettings, make_optimizer, resolve_optimizer
+from visus.ops.optim import OptimizerSettings, make_optimizer, match_layout, resolve_optimizer
 
 
 def trained(make):
@@ -67,3 +67,23 @@ def test_frozen_parameters_are_left_out():
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(ValidationError):
         OptimizerSettings(**settings)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_buffers_take_the_layout_that_the_parameters_have_now(name):
+    """Continued in channels-last layout, an optimizer that began in the plain one computes the same."""
+
+    def after_three_steps(change_layout):
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 8, 3)
+        optimizer = make_optimizer(model, OptimizerSettings(optimizer=name))
+        for step in range(3):
+            if change_layout and step == 1:
+                model.to(memory_format=torch.channels_last)
+                match_layout(optimizer)
+            model(torch.ones(2, 3, 8, 8)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return model.weight
+
+    torch.testing.assert_close(after_three_steps(True), after_three_steps(False))

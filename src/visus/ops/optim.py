@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from visus.errors import UsageError, unknown_name
@@ -62,6 +62,17 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, settings.lr or 0.0, weight_decay=weight_decay, fused=fused)
     return _make_timm_optimizer(parameters, settings, weight_decay)
+
+
+def match_layout(optimizer: Optimizer) -> None:
+    """Give each buffer of a parameter's shape the parameter's device and memory layout.
+
+    torch's fused optimizers compute garbage, without an error, where a buffer is NCHW and its parameter NHWC.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _make_timm_optimizer(

@@ -1,5 +1,6 @@
 """The command line as a person or a script uses it: in a process of its own, with its exit codes."""
 
+import csv
 import dataclasses
 import inspect
 import json
@@ -8,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from visus import cli
-from visus.training import TrainConfig
+from visus.config import TrainConfig
 
 SMALL = ["train", "digits", "--model", "small", "--augment", "none", "--batch-size", "50", "--lr", "0.05"]
 
@@ -160,10 +164,81 @@ def test_wrong_use_is_one_sentence_and_a_code(tmp_path, arguments, code, sentenc
 
 def test_other_classes_are_refused(finished, tmp_path):
     document, _ = finished
-    np.savez(tmp_path / "a.npz", images=np.zeros((6, 8, 8), np.uint8), labels=[0, 1, 2] * 2)
+    arrays = {"images": np.zeros((6, 8, 8), np.uint8), "labels": [0, 1, 2] * 2}
+    np.savez(tmp_path / "a.npz", **arrays, classes=["0", "1", "zebra"])
     done = visus("evaluate", document["run"], tmp_path / "a.npz")
     assert done.returncode == 3
-    assert "expected the model's classes" in done.stderr
+    assert "found others: zebra" in done.stderr
+
+
+def test_some_of_the_classes_are_enough_and_go_by_name(finished, tmp_path):
+    document, _ = finished
+    archive = np.load(files("visus.data").joinpath("builtin/digits.npz"))
+    names = ["9", "0", "4"]
+    chosen = np.isin(archive["labels"], [9, 0, 4])
+    labels = [names.index(str(label)) for label in archive["labels"][chosen]]
+    np.savez(tmp_path / "a.npz", images=archive["images"][chosen], labels=labels, classes=names)
+    done = visus("evaluate", document["run"], tmp_path / "a.npz", "--json")
+    assert json.loads(done.stdout)["accuracy"] > 0.97
+    assert "classes without an image here: 1, 2, 3, 5, 6, 7, 8" in done.stderr
+    assert [each["n"] > 0 for each in json.loads(done.stdout)["per_class"]].count(True) == 3
+
+
+def test_every_probability_is_written_and_adds_up(finished, tmp_path):
+    document, _ = finished
+    table, picture = tmp_path / "p.csv", tmp_path / "c.png"
+    options = ["--predictions", table, "--picture", picture, "--ci", 0.8]
+    done = visus("evaluate", document["run"], "digits", *options)
+    assert done.returncode == 0, done.stderr
+    assert f"{100 * document['test']['accuracy']:.2f}% (80 % interval" in done.stdout
+    assert picture.stat().st_size > 10_000
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert table.read_bytes() == Path(document["run"], "predictions.csv").read_bytes()
+    assert sum(row["label"] == row["prediction"] for row in rows) / len(rows) == document["test"]["accuracy"]
+    for row in rows:
+        shares = {name: float(row[f"p_{name}"]) for name in "0123456789"}
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
+        assert max(shares, key=shares.get) == row["prediction"]
+
+
+def test_the_run_folder_holds_what_the_contract_names(finished):
+    document, _ = finished
+    names = {path.name for path in Path(document["run"]).iterdir()}
+    expected = (
+        "config.yaml metrics.jsonl last.safetensors previous.safetensors best.safetensors split.csv loss.png"
+    )
+    expected += " accuracy.png loss_accuracy.png environment.json summary.json evaluation.json predictions.csv run.lock"
+    assert names == {*expected.split(), "confusion.png"}
+    evaluation = json.loads(Path(document["run"], "evaluation.json").read_text())
+    assert (evaluation["split"], evaluation["n"]) == ("test", document["test"]["n"])
+    with Path(document["run"], "split.csv").open() as file:
+        parts = Counter(row["split"] for row in csv.DictReader(file))
+    assert parts == {"train": 1295, "val": 143, "test": 359}
+
+
+def test_files_are_predicted_one_by_one_and_bad_ones_named(finished, tmp_path):
+    document, _ = finished
+    archive = np.load(files("visus.data").joinpath("builtin/digits.npz"))
+    for index in range(40):
+        Image.fromarray(archive["images"][index].squeeze()).save(tmp_path / f"{index:02} é.png")
+    (tmp_path / "17 é.png").write_bytes(b"no image")
+    done = visus("predict", document["run"], tmp_path, "--topk", 3, "--csv", tmp_path / "out.csv", "--json")
+    assert done.returncode == 1
+    rows = json.loads(done.stdout)
+    assert [Path(row["path"]).name for row in rows] == [f"{index:02} é.png" for index in range(40)]
+    assert set(rows[17]) == {"path", "error"}
+    good = [row for row in rows if "top" in row]
+    right = [
+        row["top"][0]["class"] == str(archive["labels"][int(Path(row["path"]).name[:2])]) for row in good
+    ]
+    assert np.mean(right) > 0.9
+    assert all(len(row["top"]) == 3 for row in good)
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 41
+    single = visus("predict", document["run"], tmp_path / "03 é.png", tmp_path / "missing.png")
+    assert single.returncode == 1
+    assert single.stdout.startswith(f"{tmp_path}/03 é.png: 3 ")
+    assert "missing.png: No such file" in single.stderr
 
 
 def test_a_loss_that_blows_up_names_the_step_and_what_to_try(tmp_path):
@@ -181,7 +256,9 @@ def test_what_cannot_change_on_resume_is_named(finished):
 
 
 def test_devices_are_listed():
-    assert json.loads(visus("devices", "--json").stdout)[0]["device"] == "cpu"
+    found = json.loads(visus("devices", "--json").stdout)[0]
+    assert found["device"] == "cpu"
+    assert set(found["amp"]) <= {"bf16", "fp16"}
 
 
 def test_an_unforeseen_error_is_70_and_shows_where(monkeypatch, capsys):

@@ -1,7 +1,10 @@
 from visus.checkpoint import load_checkpoint as load_checkpoint
+from visus.config import TrainConfig as TrainConfig
 from visus.data.batching import EvaluationBatches as EvaluationBatches
 from visus.data.batching import TrainingBatches as TrainingBatches
+from visus.data.batching import batches as batches
 from visus.data.batching import measure_preprocessing as measure_preprocessing
+from visus.data.dataset import ArrayDataset as ArrayDataset
 from visus.data.sources import open_source as open_source
 from visus.devices import select_device as select_device
 from visus.evaluation import evaluate as evaluate
@@ -17,9 +20,10 @@ from visus.ops.stopwatch import format_duration as format_duration
 from visus.ops.stopwatch import split_seconds as split_seconds
 from visus.plots import plot_confusion as plot_confusion
 from visus.plots import plot_curves as plot_curves
+from visus.prediction import predict_files as predict_files
 from visus.recording import RunRecorder as RunRecorder
 from visus.runs import read_history as read_history
-from visus.training import TrainConfig as TrainConfig
+from visus.testing import evaluate_checkpoint as evaluate_checkpoint
 from visus.training import train as train
 
 __all__: list[str]

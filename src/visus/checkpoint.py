@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from visus.errors import CheckpointError
+from visus.errors import CheckpointError, UsageError
+from visus.ops.optim import match_layout
 from visus.preprocessing import Preprocessing
+from visus.runs import RunFolder
 from visus.tensorfile import read_header, read_tensors, write_tensors
 
 FORMAT = 1
@@ -95,6 +97,18 @@ def save_checkpoint(path: str | os.PathLike[str], tensors: Tensors, document: Ma
     return digest
 
 
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """`path` itself, or of a run's folder its best checkpoint, or the last where no best was kept."""
+    given = Path(path)
+    if not given.is_dir():
+        return given
+    run = RunFolder(given)
+    found = next((each for each in (run.best, run.last) if each.is_file()), None)
+    if found is None:
+        raise CheckpointError(f"{path}: expected a checkpoint or a run's folder with one in it, found none")
+    return found
+
+
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint and verify its checksum; `CheckpointError` where it is damaged, foreign or of a newer format."""
     document = read_document(path)
@@ -136,6 +150,21 @@ def load_tensors(model: nn.Module, tensors: Tensors, origin: object) -> None:
         raise CheckpointError(f"{origin}: the weights do not fit the model: {reason}") from None
 
 
+def rebuild_model(checkpoint: Checkpoint) -> nn.Module:
+    """The model of a checkpoint with the weights to use; `UsageError` for one that visus did not build."""
+    from visus.models.build import build_model  # loads timm and torchvision
+
+    name = checkpoint.document["model"]
+    if name == CUSTOM:
+        raise UsageError(
+            f"{checkpoint.path}: holds a model that visus did not build; in Python, make the module and call "
+            "module.load_state_dict(visus.load_checkpoint(path).model_tensors)"
+        )
+    model = build_model(name, **checkpoint.document["model_args"])
+    load_tensors(model, checkpoint.model_tensors, checkpoint.path)
+    return model
+
+
 def pack_optimizer(optimizer: Optimizer, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
     """The state of an optimizer, its tensors by parameter name, and what it keeps in plain values."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
@@ -157,19 +186,13 @@ def pack_optimizer(optimizer: Optimizer, model: nn.Module) -> tuple[Tensors, dic
 def restore_optimizer(
     optimizer: Optimizer, model: nn.Module, tensors: Tensors, plain: Mapping[str, Any]
 ) -> None:
-    """Give `optimizer` the state that `pack_optimizer` took.
-
-    Buffers of a parameter's shape take its memory layout: torch's fused optimizers compute garbage, without an error, where a
-    buffer is NCHW and its parameter NHWC.
-    """
+    """Give `optimizer` the state that `pack_optimizer` took."""
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
     for name, value in {**tensors, **plain["state"]}.items():
         owner, key = name.rsplit(".", 1)
-        parameter = parameters[owner]
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
-            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        optimizer.state[parameter][key] = value
+        optimizer.state[parameters[owner]][key] = value
+    match_layout(optimizer)
     for group, values in zip(optimizer.param_groups, plain["groups"], strict=True):
         group.update(values)
 

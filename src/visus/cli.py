@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from visus.errors import UsageError, VisusError
-
-if TYPE_CHECKING:
-    from visus.checkpoint import Checkpoint
-    from visus.data.images import Data, Split
-    from visus.evaluation import Scores
 
 app = typer.Typer(
     add_completion=False,
@@ -26,6 +24,8 @@ app = typer.Typer(
     help="Train image classifiers, know how far to trust them, and ship them.",
 )
 
+CheckpointArgument = Annotated[Path, typer.Argument(help="A checkpoint, or a run's folder for its best.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, mps, or an index such as 0.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -60,6 +60,7 @@ def train(
     model: Annotated[str | None, typer.Option(help="small, or a name of torchvision's or timm's.")] = None,
     weights: Annotated[str | None, typer.Option(help="default, or a file to start from.")] = None,
     stem: Annotated[str | None, typer.Option(help="small: 3x3 first convolution for small images.")] = None,
+    val: Annotated[str | None, typer.Option(help="Other data, to validate on.")] = None,
     val_fraction: Annotated[float | None, typer.Option(help="Share set aside for validation.")] = None,
     split_seed: Annotated[int | None, typer.Option(help="Which images are set aside.")] = None,
     img_size: Annotated[int | None, typer.Option(help="What the model takes.")] = None,
@@ -83,6 +84,7 @@ def train(
     ema: Annotated[bool | None, typer.Option("--ema", help="Average the weights.")] = None,
     ema_decay: Annotated[float | None, typer.Option()] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, mps, or indices such as 0.")] = None,
+    amp: Annotated[str | None, typer.Option(help="Mixed precision: auto, off, bf16 or fp16.")] = None,
     threads: Annotated[int | None, typer.Option(help="Of the CPU.")] = None,
     no_deterministic: Annotated[bool | None, typer.Option("--no-deterministic")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
@@ -97,17 +99,18 @@ def train(
     """Train a model on DATA and evaluate it."""
     given = dict(locals())
     from visus import training
+    from visus.config import make_config, read_config
     from visus.display import Display
 
     settings = _settings(given)
-    display = Display(quiet=quiet)
-    if resume is not None:
-        run = training.resume(resume, display=display, **settings)
-    else:
-        stored = training.read_config(config) if config else {}
-        if data is None and "data" not in stored:
-            raise UsageError("expected DATA to train on, or --resume RUN; see visus train --help")
-        run = training.train(training.make_config(**{**stored, **settings}), display=display)
+    with Display(quiet=quiet) as display:
+        if resume is not None:
+            run = training.resume(resume, display=display, **settings)
+        else:
+            stored = read_config(config) if config else {}
+            if data is None and "data" not in stored:
+                raise UsageError("expected DATA to train on, or --resume RUN; see visus train --help")
+            run = training.train(make_config(**{**stored, **settings}), display=display)
     if as_json:
         _print_json(run.to_json())
     return 1 if run.failure or run.skipped else 0
@@ -115,36 +118,77 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run's folder for its best.")],
+    checkpoint: CheckpointArgument,
     data: Annotated[str, typer.Argument(help="As for train.")],
     split: Annotated[str | None, typer.Option(help="train, val or test; test, else val, else all.")] = None,
-    device: Annotated[str, typer.Option()] = "auto",
-    picture: Annotated[Path | None, typer.Option(help="Write the confusion matrix here.")] = None,
+    device: DeviceOption = "auto",
+    ci: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Level of the intervals.")] = 0.95,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Write probabilities here: .csv or .parquet.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Write the confusion matrix here: .png, .svg.")] = None,
     as_json: JsonFlag = False,
 ) -> int:
     """Score a model on DATA."""
-    from visus.checkpoint import load_checkpoint
+    from visus.checkpoint import find_checkpoint, load_checkpoint
     from visus.devices import select_device
+    from visus.ops.stopwatch import format_duration
     from visus.plots import plot_confusion
+    from visus.testing import evaluate_checkpoint
 
-    loaded = load_checkpoint(checkpoint / "best.safetensors" if checkpoint.is_dir() else checkpoint)
-    part = _part(loaded, data, split)
-    scores = _score(loaded, part, select_device(device))
+    began = time.perf_counter()
+    loaded = load_checkpoint(find_checkpoint(checkpoint))
+    found = evaluate_checkpoint(
+        loaded, data, part=split, device=select_device(device), predictions=predictions
+    )
+    _tell([*found.notes, *(f"skipped {each.path}: {each.reason}" for each in found.skipped)])
     if picture:
-        plot_confusion(scores.confusion, loaded.classes, picture)
+        plot_confusion(
+            found.scores.confusion, loaded.classes, picture, warn=lambda text: typer.echo(text, err=True)
+        )
     if as_json:
-        _print_json(scores.to_json())
+        _print_json(found.scores.to_json(ci))
     else:
-        typer.echo(f"{part.name}: {scores}")
-    return 0
+        typer.echo(f"{found.part}: {found.scores.to_text(ci)}")
+    _tell([f"done in {format_duration(time.perf_counter() - began)}"])
+    return 1 if found.skipped else 0
 
 
 @app.command()
-def inspect(checkpoint: Annotated[Path, typer.Argument()], as_json: JsonFlag = False) -> int:
-    """Say what a checkpoint holds."""
-    from visus.checkpoint import load_checkpoint
+def predict(
+    checkpoint: CheckpointArgument,
+    files: Annotated[list[str], typer.Argument(help="Images, or folders of images.")],
+    topk: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
+    csv: Annotated[Path | None, typer.Option(help="Write a table here: .csv or .parquet.")] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonFlag = False,
+) -> int:
+    """Say what is on FILES."""
+    from visus.checkpoint import find_checkpoint, load_checkpoint
+    from visus.devices import select_device
+    from visus.prediction import list_files, predict_files, write_predictions
 
-    document = load_checkpoint(checkpoint).document
+    loaded = load_checkpoint(find_checkpoint(checkpoint))
+    found = []
+    for each in predict_files(loaded, list_files(files), topk=topk, device=select_device(device)):
+        found.append(each)
+        if each.error is not None:
+            _tell([f"{each.path}: {each.error}"])
+        elif not as_json:
+            typer.echo(str(each))
+    if csv:
+        write_predictions(found, csv)
+    if as_json:
+        _print_json([each.to_json() for each in found])
+    return 1 if any(each.error is not None for each in found) else 0
+
+
+@app.command()
+def inspect(checkpoint: CheckpointArgument, as_json: JsonFlag = False) -> int:
+    """Say what a checkpoint holds."""
+    from visus.checkpoint import find_checkpoint, load_checkpoint
+
+    document = load_checkpoint(find_checkpoint(checkpoint)).document
     keys = ("format", "model", "classes", "preprocess", "epoch", "step", "accuracy", "digest")
     found = {key: document.get(key) for key in keys}
     if as_json:
@@ -157,15 +201,19 @@ def inspect(checkpoint: Annotated[Path, typer.Argument()], as_json: JsonFlag = F
 @app.command()
 def devices(as_json: JsonFlag = False) -> int:
     """List the devices of this machine."""
-    from dataclasses import asdict
-
-    from visus.devices import describe_devices
+    from visus.amp import usable_types
+    from visus.devices import as_torch_device, describe_devices
 
     found = describe_devices()
+    amp = {each.device: usable_types(as_torch_device(each)) for each in found}
     if as_json:
-        _print_json([asdict(each) for each in found])
+        _print_json([{**asdict(each), "amp": amp[each.device]} for each in found])
     else:
-        typer.echo("\n".join(f"{each.device}: {each.name}, {each.memory_mb} MB" for each in found))
+        lines = (
+            f"{each.device}: {each.name}, {each.memory_mb} MB, amp: {', '.join(amp[each.device]) or 'none'}"
+            for each in found
+        )
+        typer.echo("\n".join(lines))
     return 0
 
 
@@ -180,46 +228,10 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _part(checkpoint: Checkpoint, source: str, name: str | None) -> Split:
-    """The part of `source` to evaluate; only the source that the model was trained on has a validation part made by rule."""
-    from visus.data.files import decode_once
-    from visus.data.sources import open_source
-    from visus.devices import available_memory_bytes
-    from visus.errors import DataError
-
-    config = checkpoint.config
-    trained_on = config.get("data") in (source, str(Path(source).absolute()))
-    fraction = float(config["val_fraction"]) if trained_on else 0.0
-    data: Data = open_source(source, val_fraction=fraction, split_seed=int(config.get("split_seed", 0)))
-    if data.classes != checkpoint.classes:
-        raise DataError(
-            f"{source}: expected the model's classes {list(checkpoint.classes)}, found {list(data.classes)}"
-        )
-    memory_bytes = available_memory_bytes() // 2
-    data = decode_once(data, resize=checkpoint.preprocessing.resize, max_bad=1.0, memory_bytes=memory_bytes)
-    parts = {"train": data.train, "val": data.val, "test": data.test}
-    if name is not None and parts.get(name) is None:
-        there = ", ".join(each for each, part in parts.items() if part)
-        raise UsageError(f"{source}: expected one of the parts {there}, found --split {name}")
-    chosen = parts[name] if name else data.test or data.val or data.train
-    assert chosen is not None
-    return chosen
-
-
-def _score(checkpoint: Checkpoint, part: Split, device: Any) -> Scores:
-    """With the threads and the batch size of the training run, so that its figures come out again digit for digit."""
-    import torch
-
-    from visus.data.batching import EvaluationBatches
-    from visus.evaluation import evaluate
-    from visus.training import rebuild_model
-
-    torch.set_num_threads(int(checkpoint.config.get("threads", torch.get_num_threads())))
-    model = rebuild_model(checkpoint).to(device).to(memory_format=torch.channels_last)
-    batches = EvaluationBatches(
-        part, checkpoint.preprocessing, int(checkpoint.config.get("val_batch_size", 100))
-    )
-    return evaluate(model, batches, classes=checkpoint.classes, device=device)
+def _tell(lines: Iterable[str]) -> None:
+    """What is for people, on stderr."""
+    for line in lines:
+        typer.echo(line, err=True)
 
 
 def _explain(error: BaseException, message: str, code: int, debug: bool) -> int:

@@ -7,7 +7,7 @@ is smaller than the crop), then normalise. Pixels are uint8, 0 to 255, `[C, H, W
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from visus.errors import CheckpointError
@@ -31,6 +31,13 @@ class Preprocessing:
     """Short side after the first stage, in pixels; `None` keeps images as they are."""
     interpolation: Interpolation = "bilinear"
     """How the first stage resamples."""
+
+    def for_channels(self, channels: int) -> Preprocessing:
+        """The record for images of other channels: the statistics of grey are the averages of those of red, green and blue."""
+        if channels == self.channels:
+            return self
+        mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
+        return replace(self, channels=channels, mean=(mean,) * channels, std=(std,) * channels)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, for the checkpoint."""

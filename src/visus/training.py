@@ -5,90 +5,60 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from importlib.metadata import version
+from typing import Any
 
-import pydantic
-import pydantic.dataclasses
 import torch
-import yaml
-from pydantic import Field
 from torch import nn
 
-from visus.checkpoint import CUSTOM, Checkpoint, load_checkpoint, load_tensors
-from visus.data.augment import Augment
-from visus.data.batching import EvaluationBatches, TrainingBatches, batch_sizes, measure_preprocessing
-from visus.data.files import FileImages, decode_once
-from visus.data.images import ArrayImages, Data, Split
+from visus.amp import make_scaler, resolve_amp
+from visus.checkpoint import Checkpoint, load_checkpoint, load_tensors
+from visus.config import (
+    LARGEST_SMALL_SIZE,
+    TrainConfig,
+    make_config,
+    plain_settings,
+    read_config,
+    resolve_config,
+    write_config,
+)
+from visus.data.batching import EvaluationBatches, TrainingBatches, measure_preprocessing
+from visus.data.files import decode_once
+from visus.data.images import Data, Split
 from visus.data.sources import open_source
-from visus.devices import available_memory_bytes, describe_device, select_device
+from visus.devices import (
+    available_memory_bytes,
+    computing,
+    describe_device,
+    describe_devices,
+    select_device,
+)
 from visus.display import Display
 from visus.errors import CheckpointError, DataError, UsageError
-from visus.evaluation import evaluate
-from visus.files import write_json, write_text
+from visus.evaluation import Scores
+from visus.files import write_json
 from visus.loop import TrainingState, fit, restore
 from visus.models.build import build_model
+from visus.models.weights import pretrained_preprocessing
 from visus.ops.averaging import ExponentialAverage
 from visus.ops.losses import cross_entropy_sum
-from visus.ops.optim import OptimizerSettings, make_optimizer, resolve_optimizer
+from visus.ops.optim import make_optimizer, resolve_optimizer
 from visus.ops.rng import derive_seed
-from visus.ops.schedules import ScheduleSettings, make_schedule
-from visus.preprocessing import Preprocessing
+from visus.ops.schedules import make_schedule
+from visus.plots import plot_confusion
+from visus.preprocessing import Interpolation, Preprocessing
 from visus.recording import RunRecorder, parse_interval
 from visus.runs import RunFolder, create_run, open_run
 from visus.signals import StopSignal
+from visus.tables import writing_table
+from visus.testing import score_split
 
-_DEFAULT_BATCH_SIZE = 100
 _LARGE_SIZE = 224
-_LARGEST_SMALL_SIZE = 64
-
-
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=pydantic.ConfigDict(extra="forbid"))
-class TrainConfig(OptimizerSettings, ScheduleSettings):
-    """All settings of a run; `None` means chosen by visus, and is filled in before the first step."""
-
-    data: str
-    """`digits`, an `.npz` file, a folder of IDX files, or a folder of class folders."""
-    val_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training images set aside for validation, where the data has no such part."""
-    split_seed: int = Field(default=0, ge=0)
-    """Of the choice of those images; independent of `seed`, so that seeds are compared on the same images."""
-    model: str = "resnet18"
-    weights: str | None = None
-    """`default`, or a file to start from."""
-    stem: Literal["small"] | None = None
-    img_size: int | None = Field(default=None, ge=1)
-    """What the model takes; the images' own size where all share one of at most 64, else 224."""
-    augment: Augment | None = None
-    """`light` (flips and padded crops) for images of at most 64 pixels, else `standard` (random-resized crops and flips)."""
-    max_pixels: float = Field(default=100.0, gt=0)
-    """Megapixels; a larger image is left out."""
-    max_bad: float = Field(default=0.01, ge=0, lt=1)
-    """Share of the files that may be left out before the run refuses to start."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    epochs: int = Field(default=10, ge=1)
-    batch_size: int | None = Field(default=None, ge=2)
-    """Images per forward pass; 100, or the whole set where that is smaller."""
-    val_batch_size: int | None = Field(default=None, ge=1)
-    accumulate: int = Field(default=1, ge=1)
-    """Batches per update."""
-    ema: bool = False
-    """Validate and keep an exponential average of the weights."""
-    ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    device: str = "auto"
-    threads: int | None = Field(default=None, ge=1)
-    """Of the CPU; bits depend on it, so it is stored and used again on resume."""
-    deterministic: bool = True
-    seed: int = Field(default=0, ge=0)
-    out: str = "runs"
-    """The folder in which the run's own folder is made."""
-    name: str | None = None
-    """Of the run's folder; made of data and model if not given."""
-    checkpoint_every: str = "5m"
-    """Besides each epoch: an interval such as 30s, 5m or 500steps."""
+_RESIZE_RATIO = 256 / 224
+"""Of the short side that images are shrunk to, to the crop that the model takes: as ImageNet's models are evaluated."""
+_MAY_CHANGE = {"epochs", "device", "checkpoint_every"}
+"""On resume: none of these changes what a step computes."""
 
 
 @dataclass(frozen=True)
@@ -119,134 +89,150 @@ class Run:
         return document
 
 
-def make_config(**settings: Any) -> TrainConfig:
-    """The settings, checked; `UsageError` in one sentence where they make no sense."""
-    try:
-        return TrainConfig(**settings)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(each) for each in first["loc"]) or "settings"
-        message = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"--{place.replace('_', '-')}: {message}, found {first['input']!r}") from None
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The settings in a `config.yaml`, every scalar as text: YAML itself would read `off` as false and `1e-3` as text."""
-    try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as settings: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict):
-        raise UsageError(f"{path}: expected settings as `name: value`, found something else")
-    return settings
-
-
 def train(config: TrainConfig, *, display: Display | None = None) -> Run:
     """Train a model as `config` says, in a new folder, and evaluate it once on the test part where there is one."""
     display = display or Display(quiet=True)
     parse_interval(config.checkpoint_every)
     resolve_optimizer(config)
     device = select_device(config.device, batch_size=config.batch_size)
-    data = _open(config, display)
-    config = _resolve(config, data)
-    # The model is made before the folder, so that a mistyped name leaves nothing behind.
-    with _reproducible(config):
-        state, preprocessing = _begin(config, data, device)
+    data, preprocessing = _open(config, display)
+    config = resolve_config(config, _train_part(data), preprocessing, device)
+    with computing(threads=config.threads, deterministic=config.deterministic):
+        # The model is made before the folder, so that a mistyped name leaves nothing behind.
+        torch.manual_seed(derive_seed(config.seed, "init"))
+        model = build_model(config.model, weights=config.weights, **_model_args(config, data))
+        state = _begin(config, model, device)
         run = create_run(config.out, config.name or "run")
-        write_text(run.config, yaml.safe_dump(_without_nothing(config), sort_keys=False, allow_unicode=True))
+        write_config(config, run.config)
         write_json(run.environment, _environment(config))
+        _write_split(data, run)
         with run.locked():
             return _run(config, data, device, state, preprocessing, run, display)
 
 
 def resume(path: str, *, display: Display | None = None, **changes: Any) -> Run:
-    """Go on with the run in the folder `path`; of `changes`, `epochs`, `device` and `checkpoint_every` are taken."""
+    """Go on with the run in the folder `path`; of its settings `epochs`, `device` and `checkpoint_every` may change."""
     display = display or Display(quiet=True)
     run = open_run(path)
-    refused = set(changes) - {"epochs", "device", "checkpoint_every"}
-    if refused:
-        raise UsageError(
-            f"--{min(refused).replace('_', '-')} cannot change on --resume; start a new run for it"
-        )
-    config = make_config(**{**read_config(run.config), **changes})
+    stored = read_config(run.config)
+    config = make_config(**{**stored, **changes})
+    _refuse_changes(make_config(**stored), config)
     device = select_device(config.device)
-    data = _open(config, display)
-    with run.locked(), _reproducible(config):
-        state, preprocessing = _begin(config, data, device)
-        _continue(config, run, state, data, display)
-        write_text(run.config, yaml.safe_dump(_without_nothing(config), sort_keys=False, allow_unicode=True))
+    resolve_amp(config.amp, device)
+    with run.locked(), computing(threads=config.threads, deterministic=config.deterministic):
+        checkpoint = _last_checkpoint(run, display)
+        preprocessing = checkpoint.preprocessing
+        data = _decode(
+            _open_parts(config), config, preprocessing.resize, preprocessing.interpolation, display
+        )
+        # Its weights come from the checkpoint: those it started from may be gone.
+        state = _begin(config, build_model(config.model, **_model_args(config, data)), device)
+        _continue(config, checkpoint, run, state, data, display)
+        write_config(config, run.config)
         return _run(config, data, device, state, preprocessing, run, display)
 
 
-def rebuild_model(checkpoint: Checkpoint) -> nn.Module:
-    """The model of a checkpoint with the weights to use; `UsageError` for one that visus did not build."""
-    name = checkpoint.document["model"]
-    if name == CUSTOM:
-        raise UsageError(
-            f"{checkpoint.path}: holds a model that visus did not build; in Python, make the module and call "
-            "module.load_state_dict(visus.load_checkpoint(path).model_tensors)"
+def _open(config: TrainConfig, display: Display) -> tuple[Data, Preprocessing]:
+    """The data, files decoded once, and what happens to an image before the model sees it."""
+    data = _open_parts(config)
+    part = _train_part(data)
+    pretrained = pretrained_preprocessing(config.model, config.weights) if config.weights else None
+    size, resize = _geometry(config, part, pretrained)
+    interpolation: Interpolation = pretrained.interpolation if pretrained else "bilinear"
+    data = _decode(data, config, resize, interpolation, display)
+    if pretrained is None:
+        return data, measure_preprocessing(_train_part(data), size, resize)
+    record = pretrained.for_channels(part.images.channels)
+    return data, dataclasses.replace(record, size=size, resize=resize)
+
+
+def _open_parts(config: TrainConfig) -> Data:
+    data = open_source(
+        config.data, val=config.val, val_fraction=config.val_fraction, split_seed=config.split_seed
+    )
+    if data.train is None or data.val is None or not len(data.val):
+        raise DataError(
+            f"{data.source}: expected images to train and to validate on, found too few; raise --val-fraction"
         )
-    model = build_model(name, **checkpoint.document["model_args"])
-    load_tensors(model, checkpoint.model_tensors, checkpoint.path)
-    return model
+    return data
 
 
-def _open(config: TrainConfig, display: Display) -> Data:
-    """The data, files decoded once, what is wrong with them said."""
-    data = open_source(config.data, val_fraction=config.val_fraction, split_seed=config.split_seed)
-    train_part, _ = _parts(data)
+def _train_part(data: Data) -> Split:
+    assert data.train is not None
+    return data.train
+
+
+def _val_part(data: Data) -> Split:
+    assert data.val is not None
+    return data.val
+
+
+def _geometry(
+    config: TrainConfig, part: Split, pretrained: Preprocessing | None
+) -> tuple[tuple[int, int], int | None]:
+    """Height and width that the model takes, and the short side that images are shrunk to before they are cropped."""
+    own = part.images.size
+    if pretrained is None and config.img_size is None and own and max(own) <= LARGEST_SMALL_SIZE:
+        return own, None
+    ratio = _RESIZE_RATIO
+    if pretrained and pretrained.resize:
+        ratio = pretrained.resize / min(pretrained.size)
+    side = config.img_size or (pretrained.size[0] if pretrained else _LARGE_SIZE)
+    return (side, side), round(side * ratio)
+
+
+def _decode(
+    data: Data, config: TrainConfig, resize: int | None, interpolation: str, display: Display
+) -> Data:
     data = decode_once(
         data,
-        resize=_short_side(config, train_part),
+        channels=_train_part(data).images.channels,
+        resize=resize,
+        interpolation=interpolation,
         max_bad=config.max_bad,
         max_pixels=round(config.max_pixels * 1e6),
         memory_bytes=available_memory_bytes() // 2,
-        progress=lambda done, total: display.line(f"decoded {done} of {total}") if done == total else None,
+        progress=lambda done, total: display.count("decoded", done, total),
     )
     for each in data.skipped:
         display.line(f"skipped {each.path}: {each.reason}")
     return data
 
 
-def _size(config: TrainConfig, part: Split) -> tuple[int, int]:
-    """Height and width that the model takes."""
-    if config.img_size:
-        return config.img_size, config.img_size
-    own = part.images.size
-    if own and max(own) <= _LARGEST_SMALL_SIZE:
-        return own
-    return _LARGE_SIZE, _LARGE_SIZE
-
-
-def _short_side(config: TrainConfig, part: Split) -> int | None:
-    """To which files are shrunk when they are decoded: 256 for 224, in proportion for others; arrays stay as they are."""
-    return (
-        round((config.img_size or _LARGE_SIZE) * 256 / 224) if isinstance(part.images, FileImages) else None
-    )
-
-
-def _begin(config: TrainConfig, data: Data, device: torch.device) -> tuple[TrainingState, Preprocessing]:
-    """A model and optimizer at step 0."""
-    train_part, _ = _parts(data)
-    preprocessing = measure_preprocessing(
-        train_part, _size(config, train_part), _short_side(config, train_part)
-    )
-    torch.manual_seed(derive_seed(config.seed, "init"))
-    model = build_model(config.model, weights=config.weights, **_model_args(config, data))
+def _begin(config: TrainConfig, model: nn.Module, device: torch.device) -> TrainingState:
+    """All that a run moves, at step 0."""
     model.to(device).to(memory_format=torch.channels_last)
     average = ExponentialAverage(model, config.ema_decay) if config.ema else None
-    return TrainingState(model, make_optimizer(model, config), average), preprocessing
+    return TrainingState(model, make_optimizer(model, config), average, make_scaler(config.amp, device))
+
+
+def _refuse_changes(before: TrainConfig, after: TrainConfig) -> None:
+    settings = [field.name for field in dataclasses.fields(before) if field.name not in _MAY_CHANGE]
+    for name in settings:
+        if (was := getattr(before, name)) != (now := getattr(after, name)):
+            raise UsageError(
+                f"--{name.replace('_', '-')} cannot change on --resume (it was {was}, not {now}); start a new run for it"
+            )
+
+
+def _last_checkpoint(run: RunFolder, display: Display) -> Checkpoint:
+    """The last checkpoint, or the one before it where that is damaged."""
+    try:
+        return load_checkpoint(run.last)
+    except CheckpointError as error:
+        display.line(f"{error}; going on from {run.previous.name}")
+        return load_checkpoint(run.previous)
 
 
 def _continue(
-    config: TrainConfig, run: RunFolder, state: TrainingState, data: Data, display: Display
+    config: TrainConfig,
+    checkpoint: Checkpoint,
+    run: RunFolder,
+    state: TrainingState,
+    data: Data,
+    display: Display,
 ) -> None:
-    """Bring `state` to the last checkpoint, or to the one before it where that is damaged."""
-    try:
-        checkpoint = load_checkpoint(run.last)
-    except CheckpointError as error:
-        display.line(f"{error}; going on from {run.previous.name}")
-        checkpoint = load_checkpoint(run.previous)
+    """Bring `state` to where `checkpoint` stands."""
     if checkpoint.classes != data.classes:
         raise DataError(
             f"{run.path}: the data has changed: expected the classes {checkpoint.classes}, found {data.classes}"
@@ -269,13 +255,17 @@ def _run(
     run: RunFolder,
     display: Display,
 ) -> Run:
-    train_part, val_part = _parts(data)
-    batch_size, val_batch_size = config.batch_size or 0, config.val_batch_size or 0
     batches = TrainingBatches(
-        train_part, preprocessing, batch_size, config.augment or "none", derive_seed(config.seed, "data")
+        _train_part(data),
+        preprocessing,
+        config.batch_size or 0,
+        config.augment or "none",
+        derive_seed(config.seed, "data"),
     )
+    val_batches = EvaluationBatches(_val_part(data), preprocessing, config.val_batch_size or 0)
     updates = -(-len(batches) // config.accumulate)
-    _introduce(display, device, data, batch_size, val_batch_size, run)
+    for line in _introduction(config, data, device, batches, val_batches, run):
+        display.line(line)
     recorder = RunRecorder(
         run, _document(config, data, preprocessing), every=config.checkpoint_every, warn=display.line
     )
@@ -283,7 +273,7 @@ def _run(
         fit(
             state.model,
             batches,
-            EvaluationBatches(val_part, preprocessing, val_batch_size),
+            val_batches,
             optimizer=state.optimizer,
             epochs=config.epochs,
             schedule=make_schedule(config, epochs=config.epochs, steps_per_epoch=updates),
@@ -291,6 +281,7 @@ def _run(
                 logits, batch.targets, label_smoothing=config.label_smoothing
             ),
             device=device,
+            amp=config.amp,
             accumulate=config.accumulate,
             clip_grad=config.clip_grad,
             seed=config.seed,
@@ -299,36 +290,53 @@ def _run(
             display=display,
             stop=stop,
         )
-    return _finish(data, device, state, preprocessing, recorder, val_batch_size, display)
+    scores = _test(config, data, device, state.model, preprocessing, run, display)
+    result = _result(data, state, scores, recorder)
+    write_json(run.summary, result.to_json())
+    display.line(
+        f"Best model: {run.best}\nFinal model: {run.last}\nCurves: {run.path / 'loss_accuracy.png'}\n"
+        f"Confusion matrix: {run.path / 'confusion.png'}"
+    )
+    return result
 
 
-def _finish(
+def _test(
+    config: TrainConfig,
     data: Data,
     device: torch.device,
-    state: TrainingState,
+    model: nn.Module,
     preprocessing: Preprocessing,
-    recorder: RunRecorder,
-    val_batch_size: int,
+    run: RunFolder,
     display: Display,
-) -> Run:
-    """Evaluate the best weights on the test part, once, and write the summary."""
+) -> Scores:
+    """Evaluate the best weights once: on the test part, or where there is none on the validation part."""
+    part = data.test or _val_part(data)
+    load_tensors(model, load_checkpoint(run.best).model_tensors, run.best)
+    began = time.perf_counter()
+    scores = score_split(
+        model,
+        part,
+        preprocessing,
+        batch_size=config.val_batch_size or 0,
+        device=device,
+        amp=config.amp,
+        predictions=run.path / "predictions.csv",
+    )
+    write_json(run.evaluation, {"split": part.name, **scores.to_json()})
+    plot_confusion(scores.confusion, data.classes, run.path / "confusion.png", warn=display.line)
+    low, high = scores.accuracy_ci95
+    display.line(
+        f"Accuracy of the best model on the {scores.n} {part.name} images: {100 * scores.accuracy:.2f}% "
+        f"(95 % interval {100 * low:.2f} to {100 * high:.2f}; {time.perf_counter() - began:.2f}s)"
+    )
+    return scores
+
+
+def _result(data: Data, state: TrainingState, scores: Scores, recorder: RunRecorder) -> Run:
     run = recorder.run
-    test = None
-    if data.test is not None:
-        best = load_checkpoint(run.best)
-        load_tensors(state.model, best.model_tensors, run.best)
-        batches = EvaluationBatches(data.test, preprocessing, val_batch_size)
-        began = time.perf_counter()
-        scores = evaluate(state.model, batches, classes=data.classes, device=device)
-        low, high = scores.accuracy_ci95
-        display.line(
-            f"Accuracy of the best model on the {scores.n} test images: {100 * scores.accuracy:.2f}% "
-            f"(95 % interval {100 * low:.2f} to {100 * high:.2f}; {time.perf_counter() - began:.2f}s)"
-        )
-        test = {"n": scores.n, "accuracy": scores.accuracy, "accuracy_ci95": [low, high]}
-    last = load_checkpoint(run.last).document
     final = run.records()[-1]
-    result = Run(
+    test = {"n": scores.n, "accuracy": scores.accuracy, "accuracy_ci95": list(scores.accuracy_ci95)}
+    return Run(
         run=str(run.path),
         epochs=state.epoch,
         steps=state.step,
@@ -336,73 +344,40 @@ def _finish(
         images_per_second=state.images / state.seconds,
         best={"epoch": state.best_epoch, "accuracy": state.best_accuracy},
         final={"loss": final["loss"], "accuracy": final["accuracy"]},
-        test=test,
+        test=test if data.test else None,
         checkpoints={"best": str(run.best), "last": str(run.last)},
-        digest=last["digest"],
+        digest=load_checkpoint(run.last).document["digest"],
         skipped=len(data.skipped),
         findings=0,
         failure=recorder.failure,
     )
-    write_json(run.summary, result.to_json())
-    display.line(f"Best model: {run.best}\nFinal model: {run.last}\nCurves: {run.path / 'loss_accuracy.png'}")
-    return result
 
 
-def _resolve(config: TrainConfig, data: Data) -> TrainConfig:
-    """With everything filled in that depends on the data or the machine."""
-    train_part, _ = _parts(data)
-    batch_size = config.batch_size or min(_DEFAULT_BATCH_SIZE, len(train_part))
-    batch_sizes(len(train_part), batch_size)
-    optimizer = resolve_optimizer(config)
-    source = Path(config.data).absolute()
-    size = _size(config, train_part)
-    return dataclasses.replace(
-        config,
-        data=str(source) if source.exists() else config.data,
-        lr=optimizer.lr,
-        weight_decay=optimizer.weight_decay,
-        img_size=config.img_size
-        if isinstance(train_part.images, ArrayImages)
-        else config.img_size or size[0],
-        augment=config.augment or ("light" if max(size) <= _LARGEST_SMALL_SIZE else "standard"),
-        batch_size=batch_size,
-        val_batch_size=config.val_batch_size or batch_size,
-        threads=config.threads or torch.get_num_threads(),
-        name=config.name or f"{source.stem}-{config.model.replace('/', '-')}",
-    )
-
-
-def _introduce(
-    display: Display, device: torch.device, data: Data, batch_size: int, val_batch_size: int, run: RunFolder
-) -> None:
-    train_part, val_part = _parts(data)
-    display.line(describe_device(device))
-    for note in data.notes:
-        display.line(note)
-    sizes = {"train": len(train_part), "val": len(val_part)}
-    iterations = {
-        "train": len(batch_sizes(len(train_part), batch_size)),
-        "val": -(-len(val_part) // val_batch_size),
-    }
-    display.line(f"dataSize: {sizes}")
-    display.line(f"batchSize: {{'train': {batch_size}, 'val': {val_batch_size}}}")
-    display.line(f"iterNum: {iterations}")
-    display.line(f"run: {run.path}")
-
-
-def _parts(data: Data) -> tuple[Split, Split]:
-    if data.train is None or data.val is None or not len(data.val):
-        raise DataError(
-            f"{data.source}: expected images to train and to validate on, found too few; raise --val-fraction"
-        )
-    return data.train, data.val
+def _introduction(
+    config: TrainConfig,
+    data: Data,
+    device: torch.device,
+    batches: TrainingBatches,
+    val_batches: EvaluationBatches,
+    run: RunFolder,
+) -> list[str]:
+    """What people see first: what was understood, and the sizes."""
+    sizes = {"train": len(_train_part(data)), "val": len(_val_part(data))}
+    return [
+        describe_device(device),
+        *data.notes,
+        f"dataSize: {sizes}",
+        f"batchSize: {{'train': {config.batch_size}, 'val': {config.val_batch_size}}}",
+        f"iterNum: {{'train': {len(batches)}, 'val': {len(val_batches)}}}",
+        f"amp: {config.amp}, threads: {config.threads}, images of {'x'.join(map(str, batches.preprocessing.size))}",
+        f"run: {run.path}",
+    ]
 
 
 def _model_args(config: TrainConfig, data: Data) -> dict[str, Any]:
-    train_part, _ = _parts(data)
     return {
         "num_classes": len(data.classes),
-        "in_channels": train_part.images.channels,
+        "in_channels": _train_part(data).images.channels,
         "stem": config.stem,
     }
 
@@ -413,46 +388,26 @@ def _document(config: TrainConfig, data: Data, preprocessing: Preprocessing) -> 
         "model_args": _model_args(config, data),
         "classes": list(data.classes),
         "preprocess": preprocessing.to_json(),
-        "config": _without_nothing(config),
+        "config": plain_settings(config),
     }
 
 
-def _without_nothing(config: TrainConfig) -> dict[str, Any]:
-    values: Mapping[str, Any] = dataclasses.asdict(config)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
+def _write_split(data: Data, run: RunFolder) -> None:
+    """Which image is in which part."""
+    with writing_table(run.split, ["path", "label", "split"]) as write:
+        for part in (data.train, data.val, data.test):
+            if part:
+                write(
+                    [path, data.classes[label], part.name]
+                    for path, label in zip(part.paths, part.labels, strict=True)
+                )
 
 
 def _environment(config: TrainConfig) -> dict[str, Any]:
-    import torchvision
-
-    import visus.devices
-
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "devices": [dataclasses.asdict(each) for each in visus.devices.describe_devices()],
+        **{name: version(name) for name in ("visus", "torch", "torchvision", "timm", "numpy", "pillow")},
+        "devices": [dataclasses.asdict(each) for each in describe_devices()],
         "seed": config.seed,
     }
-
-
-@contextmanager
-def _reproducible(config: TrainConfig) -> Iterator[None]:
-    """Threads, kernels and generator as the run needs them, and afterwards as they were."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warn_only, generator = torch.is_deterministic_algorithms_warn_only_enabled(), torch.get_rng_state()
-    # torch's stubs do not know this property of the module.
-    settings: Any = torch.utils.deterministic
-    filled = settings.fill_uninitialized_memory
-    try:
-        torch.set_num_threads(config.threads or threads)
-        torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
-        # Filling memory that is about to be written costs time and changes no result.
-        settings.fill_uninitialized_memory = False
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        settings.fill_uninitialized_memory = filled
-        torch.set_rng_state(generator)

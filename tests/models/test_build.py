@@ -4,7 +4,8 @@ import torchvision
 from torch import nn
 
 from visus.errors import CheckpointError, UsageError
-from visus.models.build import build_model, model_names, resolve_model
+from visus.models.build import build_model
+from visus.models.names import model_names, resolve_model
 from visus.models.weights import load_weights
 
 SAMPLE = [

@@ -6,18 +6,16 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 from typing import Any, Literal
 
 import timm
 import torchvision
 from torch import nn
 
-from visus.errors import UsageError, unknown_name
+from visus.errors import UsageError
+from visus.models.names import resolve_model
 from visus.models.small import SmallNet
 from visus.models.weights import load_weights, pretrained_tensors
-
-Library = Literal["visus", "torchvision", "timm"]
 
 # These two are built with auxiliary classifiers, which serve only a training recipe of their own.
 _WITH_AUXILIARY_HEADS = {"googlenet", "inception_v3"}
@@ -53,35 +51,6 @@ def build_model(
     if tensors is not None:
         load_weights(model, tensors, str(weights))
     return model
-
-
-def resolve_model(name: str) -> tuple[Library, str]:
-    """Which library builds `name`, and what it is called there; `UsageError` with the nearest names for an unknown one."""
-    library, _, own_name = name.rpartition("/")
-    if name == "small":
-        return "visus", name
-    if library in ("", "torchvision") and own_name in torchvision_names():
-        return "torchvision", own_name
-    if library in ("", "timm") and own_name in timm_names():
-        return "timm", own_name
-    raise unknown_name("model", name, model_names())
-
-
-def model_names() -> list[str]:
-    """Every name that `build_model` takes without its library."""
-    return sorted({"small", *torchvision_names(), *timm_names()})
-
-
-@cache
-def torchvision_names() -> frozenset[str]:
-    """torchvision's classification models."""
-    return frozenset(torchvision.models.list_models(module=torchvision.models))
-
-
-@cache
-def timm_names() -> frozenset[str]:
-    """timm's models."""
-    return frozenset(timm.list_models())
 
 
 def _build_torchvision(name: str, num_classes: int | None, in_channels: int) -> nn.Module:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import torchvision
 from torch import Tensor, nn
 
 from visus.errors import CheckpointError, UsageError
-from visus.tensorfile import read_tensors
+from visus.models.names import resolve_model
+from visus.preprocessing import Preprocessing
+from visus.tensorfile import read_header, read_tensors
 
 _AUXILIARY = ("aux", "AuxLogits")
 
@@ -38,6 +43,40 @@ def pretrained_tensors(library: str, name: str, weights: str | os.PathLike[str])
             f"the default weights of {name} cannot be had ({type(error).__name__}: {reason}); without a network give --weights FILE"
         ) from None
     raise UsageError(f"{name} has no default weights; leave --weights out or give a file")
+
+
+def pretrained_preprocessing(model: str, weights: str | os.PathLike[str]) -> Preprocessing | None:
+    """What the model `model` expects of an image when it starts from `weights`; `None` where nobody says.
+
+    A checkpoint of visus says it itself; for other files, as for `default`, it is what the model's library states.
+    """
+    if Path(weights).suffix == ".safetensors" and (stored := read_header(weights).get("visus")):
+        return Preprocessing.from_json(json.loads(stored)["preprocess"])
+    library, name = resolve_model(model)
+    if library == "timm":
+        return _timm_preprocessing(name)
+    if library == "torchvision":
+        return _torchvision_preprocessing(name)
+    return None
+
+
+def _timm_preprocessing(name: str) -> Preprocessing | None:
+    configuration = timm.get_pretrained_cfg(name)
+    if configuration is None:
+        return None
+    stated = timm.data.resolve_data_config(pretrained_cfg=configuration.to_dict())
+    channels, height, width = stated["input_size"]
+    resize = math.floor(min(height, width) / stated["crop_pct"])
+    # `random` chooses anew for every image; evaluation needs one.
+    interpolation: Any = "bicubic" if stated["interpolation"] == "random" else stated["interpolation"]
+    return Preprocessing((height, width), channels, stated["mean"], stated["std"], resize, interpolation)
+
+
+def _torchvision_preprocessing(name: str) -> Preprocessing:
+    stated = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    side, resize = stated.crop_size[0], stated.resize_size[0]
+    mean, std = tuple(stated.mean), tuple(stated.std)
+    return Preprocessing((side, side), 3, mean, std, resize, stated.interpolation.value)
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> list[str]:

@@ -1,0 +1,143 @@
+"""The settings of a run: checked when they are made, and stored so that it can be repeated."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import pydantic.dataclasses
+import torch
+import yaml
+from pydantic import Field
+
+from visus.amp import Amp, resolve_amp
+from visus.data.augment import Augment
+from visus.data.batching import batch_sizes
+from visus.data.images import Split
+from visus.errors import UsageError
+from visus.files import write_text
+from visus.ops.optim import OptimizerSettings, resolve_optimizer
+from visus.ops.schedules import ScheduleSettings
+from visus.preprocessing import Preprocessing
+
+LARGEST_SMALL_SIZE = 64
+"""Images of at most so many pixels a side are taken as they are, with light augmentation."""
+
+_DEFAULT_BATCH_SIZE = 100
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=pydantic.ConfigDict(extra="forbid"))
+class TrainConfig(OptimizerSettings, ScheduleSettings):
+    """All settings of a run; `None` means chosen by visus, and is filled in before the first step."""
+
+    data: str
+    """`digits`, an `.npz` file, a folder of IDX files, or a folder of class folders."""
+    val: str | None = None
+    """Another source, for validation."""
+    val_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the training images set aside for validation, where the data has no such part."""
+    split_seed: int = Field(default=0, ge=0)
+    """Of the choice of those images; independent of `seed`, so that seeds are compared on the same images."""
+    model: str = "resnet18"
+    weights: str | None = None
+    """`default`, or a file to start from."""
+    stem: Literal["small"] | None = None
+    img_size: int | None = Field(default=None, ge=1)
+    """What the model takes; the weights' own, else the images' own where all share one of at most 64, else 224."""
+    augment: Augment | None = None
+    """`light` (flips and padded crops) for images of at most 64 pixels, else `standard` (random-resized crops and flips)."""
+    max_pixels: float = Field(default=100.0, gt=0)
+    """Megapixels; a larger image is left out."""
+    max_bad: float = Field(default=0.01, ge=0, lt=1)
+    """Share of the files that may be left out before the run refuses to start."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int | None = Field(default=None, ge=2)
+    """Images per forward pass; 100, or the whole set where that is smaller."""
+    val_batch_size: int | None = Field(default=None, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    """Batches per update."""
+    ema: bool = False
+    """Validate and keep an exponential average of the weights."""
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    device: str = "auto"
+    """`auto`, `cpu`, `mps`, or the index of a CUDA device."""
+    amp: Amp = "auto"
+    """Mixed precision: `bf16`, `fp16`, `off`, or what a trial on the device shows to pay."""
+    threads: int | None = Field(default=None, ge=1)
+    """Of the CPU; bits depend on it, so it is stored and used again on resume."""
+    deterministic: bool = True
+    seed: int = Field(default=0, ge=0)
+    out: str = "runs"
+    """The folder in which the run's own folder is made."""
+    name: str | None = None
+    """Of the run's folder; made of data and model if not given."""
+    checkpoint_every: str = "5m"
+    """Besides each epoch: an interval such as 30s, 5m or 500steps."""
+
+
+def make_config(**settings: Any) -> TrainConfig:
+    """The settings, checked; `UsageError` in one sentence where they make no sense."""
+    try:
+        return TrainConfig(**settings)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(each) for each in first["loc"]) or "settings"
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"--{place.replace('_', '-')}: {message}, found {first['input']!r}") from None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a `config.yaml`, every scalar as text: YAML itself would read `off` as false and `1e-3` as text."""
+    try:
+        settings = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as settings: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise UsageError(f"{path}: expected settings as `name: value`, found something else")
+    return settings
+
+
+def write_config(config: TrainConfig, path: Path) -> None:
+    """Write `config.yaml`, from which `visus train --config` repeats the run."""
+    write_text(path, yaml.safe_dump(plain_settings(config), sort_keys=False, allow_unicode=True))
+
+
+def plain_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that have a value, as plain values."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
+
+
+def resolve_config(
+    config: TrainConfig, train_part: Split, preprocessing: Preprocessing, device: torch.device
+) -> TrainConfig:
+    """With everything filled in that depends on the data or the machine."""
+    batch_size = config.batch_size or min(_DEFAULT_BATCH_SIZE, len(train_part))
+    batch_sizes(len(train_part), batch_size)
+    optimizer = resolve_optimizer(config)
+    source, height = Path(config.data).absolute(), preprocessing.size[0]
+    square = preprocessing.size == (height, height)
+    return dataclasses.replace(
+        config,
+        data=_absolute(config.data),
+        val=None if config.val is None else _absolute(config.val),
+        weights=config.weights if config.weights in (None, "default") else _absolute(config.weights),
+        lr=optimizer.lr,
+        weight_decay=optimizer.weight_decay,
+        img_size=config.img_size or (height if square else None),
+        augment=config.augment or ("light" if max(preprocessing.size) <= LARGEST_SMALL_SIZE else "standard"),
+        batch_size=batch_size,
+        val_batch_size=config.val_batch_size or batch_size,
+        amp=resolve_amp(config.amp, device),
+        threads=config.threads or torch.get_num_threads(),
+        name=config.name or f"{source.stem}-{config.model.replace('/', '-')}",
+    )
+
+
+def _absolute(source: str) -> str:
+    """A path that is right from any folder; a name such as `digits` as it is."""
+    path = Path(source).absolute()
+    return str(path) if path.exists() else source

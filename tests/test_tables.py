@@ -1,0 +1,38 @@
+import csv
+
+import pytest
+
+from visus.errors import UsageError
+from visus.tables import writing_table
+
+
+def test_rows_come_back_whatever_is_in_them(tmp_path):
+    rows = [["a,b", 'c"d', "e\nf"], ["é中", "", "1.5"]]
+    with writing_table(tmp_path / "t.csv", ["x", "y", "z"]) as write:
+        write(rows[:1])
+        write(rows[1:])
+    with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file)) == [["x", "y", "z"], *rows]
+
+
+def test_what_fails_leaves_the_old_table(tmp_path):
+    (tmp_path / "t.csv").write_text("old")
+    with pytest.raises(RuntimeError), writing_table(tmp_path / "t.csv", ["x"]) as write:
+        write([[1]])
+        raise RuntimeError
+    assert (tmp_path / "t.csv").read_text() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["t.csv"]
+
+
+@pytest.mark.parametrize(("name", "sentence"), [("t.xls", ".csv or .parquet"), ("no/t.csv", "make it first")])
+def test_where_nothing_can_be_written_is_said(tmp_path, name, sentence):
+    with pytest.raises(UsageError, match=sentence), writing_table(tmp_path / name, ["x"]):
+        pass
+
+
+def test_parquet_comes_back_with_its_types(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    with writing_table(tmp_path / "t.parquet", ["path", "p"]) as write:
+        write([["a", 0.25]])
+        write([["b", 0.5]])
+    assert parquet.read_table(tmp_path / "t.parquet").to_pydict() == {"path": ["a", "b"], "p": [0.25, 0.5]}

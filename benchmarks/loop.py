@@ -1,0 +1,148 @@
+"""Images per second of `visus.fit`, beside a bare loop and the loop of the notes that visus began with.
+
+    python benchmarks/loop.py [FOLDER]     # of Fashion-MNIST's IDX files (Debian: dataset-fashion-mnist)
+
+6,000 images, batches of 100, one epoch each, in one process, in turn. All train the same net with the same optimizer, threads and
+deterministic kernels. (a) steps through batches that are ready in memory, channels last, and does nothing else. (b) decodes
+each sample through PIL and `ToTensor` in two workers, and reads the loss and writes to the terminal twice a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from measuring import alternate, header, table
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import ToTensor
+
+import visus
+from visus.data.images import Split
+from visus.devices import computing
+from visus.display import Display
+from visus.ops.optim import OptimizerSettings, make_optimizer
+from visus.preprocessing import Preprocessing
+
+_BATCH_SIZE = 100
+_IMAGES = 6000
+
+
+def begin(name: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A fresh net in channels-last layout, and its optimizer."""
+    torch.manual_seed(0)
+    model = visus.build_model(name, 10, in_channels=1).to(memory_format=torch.channels_last)
+    return model, make_optimizer(model, OptimizerSettings(lr=0.05))
+
+
+def bare(name: str, split: Split, record: Preprocessing) -> Callable[[], float]:
+    """(a): the limit."""
+    batches = [tuple(batch) for batch in visus.EvaluationBatches(split, record, _BATCH_SIZE)]
+
+    def measure() -> float:
+        model, optimizer = begin(name)
+        model.train()
+        began = time.perf_counter()
+        for images, targets in batches:
+            F.cross_entropy(model(images), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return len(split) / (time.perf_counter() - began)
+
+    return measure
+
+
+class NotesDataset(Dataset[tuple[Tensor, int]]):
+    """Each sample through PIL, as in the notes."""
+
+    def __init__(self, split: Split) -> None:
+        self.images = split.images.pixels[:, 0].numpy()
+        self.labels = split.labels.tolist()
+        self.transform = ToTensor()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(np.uint8(self.images[index]))), self.labels[index]
+
+
+def notes(name: str, split: Split) -> Callable[[], float]:
+    """(b): two workers, `.item()` and two writes a step, the plain layout."""
+    loader = DataLoader(NotesDataset(split), batch_size=_BATCH_SIZE, shuffle=True, num_workers=2)
+    terminal = io.StringIO()
+
+    def measure() -> float:
+        model, _ = begin(name)
+        model = model.to(memory_format=torch.contiguous_format)
+        optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=5e-4, nesterov=True)
+        model.train()
+        loss_sum, correct = 0.0, 0
+        began = time.perf_counter()
+        for images, targets in loader:
+            logits = model(images)
+            loss = F.cross_entropy(logits, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.item() * len(images)
+            terminal.write(" " * 80 + "\r")
+            correct += int((logits.argmax(1) == targets).sum().item())
+            terminal.write(f"{loss.item():.4f} {loss_sum:.4f} {correct}\r")
+        return len(split) / (time.perf_counter() - began)
+
+    return measure
+
+
+def ours(name: str, split: Split, record: Preprocessing, augment: str) -> Callable[[], float]:
+    """`visus.fit` with progress and metrics; its batches are made as it goes."""
+    batches = visus.TrainingBatches(split, record, _BATCH_SIZE, augment)
+
+    def measure() -> float:
+        model, optimizer = begin(name)
+        began = time.perf_counter()
+        visus.fit(model, batches, optimizer=optimizer, epochs=1, display=Display(Terminal()))
+        return len(split) / (time.perf_counter() - began)
+
+    return measure
+
+
+class Terminal(io.StringIO):
+    """What `rich` takes for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def main() -> None:
+    """Print a table for each model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", default="/usr/share/datasets/fashion-mnist")
+    parser.add_argument("--model", nargs="+", default=["small", "resnet18"])
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    data = visus.open_source(options.folder, val_fraction=0)
+    split = data.train.subset(np.arange(_IMAGES))
+    record = visus.measure_preprocessing(split)
+    print(f"{header('torchvision')}; {torch.get_num_threads()} threads; n = {options.repeats}")
+    with computing():
+        for name in options.model:
+            candidates = {
+                "(a) bare loop": bare(name, split, record),
+                "visus.fit": ours(name, split, record, "none"),
+                "visus.fit, flips and padded crops": ours(name, split, record, "light"),
+                "(b) loop of the notes": notes(name, split),
+            }
+            print(f"\n{name}\n\n{table(alternate(candidates, options.repeats), '(a) bare loop', 'images/s')}")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

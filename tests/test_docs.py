@@ -1,0 +1,62 @@
+"""The code in the documentation, executed as it stands, and flags that it must not forget."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import typer.main
+
+from visus.cli import app
+from visus.config import TrainConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def code_of(path):
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    return tmp_path
+
+
+def test_the_example_of_the_readme_runs_and_is_right(elsewhere, capsys):
+    (code,) = code_of("README.md")
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["scores"].accuracy > 0.97
+    assert f"of {names['scores'].n} test images" in capsys.readouterr().out
+
+
+def test_the_tutorial_runs_and_learns(elsewhere, capsys):
+    names = {}
+    for code in code_of("docs/tutorial.md"):
+        exec(compile(code, "tutorial.md", "exec"), names)
+    assert names["run"].test["accuracy"] > 0.95
+    assert names["run"].epochs == 10
+    assert names["scores"].accuracy > 0.9
+    assert (elsewhere / "curves.png").exists()
+    assert capsys.readouterr().out.count("pictures/test/7/") == 3
+
+
+def test_every_command_and_flag_has_its_place_in_the_documentation():
+    for name, command in typer.main.get_command(app).commands.items():
+        page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        flags = [max(each.opts, key=len) for each in command.params if each.param_type_name == "option"]
+        assert not [flag for flag in flags if f"`{flag}" not in page and f"[{flag}" not in page], name
+
+
+def test_every_default_of_the_settings_is_the_documented_one():
+    page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    for field in dataclasses.fields(TrainConfig):
+        flag = "no-deterministic" if field.name == "deterministic" else field.name.replace("_", "-")
+        if field.name != "data":
+            assert f"--{flag}" in page
+    assert "| `--epochs N` | 10 |" in page
+    assert TrainConfig(data="digits").epochs == 10

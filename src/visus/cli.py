@@ -131,16 +131,13 @@ def evaluate(
 ) -> int:
     """Score a model on DATA."""
     from visus.checkpoint import find_checkpoint, load_checkpoint
-    from visus.devices import select_device
     from visus.ops.stopwatch import format_duration
     from visus.plots import plot_confusion
     from visus.testing import evaluate_checkpoint
 
     began = time.perf_counter()
     loaded = load_checkpoint(find_checkpoint(checkpoint))
-    found = evaluate_checkpoint(
-        loaded, data, part=split, device=select_device(device), predictions=predictions
-    )
+    found = evaluate_checkpoint(loaded, data, part=split, device=device, predictions=predictions)
     _tell([*found.notes, *(f"skipped {each.path}: {each.reason}" for each in found.skipped)])
     if picture:
         plot_confusion(
@@ -165,12 +162,11 @@ def predict(
 ) -> int:
     """Say what is on FILES."""
     from visus.checkpoint import find_checkpoint, load_checkpoint
-    from visus.devices import select_device
     from visus.prediction import list_files, predict_files, write_predictions
 
     loaded = load_checkpoint(find_checkpoint(checkpoint))
     found = []
-    for each in predict_files(loaded, list_files(files), topk=topk, device=select_device(device)):
+    for each in predict_files(loaded, list_files(files), topk=topk, device=device):
         found.append(each)
         if each.error is not None:
             _tell([f"{each.path}: {each.error}"])

@@ -18,7 +18,7 @@ from visus.data.crops import centre_crop
 from visus.data.decode import Pixels, UndecodableError
 from visus.data.files import FileImages, decode_all
 from visus.data.folders import list_images
-from visus.devices import computing
+from visus.devices import computing, select_device
 from visus.errors import DataError
 from visus.inference import predict_logits
 from visus.preprocessing import Preprocessing
@@ -61,12 +61,13 @@ def list_files(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 
 def predict_files(
-    checkpoint: Checkpoint, files: Sequence[str], *, topk: int = 5, device: torch.device
+    checkpoint: Checkpoint, files: Sequence[str], *, topk: int = 5, device: torch.device | str = "auto"
 ) -> Iterator[Prediction]:
     """What the model of `checkpoint` says of each of `files`, in their order; of fewer than `topk` classes, all.
 
     A file that is no image is a prediction with an error, and stops nothing. Files are decoded as they are needed.
     """
+    device = select_device(device)
     model = rebuild_model(checkpoint).to(device).to(memory_format=torch.channels_last)
     for first in range(0, len(files), _BATCH_SIZE):
         with computing(threads=checkpoint.config.get("threads")):

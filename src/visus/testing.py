@@ -17,7 +17,7 @@ from visus.data.batching import EvaluationBatches
 from visus.data.files import decode_once
 from visus.data.images import Data, Skipped, Split, map_classes
 from visus.data.sources import open_source
-from visus.devices import available_memory_bytes, computing
+from visus.devices import available_memory_bytes, computing, select_device
 from visus.errors import UsageError
 from visus.evaluation import Scores, score
 from visus.inference import predict_logits
@@ -43,7 +43,7 @@ def evaluate_checkpoint(
     source: str,
     *,
     part: str | None = None,
-    device: torch.device,
+    device: torch.device | str = "auto",
     predictions: Path | None = None,
 ) -> Evaluation:
     """Score the model of `checkpoint` on a part of `source`: its test part, else validation, else all.
@@ -51,7 +51,7 @@ def evaluate_checkpoint(
     The threads, kernels, precision and batch size are those of the training run, so that its figures come out again digit for
     digit. `predictions` is a file for every image's probabilities. Raises `DataError` for classes that the model lacks.
     """
-    config = checkpoint.config
+    config, device = checkpoint.config, select_device(device)
     data = _open(checkpoint, source, part)
     split = data.train
     assert split is not None

@@ -16,7 +16,7 @@ from visus.checkpoint import Checkpoint, rebuild_model
 from visus.data.batching import EvaluationBatches
 from visus.data.files import decode_once
 from visus.data.images import Data, Skipped, Split, map_classes
-from visus.data.sources import open_source
+from visus.data.sources import open_source, read_source
 from visus.devices import available_memory_bytes, computing, select_device
 from visus.errors import UsageError
 from visus.evaluation import Scores, score
@@ -53,7 +53,7 @@ def evaluate_checkpoint(
     """
     config, device = checkpoint.config, select_device(device)
     data = _open(checkpoint, source, part)
-    split = data.train
+    split = data.test
     assert split is not None
     with computing(threads=config.get("threads"), deterministic=config.get("deterministic", True)):
         model = rebuild_model(checkpoint).to(device).to(memory_format=torch.channels_last)
@@ -93,20 +93,20 @@ def score_split(
 
 
 def _open(checkpoint: Checkpoint, source: str, part: str | None) -> Data:
-    """`source` with only the part to evaluate, as `train`, decoded, its classes brought to the model's.
+    """`source` with only the part to evaluate, as `test`, decoded, its classes brought to the model's.
 
     Only the source that the model was trained on has a validation part made by rule.
     """
     config, preprocessing = checkpoint.config, checkpoint.preprocessing
     trained_on = config.get("data") in (source, str(Path(source).absolute()))
-    made = ("val_fraction", "split_seed", "val") if trained_on else ()
-    options = {"val_fraction": 0.0} | {name: config[name] for name in made if name in config}
-    data = open_source(source, **options)
+    made = {name: config[name] for name in ("val", "val_fraction", "split_seed") if name in config}
+    data = open_source(source, **made) if trained_on else read_source(source)
     split = map_classes(_choose(data, part), checkpoint.classes)
     absent = [name for index, name in enumerate(split.classes) if not (split.labels == index).any()]
     notes = (*data.notes, *([f"classes without an image here: {', '.join(absent)}"] if absent else []))
     return decode_once(
-        replace(data, classes=split.classes, train=split, val=None, test=None, notes=notes),
+        replace(data, classes=split.classes, train=None, val=None, test=split, notes=notes),
+        channels=preprocessing.channels,
         resize=preprocessing.resize,
         interpolation=preprocessing.interpolation,
         max_bad=1.0,

@@ -26,6 +26,7 @@ from visus.config import (
 from visus.data.batching import EvaluationBatches, TrainingBatches, measure_preprocessing
 from visus.data.files import decode_once
 from visus.data.images import Data, Split
+from visus.data.listing import fingerprint, split_rows
 from visus.data.sources import open_source
 from visus.devices import (
     available_memory_bytes,
@@ -104,7 +105,7 @@ def train(config: TrainConfig, *, display: Display | None = None) -> Run:
         state = _begin(config, model, device)
         run = create_run(config.out, config.name or "run")
         write_config(config, run.config)
-        write_json(run.environment, _environment(config))
+        write_json(run.environment, _environment(config, data))
         _write_split(data, run)
         with run.locked():
             return _run(config, data, device, state, preprocessing, run, display)
@@ -236,6 +237,11 @@ def _continue(
     if checkpoint.classes != data.classes:
         raise DataError(
             f"{run.path}: the data has changed: expected the classes {checkpoint.classes}, found {data.classes}"
+        )
+    if checkpoint.document["data"] != fingerprint(data):
+        raise DataError(
+            f"{run.path}: the data has changed since the run began (images, labels or split; see split.csv); "
+            f"expected {data.source} as it was, or a new run"
         )
     restore(state, checkpoint.tensors, checkpoint.document["state"], checkpoint.path)
     run.cut_back(state.epoch)
@@ -389,25 +395,22 @@ def _document(config: TrainConfig, data: Data, preprocessing: Preprocessing) -> 
         "classes": list(data.classes),
         "preprocess": preprocessing.to_json(),
         "config": plain_settings(config),
+        "data": fingerprint(data),
     }
 
 
 def _write_split(data: Data, run: RunFolder) -> None:
     """Which image is in which part."""
     with writing_table(run.split, ["path", "label", "split"]) as write:
-        for part in (data.train, data.val, data.test):
-            if part:
-                write(
-                    [path, data.classes[label], part.name]
-                    for path, label in zip(part.paths, part.labels, strict=True)
-                )
+        write(split_rows(data))
 
 
-def _environment(config: TrainConfig) -> dict[str, Any]:
+def _environment(config: TrainConfig, data: Data) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: version(name) for name in ("visus", "torch", "torchvision", "timm", "numpy", "pillow")},
         "devices": [dataclasses.asdict(each) for each in describe_devices()],
         "seed": config.seed,
+        "data": fingerprint(data),
     }

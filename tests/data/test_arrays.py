@@ -1,21 +1,21 @@
-import gzip
+import io
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
-from visus.data.arrays import array_split, read_digits, read_idx, read_npz, to_pixels
+from visus.data.arrays import adapt_pixels, array_split, read_digits, read_npz, to_pixels
+from visus.data.decode import decode_image
+from visus.data.sources import open_source, read_source
 from visus.errors import DataError
 
 IMAGES = np.arange(4 * 5 * 6, dtype=np.uint8).reshape(4, 5, 6)
 LABELS = np.array([0, 1, 2, 1])
-
-
-def idx(array):
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-    return header + array.astype(np.uint8).tobytes()
 
 
 def test_digits_are_those_of_scikit_learn():
@@ -86,9 +86,21 @@ def test_labels_that_do_not_fit_are_refused(labels):
         array_split("train", IMAGES, labels, ["a", "b", "c"], "x")
 
 
-def test_one_class_is_refused():
-    with pytest.raises(DataError, match="at least two classes"):
-        array_split("train", IMAGES, np.zeros(4, int), None, "x")
+def test_one_class_is_too_few_to_train_on(tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=np.zeros(4, int))
+    assert read_source(tmp_path / "a.npz").classes == ("0",)
+    with pytest.raises(DataError, match="at least two classes, found only 0"):
+        open_source(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_are_shrunk_and_converted_as_files_are(tmp_path, channels):
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    ours = adapt_pixels(torch.from_numpy(image).permute(2, 0, 1)[None], channels, 20, "bicubic")
+    theirs = decode_image(tmp_path / "a.png", channels=channels, resize=20, interpolation="bicubic")
+    np.testing.assert_array_equal(ours[0], theirs)
+    assert ours.shape == (1, channels, 20, 26)
 
 
 def test_npz(tmp_path):
@@ -120,15 +132,52 @@ def test_npz_without_the_arrays_says_what_it_holds(tmp_path):
         read_npz(tmp_path / "a.npz")
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_idx(tmp_path, pack):
-    (tmp_path / "a").write_bytes(pack(idx(IMAGES)))
-    np.testing.assert_array_equal(read_idx(tmp_path / "a"), IMAGES)
+@pytest.mark.parametrize("content", [b"", b"PK", b"no npz"])
+def test_a_damaged_npz_is_named(tmp_path, content):
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.npz: cannot be read as \.npz"):
+        read_npz(tmp_path / "a.npz")
 
 
-@pytest.mark.parametrize("cut", [0, 3, 10, 40, -1])
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_a_truncated_idx_file_is_named(tmp_path, pack, cut):
-    (tmp_path / "a-idx3").write_bytes(pack(idx(IMAGES))[:cut])
-    with pytest.raises(DataError, match="a-idx3"):
-        read_idx(tmp_path / "a-idx3")
+def test_an_npz_that_is_cut_closes_its_file(tmp_path):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=LABELS)
+    whole = (tmp_path / "a.npz").read_bytes()
+    for length in range(0, len(whole), 97):
+        (tmp_path / "a.npz").write_bytes(whole[:length])
+        with pytest.raises(DataError, match=r"a\.npz: cannot be read"):
+            read_npz(tmp_path / "a.npz")
+
+
+def test_an_npz_that_claims_more_than_memory_is_named(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**14,)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name in ("images.npy", "labels.npy"):
+            archive.writestr(name, header.getvalue())
+    with pytest.raises(DataError, match=r"a\.npz: cannot be read as \.npz"):
+        read_npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({}, "expected arrays named images and labels, found none"),
+        ({"images": IMAGES}, "found images"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, r"found \(0, 5, 6\)"),
+        ({"images": IMAGES, "labels": LABELS[:3]}, "expected 4 labels for 4 images"),
+        ({"images": IMAGES, "labels": LABELS - 1}, "found -1 for image 0"),
+        ({"images": IMAGES, "labels": LABELS, "classes": ["a", "b"]}, "from 0 to 1, found 2 for image 2"),
+        ({"images": IMAGES, "labels": LABELS, "classes": ["a", "b", "a"]}, "found a twice"),
+        ({"images": IMAGES, "labels": LABELS, "classes": 3}, "expected a list of names as classes"),
+        ({"images": IMAGES, "labels": [0, 1, np.nan, 1]}, "found nan for image 2"),
+        ({"images": IMAGES, "labels": [0, 1, 10**15, 1]}, "at most 1,000,000 classes"),
+        ({"images": IMAGES / 60, "labels": LABELS}, "float64 pixels from 0 to 1, found 0.0 to 1.9"),
+        ({"images": np.where(IMAGES == 80, np.nan, 0.5), "labels": LABELS}, "found NaN in image 2"),
+        ({"images": np.where(IMAGES == 80, np.inf, 0.5), "labels": LABELS}, "found 0.5 to inf"),
+        ({"images": np.zeros(4, dtype=[("a", "u1")]), "labels": LABELS}, "expected images"),
+    ],
+)
+def test_npz_whose_arrays_do_not_fit_are_named(tmp_path, arrays, sentence):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=rf"a\.npz: .*{sentence}"):
+        read_npz(tmp_path / "a.npz")

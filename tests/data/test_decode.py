@@ -74,6 +74,18 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path):
     assert decode_image(path)[:, 0, 0].tolist() == [255, 0, 0]
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_bytes_give_what_their_file_gives(tmp_path, kind):
+    path = saved(tmp_path, PHOTO, kind)
+    np.testing.assert_array_equal(decode_image(path.read_bytes(), resize=20), decode_image(path, resize=20))
+
+
+def test_bytes_that_are_no_image_give_a_reason_that_is_the_same_each_time():
+    for content, reason in ((b"", "0 bytes"), (b"no image", "cannot identify image file the file$")):
+        with pytest.raises(UndecodableError, match=reason):
+            decode_image(content)
+
+
 def test_a_wrong_suffix_does_not_matter(tmp_path):
     PHOTO.save(tmp_path / "a.jpg", "png")
     assert decode_image(tmp_path / "a.jpg").shape == (3, 60, 80)

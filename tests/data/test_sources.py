@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +79,64 @@ def test_what_is_no_source_is_named(tmp_path):
     for source in (tmp_path, tmp_path / "none", "no-such"):
         with pytest.raises(DataError, match="expected"):
             open_source(source)
+
+
+def put(root, *paths):
+    for path in paths:
+        folder, _, file = path.rpartition("/")
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        if file:
+            (root / path).write_bytes(b"x")
+
+
+@pytest.mark.parametrize(
+    ("paths", "source", "sentence"),
+    [
+        ([], "", "expected class folders with images in them, found none"),
+        (["notes.txt"], "", "expected class folders with images in them, found none"),
+        (["a.png"], "", "found none, only images that lie in no class; make a folder for each class"),
+        (["cat/", "dog/"], "", "expected class folders with images in them, found none"),
+        ([".git/a.png", "cat/.a.png"], "", "expected class folders with images in them, found none"),
+        (["cat/a.png"], "", "at least two classes, found only cat; add images of others"),
+        (["cat/a.png", "dog/"], "", "at least two classes, found only cat"),
+        (["cat/a.png", ".dog/a.png"], "", "at least two classes, found only cat"),
+        (["train/a/1.png", "train/b/1.png", "test/a/1.png"], "", r"test differs \(missing: b\)"),
+        (["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/"], "", r"val differs \(missing: b\)"),
+        (["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/B/1.png"], "", "missing: b; more: B"),
+        (["val/a/1.png", "test/a/1.png"], "", "found none; give a folder train beside the others"),
+        (["train/a/1.png", "Training/a/1.png"], "", "expected one folder for train, found Training and train"),
+        (["cat/a.png"], "cat/a.png", "found a single image; give the folder above its class"),
+        (["a.txt"], "a.txt", "found another file"),
+        ([], "nothing", "found nothing there"),
+        ([], "x" * 5000, "cannot be opened: File name too long"),
+        ([], "a\0b", "cannot be opened: embedded null byte"),
+    ],
+)  # fmt: skip
+def test_a_source_that_cannot_be_used_says_why(tmp_path, paths, source, sentence):
+    put(tmp_path, *paths)
+    with pytest.raises(DataError, match=sentence) as caught:
+        open_source(tmp_path / source if source else tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    os.mkfifo(tmp_path / "train-images-idx3-ubyte")
+    with pytest.raises(DataError, match="neither a folder nor a file"):
+        open_source(tmp_path / "a.npz")
+    with pytest.raises(DataError, match="expected class folders"):
+        open_source(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("place", ["", "cat", "cat/deep"])
+def test_a_folder_without_permission_is_named(tmp_path, place):
+    put(tmp_path, "cat/a.png", "dog/a.png", "cat/deep/a.png")
+    (tmp_path / place).chmod(0)
+    try:
+        with pytest.raises(DataError, match="cannot be listed: Permission denied; check its permissions"):
+            open_source(tmp_path)
+    finally:
+        (tmp_path / place).chmod(0o755)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.resources
 import os
-import zipfile
-import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from visus.data.decode import adapt_image
 from visus.data.images import ArrayImages, Labels, Split
 from visus.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
 
-_IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_MOST_CLASSES = 1_000_000
+"""Where classes have no names: a stray label must not make a list of names as long as memory."""
 
 
 def array_split(
@@ -33,9 +34,7 @@ def array_split(
     """
     pixels = to_pixels(np.asarray(images), origin)
     numbers = check_labels(np.asarray(labels), len(pixels), classes, origin)
-    names = tuple(classes) if classes is not None else tuple(map(str, range(int(numbers.max()) + 1)))
-    if len(names) < 2:
-        raise DataError(f"{origin}: expected images of at least two classes, found {len(names)}")
+    names = name_classes(numbers, classes, origin)
     paths = [str(index) for index in range(len(pixels))]
     return Split(name, ArrayImages(torch.from_numpy(pixels)), numbers, names, paths)
 
@@ -46,12 +45,12 @@ def to_pixels(images: npt.NDArray[Any], origin: object) -> Pixels:
     Floats are taken as [0, 1], 16-bit numbers as 0 to 65535, alpha is composed on white. Where both the second and
     the last axis could be channels, the last one is.
     """
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or not images.size:
+    if images.ndim not in (3, 4) or not images.size:
         raise DataError(
             f"{origin}: expected images [N, H, W], [N, H, W, C] or [N, C, H, W], found {images.shape}"
         )
+    if images.ndim == 3:
+        images = images[..., None]
     if images.shape[-1] not in (1, 3, 4):
         images = np.moveaxis(images, 1, -1)
     if images.shape[-1] not in (1, 3, 4):
@@ -59,7 +58,16 @@ def to_pixels(images: npt.NDArray[Any], origin: object) -> Pixels:
     scaled = _to_uint8(images, origin)
     if scaled.shape[-1] == 4:
         scaled = _on_white(scaled)
-    return np.ascontiguousarray(np.moveaxis(scaled, -1, 1))
+    # Writable, since torch warns of tensors over memory that is not.
+    return np.require(np.moveaxis(scaled, -1, 1), requirements=["C", "W"])
+
+
+def adapt_pixels(images: Tensor, channels: int, resize: int | None, interpolation: str) -> Tensor:
+    """Images `[N, C, H, W]` with `channels` channels, shrunk to short side `resize`, as `decode_image` does to those in files."""
+    if images.shape[1] == channels and (resize is None or min(images.shape[2:]) <= resize):
+        return images
+    adapted = [adapt_image(image.numpy(), channels, resize, interpolation) for image in images]
+    return torch.from_numpy(np.stack(adapted))
 
 
 def check_labels(
@@ -70,62 +78,54 @@ def check_labels(
         raise DataError(
             f"{origin}: expected {count} labels for {count} images, found labels of shape {labels.shape}"
         )
-    if labels.dtype.kind not in "iu" and not (
-        labels.dtype.kind == "f" and np.all(labels == np.floor(labels))
-    ):
+    if labels.dtype.kind not in "iuf":
         raise DataError(f"{origin}: expected whole numbers as labels, found {labels.dtype}")
-    numbers: Labels = labels.astype(np.int64)
-    limit = len(classes) if classes is not None else int(np.iinfo(np.int64).max)
-    if numbers.min() < 0 or numbers.max() >= limit:
-        upper = "" if classes is None else f" to {limit - 1}"
+    if labels.dtype.kind == "f" and (odd := np.flatnonzero(~(labels == np.floor(labels)))).size:
         raise DataError(
-            f"{origin}: expected labels from 0{upper}, found {numbers.min()} to {numbers.max()}; correct them or the classes"
+            f"{origin}: expected whole numbers as labels, found {labels[odd[0]]} for image {odd[0]}; correct it"
         )
+    limit = len(classes) if classes is not None else _MOST_CLASSES
+    if outside := np.flatnonzero((labels < 0) | (labels >= limit)).tolist():
+        asked = f"from 0 to {limit - 1}" if classes is not None else f"from 0 (at most {limit:,} classes)"
+        raise DataError(
+            f"{origin}: expected labels {asked}, found {labels[outside[0]]} for image {outside[0]}"
+            f"{f' and {len(outside) - 1} more' * (len(outside) > 1)}; correct them or the classes"
+        )
+    numbers: Labels = labels.astype(np.int64)
     return numbers
+
+
+def name_classes(labels: Labels, classes: Sequence[str] | None, origin: object) -> tuple[str, ...]:
+    """`classes`, or without them the numbers that `labels [N]` count through; `DataError` for a name that is there twice."""
+    if classes is None:
+        return tuple(map(str, range(int(labels.max()) + 1)))
+    names = tuple(map(str, classes))
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(
+            f"{origin}: expected a name of its own for each class, found {', '.join(twice)} twice"
+        )
+    return names
 
 
 def read_npz(path: str | os.PathLike[str], name: str = "train") -> Split:
     """An `.npz` file with `images`, `labels` and, if it likes, `classes`; pickled objects in it are refused."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = {"images", "labels"} - set(archive.files)
-            if missing:
-                raise DataError(
-                    f"{path}: expected arrays named images and labels, found {', '.join(archive.files) or 'none'}"
-                )
-            classes = [str(each) for each in archive["classes"]] if "classes" in archive.files else None
-            return array_split(name, archive["images"], archive["labels"], classes, path)
-    except DataError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, AttributeError) as error:
+    arrays = _load_npz(path)
+    if not {"images", "labels"} <= set(arrays):
         raise DataError(
-            f"{path}: cannot be read as .npz ({error}); write it again with numpy.savez"
-        ) from None
-
-
-def read_idx(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
-    """An IDX file (the format of MNIST), gzipped or not; `DataError` where it is damaged.
-
-    Two zero bytes, a type, the number of axes, then each axis's length as big-endian int32, then the values.
-    """
-    try:
-        with Path(path).open("rb") as raw:
-            compressed = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if compressed else Path(path).open("rb") as file:
-            content = file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}; copy it again") from None
-    axes = content[3] if len(content) > 3 else 0
-    if len(content) < 4 + 4 * axes or content[:2] != b"\0\0" or content[2] not in _IDX_TYPES:
-        raise DataError(f"{path}: expected an IDX file, found other bytes; copy it again")
-    shape = [int(n) for n in np.frombuffer(content[4 : 4 + 4 * axes], dtype=">u4")]
-    dtype = np.dtype(_IDX_TYPES[content[2]])
-    expected = int(np.prod(shape, dtype=object)) * dtype.itemsize if shape else -1
-    if len(content) - 4 - 4 * axes != expected:
-        raise DataError(
-            f"{path}: expected {expected} bytes for {shape}, found {len(content) - 4 - 4 * axes}; copy it again"
+            f"{path}: expected arrays named images and labels, found {', '.join(arrays) or 'none'}; save them by these names"
         )
-    return np.frombuffer(content, dtype, offset=4 + 4 * axes).reshape(shape).astype(dtype.newbyteorder("="))
+    classes = arrays.get("classes")
+    if classes is not None and (classes.ndim != 1 or classes.dtype.kind not in "US"):
+        raise DataError(
+            f"{path}: expected a list of names as classes, found {classes.dtype} of shape {classes.shape}"
+        )
+    return array_split(
+        name,
+        arrays["images"],
+        arrays["labels"],
+        None if classes is None else classes.astype(str).tolist(),
+        path,
+    )
 
 
 def read_digits() -> Split:
@@ -133,6 +133,22 @@ def read_digits() -> Split:
     with importlib.resources.files("visus.data").joinpath("builtin/digits.npz").open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         return array_split("train", archive["images"], archive["labels"], None, "digits")
+
+
+def _load_npz(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
+    """Those of the arrays that are used; where one of them is missing, all."""
+    try:
+        # numpy leaves a file open that it opened and that turned out to be damaged.
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            names = archive.files
+            wanted = [name for name in names if name in ("images", "labels", "classes")]
+            return {name: archive[name] for name in (wanted if {"images", "labels"} <= set(names) else names)}
+    # What is damaged raises almost anything: BadZipFile, zlib.error, ValueError, EOFError, TypeError, MemoryError, ...
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{path}: cannot be read as .npz: {reason}; write it again with numpy.savez, without objects"
+        ) from None
 
 
 def _to_uint8(images: npt.NDArray[Any], origin: object) -> Pixels:
@@ -144,6 +160,9 @@ def _to_uint8(images: npt.NDArray[Any], origin: object) -> Pixels:
         raise DataError(f"{origin}: expected numbers as pixels, found {images.dtype}")
     top = 1 if images.dtype.kind == "f" else 65535 if images.dtype == np.uint16 else 255
     low, high = images.min(), images.max()
+    if np.isnan(low):
+        first = np.flatnonzero(np.isnan(images).any(axis=(1, 2, 3)))[0]
+        raise DataError(f"{origin}: expected pixels from 0 to {top}, found NaN in image {first}; correct it")
     if not (low >= 0 and high <= top):
         raise DataError(
             f"{origin}: expected {images.dtype} pixels from 0 to {top}, found {low} to {high}; scale them"

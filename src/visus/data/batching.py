@@ -105,6 +105,26 @@ class EvaluationBatches:
             yield _batch(self.split, positions, normalise(pixels, self.preprocessing))
 
 
+def batches(
+    split: Split,
+    *,
+    batch_size: int,
+    img_size: int | None = None,
+    augment: Augment = "none",
+    epoch: int = 0,
+    seed: int = 0,
+    start_step: int = 0,
+) -> Iterator[Batch]:
+    """The training batches of one epoch (from 0), from batch `start_step` on: a pure function of its arguments.
+
+    `img_size` is the side of the images in pixels, their own where it is not given. Mean and standard deviation are measured on
+    `split` at each call; `TrainingBatches` takes a record that was measured once.
+    """
+    size = None if img_size is None else (img_size, img_size)
+    record = measure_preprocessing(split, size)
+    return TrainingBatches(split, record, batch_size, augment, seed)(epoch, start_step)
+
+
 def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 `[N, C, H, W]` as float32 with the record's mean and standard deviation taken out, in channels-last layout."""
     images = pixels.to(torch.float32, memory_format=torch.channels_last)

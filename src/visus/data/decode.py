@@ -1,10 +1,11 @@
-"""From a file to pixels, or one reason why not. Pillow and numpy only: nothing here loads torch.
+"""From a file, or its bytes, to pixels, or one reason why not. Pillow and numpy only: nothing here loads torch.
 
 Pixels are uint8 `[C, H, W]`, 0 to 255, with the orientation applied and transparency composed on white.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import warnings
@@ -25,6 +26,9 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_EMPTY = "expected an image, found 0 bytes"
+_DEEP_MODES = ("I", "F")
+"""How the modes of grey images with more than eight bits begin."""
 
 
 class UndecodableError(Exception):
@@ -32,25 +36,25 @@ class UndecodableError(Exception):
 
 
 def decode_image(
-    path: str | os.PathLike[str],
+    source: str | os.PathLike[str] | bytes,
     *,
     channels: int = 3,
     resize: int | None = None,
     interpolation: str = "bilinear",
     max_pixels: int = 100_000_000,
 ) -> Pixels:
-    """The image in the file `path`: `[channels, H, W]`, grey (1) or RGB (3).
+    """The image in a file, given by its path or by all its bytes: `[channels, H, W]`, grey (1) or RGB (3).
 
     With `resize` it is shrunk, antialiased, so that its shorter side is that long; it is never enlarged. Of an animation the first
     frame is taken. Raises `UndecodableError` for anything that is not a whole image of at most `max_pixels`; beyond 178 million
     Pillow's own limit holds.
     """
-    _refuse_what_is_no_file(path)
+    file = _openable(source)
     try:
         with warnings.catch_warnings():
             # Pillow's advice about odd files is no news to somebody whose image came out, and an error says enough.
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(file) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise UndecodableError(
@@ -65,7 +69,19 @@ def decode_image(
     # Damaged files raise OSError, ValueError, SyntaxError, EOFError, struct.error, NotImplementedError, ... by their format.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UndecodableError(reason.replace(str(path), "the file")) from None
+        raise UndecodableError(reason.replace(str(file), "the file")) from None
+
+
+def image_to_pixels(image: Image.Image) -> Pixels:
+    """An image that is open already, as `[C, H, W]`: grey where its mode is, else RGB. What its EXIF says is left alone."""
+    grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith(_DEEP_MODES)
+    return _as_array(_in_mode(image, "L" if grey else "RGB"))
+
+
+def adapt_image(pixels: Pixels, channels: int, resize: int | None, interpolation: str) -> Pixels:
+    """An image `[C, H, W]` with `channels` channels, shrunk as `decode_image` does."""
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    return _as_array(_shrink(image.convert("L" if channels == 1 else "RGB"), resize, interpolation))
 
 
 def shrunk_size(width: int, height: int, resize: int) -> tuple[int, int]:
@@ -75,10 +91,14 @@ def shrunk_size(width: int, height: int, resize: int) -> tuple[int, int]:
     return max(1, int(resize * width / height)), resize
 
 
-def _refuse_what_is_no_file(path: str | os.PathLike[str]) -> None:
-    """Opening a pipe would wait for ever."""
+def _openable(source: str | os.PathLike[str] | bytes) -> str | os.PathLike[str] | io.BytesIO:
+    """What Pillow can open. Opening a pipe would wait for ever."""
+    if isinstance(source, bytes):
+        if not source:
+            raise UndecodableError(_EMPTY)
+        return io.BytesIO(source)
     try:
-        status = Path(path).stat()
+        status = Path(source).stat()
     except OSError as error:
         raise UndecodableError(error.strerror or "cannot be read") from None
     except ValueError as error:
@@ -86,11 +106,12 @@ def _refuse_what_is_no_file(path: str | os.PathLike[str]) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise UndecodableError("not a file")
     if not status.st_size:
-        raise UndecodableError("expected an image, found 0 bytes")
+        raise UndecodableError(_EMPTY)
+    return source
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith(_DEEP_MODES):
         image = _to_eight_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from visus.data.archives import ZipArchive
+from visus.data.arrays import adapt_pixels
 from visus.data.decode import Pixels, UndecodableError, decode_image
-from visus.data.images import Data, Skipped, Split
+from visus.data.images import ArrayImages, Data, Skipped, Split
 from visus.errors import DataError
 
 _WINDOW = 64
@@ -22,19 +24,17 @@ _WINDOW = 64
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files under `root`, as RGB, shrunk to short side `resize`; `decoded` holds their pixels where they fit in memory."""
+    """Image files under `root` or in `archive`, shrunk to short side `resize`; `decoded` has their pixels if they fit in memory."""
 
     root: Path
     paths: Sequence[str]
+    channels: int = 3
+    """3 (RGB), or 1 to read them as grey."""
     resize: int | None = None
     interpolation: str = "bilinear"
     max_pixels: int = 100_000_000
     decoded: Sequence[Pixels] | None = None
-
-    @property
-    def channels(self) -> int:
-        """3: files are always taken as RGB."""
-        return 3
+    archive: ZipArchive | None = None
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -51,20 +51,31 @@ class FileImages:
         return replace(self, paths=[self.paths[position] for position in positions], decoded=decoded)
 
     def read(self, position: int) -> Pixels:
-        """One image, uint8 `[3, H, W]`; raises `UndecodableError`."""
+        """One image, uint8 `[channels, H, W]`; raises `UndecodableError`."""
         if self.decoded is not None:
             return self.decoded[position]
+        path = self.paths[position]
+        # Eight bytes for a pixel are 16-bit RGBA without compression: nothing within `max_pixels` is longer, but for its metadata.
+        limit_bytes = 8 * self.max_pixels + 2**20
         return decode_image(
-            self.root / self.paths[position],
+            self.archive.read(path, limit_bytes) if self.archive else self.root / path,
+            channels=self.channels,
             resize=self.resize,
             interpolation=self.interpolation,
             max_pixels=self.max_pixels,
         )
 
+    def sizes_bytes(self) -> list[int]:
+        """How long each file is; -1 where there is none."""
+        if self.archive:
+            return [self.archive.size_bytes(path) for path in self.paths]
+        return [_size_bytes(self.root / path) for path in self.paths]
+
 
 def decode_once(
     data: Data,
     *,
+    channels: int = 3,
     resize: int | None,
     interpolation: str = "bilinear",
     max_bad: float = 0.01,
@@ -74,37 +85,58 @@ def decode_once(
 ) -> Data:
     """`data` with every file decoded once: bad ones left out and listed, pixels kept while they take at most `memory_bytes`.
 
-    Parts that are arrays stay as they are. More than `max_bad` of the set bad, or a class without an image left, is a `DataError`.
-    `progress(done, total)` is called now and then.
+    Arrays get their channels and their size in the same way. More than `max_bad` of the set bad, or a class without an image left
+    to train on, is a `DataError`. `progress(done, total)` is called now and then.
     """
     every = {name: getattr(data, name) for name in ("train", "val", "test")}
     parts = {name: part for name, part in every.items() if part and isinstance(part.images, FileImages)}
-    if not parts:
-        return data
-    total = sum(len(part) for part in parts.values())
-    done, free = 0, memory_bytes
+    total = sum(map(len, parts.values()))
+    done = 0
     skipped: list[Skipped] = []
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress:
+            progress(done, total)
+
     for name, part in parts.items():
         assert isinstance(part.images, FileImages)
-        images = replace(part.images, resize=resize, interpolation=interpolation, max_pixels=max_pixels)
-        kept: list[Pixels] | None = [] if free > 0 else None
-        good: list[int] = []
-        for position, result in enumerate(_decode_all(images)):
-            if isinstance(result, UndecodableError):
-                skipped.append(Skipped(part.paths[position], str(result)))
-            else:
-                good.append(position)
-                free -= result.nbytes
-                kept = _keep(kept, result, free)
-            done += 1
-            if progress and (done % _WINDOW == 0 or done == total):
-                progress(done, total)
-        whole = replace(part, images=images).subset(np.array(good, dtype=np.int64))
-        parts[name] = replace(whole, images=replace(whole.images, decoded=kept))
+        images = replace(
+            part.images, channels=channels, resize=resize, interpolation=interpolation, max_pixels=max_pixels
+        )
+        parts[name], bad, memory_bytes = _decode_part(part, images, memory_bytes, count)
+        skipped += bad
+    for name, part in every.items():
+        if part and isinstance(part.images, ArrayImages):
+            pixels = adapt_pixels(part.images.pixels, channels, resize, interpolation)
+            parts[name] = replace(part, images=ArrayImages(pixels))
     _refuse_too_many(skipped, total, max_bad, data.source)
-    if "train" in parts:
-        _refuse_lost_classes(parts["train"], data)
+    if "train" in parts and skipped:
+        _refuse_lost_classes(every["train"], parts["train"], data.source)
     return replace(data, **parts, skipped=(*data.skipped, *skipped))
+
+
+def _decode_part(
+    part: Split, images: FileImages, memory_bytes: int, count: Callable[[int], None]
+) -> tuple[Split, list[Skipped], int]:
+    """`part` with those of `images` that are whole, the others, and how much memory is left."""
+    kept: list[Pixels] | None = [] if memory_bytes > 0 else None
+    good: list[int] = []
+    bad: list[Skipped] = []
+    for position, result in enumerate(decode_all(images)):
+        if isinstance(result, UndecodableError):
+            bad.append(Skipped(part.paths[position], str(result)))
+        else:
+            good.append(position)
+            memory_bytes -= result.nbytes
+            kept = _keep(kept, result, memory_bytes)
+        if (position + 1) % _WINDOW == 0:
+            count(_WINDOW)
+    count(len(images) % _WINDOW)
+    positions = np.array(good, dtype=np.int64)
+    whole = replace(images.subset(positions), decoded=kept)
+    return replace(part.subset(positions), images=whole), bad, memory_bytes
 
 
 def _keep(kept: list[Pixels] | None, pixels: Pixels, free: int) -> list[Pixels] | None:
@@ -115,7 +147,7 @@ def _keep(kept: list[Pixels] | None, pixels: Pixels, free: int) -> list[Pixels] 
     return kept
 
 
-def _decode_all(images: FileImages) -> Iterator[Pixels | UndecodableError]:
+def decode_all(images: FileImages) -> Iterator[Pixels | UndecodableError]:
     """The images in order, decoded by as many threads as there are processors (Pillow lets go of the interpreter's lock)."""
 
     def attempt(position: int) -> Pixels | UndecodableError:
@@ -141,9 +173,16 @@ def _refuse_too_many(skipped: list[Skipped], total: int, max_bad: float, source:
         )
 
 
-def _refuse_lost_classes(train: Split, data: Data) -> None:
-    counts = np.bincount(train.labels, minlength=len(data.classes))
-    if lost := [name for name, count in zip(data.classes, counts, strict=True) if not count]:
+def _refuse_lost_classes(before: Split, after: Split, source: str) -> None:
+    counts = [np.bincount(part.labels, minlength=len(part.classes)) for part in (before, after)]
+    if lost := [name for name, had, has in zip(before.classes, *counts, strict=True) if had and not has]:
         raise DataError(
-            f"{data.source}: expected training images of every class, found none that can be used of {', '.join(lost)}"
+            f"{source}: expected training images of every class, found none that can be used of {', '.join(lost)}"
         )
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

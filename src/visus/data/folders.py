@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from visus.data.trees import FolderTree, Tree, join
 from visus.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(["png", "jpg", "jpeg", "gif", "tif", "tiff", "webp", "avif", "bmp", "ppm", "pgm"])
@@ -35,87 +35,74 @@ class Listing:
     """Class folders without an image; they are no classes."""
 
 
-def find_parts(root: Path) -> dict[str, Path]:
-    """The folders of the parts under `root`, by any of their usual names; `{"train": root}` where there are none.
+def find_parts(tree: Tree) -> dict[str, str]:
+    """The folders of the parts, by any of their usual names; `{"train": folder}` where there are none.
 
-    A single folder that holds everything is looked through.
+    A single folder that holds everything is looked through. `DataError` for two folders of one part.
     """
-    folders = _subfolders(root)
-    parts: dict[str, Path] = {}
-    for folder in folders:
-        part = _PARTS.get(folder.name.lower())
+    folder = ""
+    while True:
+        folders, files = tree.entries(folder)
+        parts = _by_part(folders, tree.path / folder)
+        if "train" in parts or len(folders) == len(parts) > 1:
+            return {part: join(folder, name) for part, name in parts.items()}
+        if len(folders) != 1 or _has_images(files) or _has_images(tree.entries(join(folder, folders[0]))[1]):
+            return {"train": folder}
+        folder = join(folder, folders[0])
+
+
+def _by_part(folders: list[str], place: Path) -> dict[str, str]:
+    parts: dict[str, str] = {}
+    for name in folders:
+        part = _PARTS.get(name.lower())
         if part in parts:
-            raise DataError(
-                f"{root}: expected one folder for {part}, found {parts[part].name} and {folder.name}"
-            )
+            raise DataError(f"{place}: expected one folder for {part}, found {parts[part]} and {name}")
         if part:
-            parts[part] = folder
-    if "train" in parts:
-        return parts
-    if len(folders) == 1 and not _has_images(root) and not _has_images(folders[0]):
-        return find_parts(folders[0])
-    return {"train": root}
+            parts[part] = name
+    return parts
 
 
-def list_classes(folder: Path, source: Path) -> Listing:
-    """The images under the class folders of `folder`, classes and paths in lexicographic order, paths relative to `source`.
+def list_classes(tree: Tree, folder: str) -> Listing:
+    """The images under the class folders of `folder`, classes and paths in lexicographic order.
 
     Hidden and empty folders are no classes. `DataError` for names that differ only in case or in how their accents are written.
     """
     listing = Listing()
-    for each in _subfolders(folder):
-        found, others = _images_under(each)
+    for name in tree.entries(folder)[0]:
+        found, others = _images_under(tree, join(folder, name))
         listing.others += others
         if not found:
-            listing.empty.append(each.name)
+            listing.empty.append(name)
             continue
         label = len(listing.classes)
-        listing.classes.append(each.name)
-        listing.paths += [os.path.relpath(path, source).replace(os.sep, "/") for path in found]
+        listing.classes.append(name)
+        listing.paths += found
         listing.labels += [label] * len(found)
-    _refuse_lookalikes(listing.classes, folder)
+    _refuse_lookalikes(listing.classes, tree.path / folder)
     return listing
 
 
 def list_images(folder: Path) -> list[str]:
-    """Every image under `folder`, sorted; hidden files and folders are left out."""
-    return _images_under(folder)[0]
+    """Paths of every image under `folder`, sorted; hidden files and folders are left out."""
+    return [str(folder / name) for name in _images_under(FolderTree(folder), "")[0]]
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed: {error.strerror}; check its permissions") from None
-    return [folder / name for name in sorted(names)]
-
-
-def _images_under(folder: Path) -> tuple[list[str], int]:
-    """Paths of images, sorted, and how many other files there are. A folder that is met again by a link is passed over."""
+def _images_under(tree: Tree, top: str) -> tuple[list[str], int]:
+    """Names of images, sorted, and how many other files there are. A folder that is met again by a link is passed over."""
     found: list[str] = []
     others = 0
-    seen: set[tuple[int, int]] = set()
-    waiting = [str(folder)]
+    seen: set[object] = set()
+    waiting = [top]
     while waiting:
         current = waiting.pop()
-        try:
-            status = Path(current).stat()
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(current) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
-                        waiting.append(entry.path)
-                    elif is_image(entry.name):
-                        found.append(entry.path)
-                    else:
-                        others += 1
-        except OSError as error:
-            raise DataError(f"{current}: cannot be listed: {error.strerror}; check its permissions") from None
+        if (identity := tree.identity(current)) in seen:
+            continue
+        seen.add(identity)
+        folders, files = tree.entries(current)
+        images = [join(current, name) for name in files if is_image(name)]
+        found += images
+        others += len(files) - len(images)
+        waiting += [join(current, name) for name in folders]
     return sorted(found), others
 
 
@@ -125,9 +112,8 @@ def is_image(name: str) -> bool:
     return bool(stem) and suffix.lower() in IMAGE_SUFFIXES
 
 
-def _has_images(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        return any(is_image(entry.name) for entry in entries)
+def _has_images(files: list[str]) -> bool:
+    return any(map(is_image, files))
 
 
 def _refuse_lookalikes(names: list[str], folder: Path) -> None:

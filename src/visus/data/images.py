@@ -14,6 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from visus.errors import DataError
+
 Labels = npt.NDArray[np.int64]
 
 
@@ -84,6 +86,18 @@ class Split:
         )
 
 
+def map_classes(split: Split, classes: Sequence[str]) -> Split:
+    """`split` with its labels as indices into a model's `classes`, by name; `DataError` for classes that the model lacks."""
+    places = {name: place for place, name in enumerate(classes)}
+    if unknown := [name for name in split.classes if name not in places]:
+        raise DataError(
+            f"expected classes that the model has ({_first(classes)}), found others: {_first(unknown)}; "
+            "leave them out, or train a model that knows them"
+        )
+    numbers = np.array([places[name] for name in split.classes], dtype=np.int64)
+    return replace(split, labels=numbers[split.labels], classes=tuple(classes))
+
+
 @dataclass(frozen=True)
 class Skipped:
     """A file that was left out."""
@@ -106,3 +120,7 @@ class Data:
     """What was understood, for people to read."""
     skipped: tuple[Skipped, ...] = ()
     """Files that could not be used."""
+
+
+def _first(names: Sequence[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)

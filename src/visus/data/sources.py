@@ -8,52 +8,111 @@ from pathlib import Path
 
 import numpy as np
 
-from visus.data.arrays import array_split, read_digits, read_idx, read_npz
+from visus.data.agreement import refuse_other_classes, with_validation
+from visus.data.archives import ZipArchive
+from visus.data.arrays import read_digits, read_npz
+from visus.data.cifar import read_cifar
+from visus.data.dataset import MapStyle, is_map_style, read_dataset
 from visus.data.files import FileImages
-from visus.data.folders import find_parts, list_classes
+from visus.data.folders import find_parts, is_image, list_classes
+from visus.data.idx import find_idx, read_idx_part
 from visus.data.images import Data, Split
 from visus.data.splitting import split_off
-from visus.errors import DataError
+from visus.data.trees import FolderTree, NameTree, Tree
+from visus.errors import DataError, UsageError
 
-_IDX_PARTS = {"train": "train", "t10k": "test", "test": "test"}
+Source = str | os.PathLike[str] | MapStyle
+
+_SOURCES = "a folder, an .npz or .zip file, CIFAR's .tar.gz, or `digits`"
 
 
-def open_source(source: str | os.PathLike[str], *, val_fraction: float = 0.1, split_seed: int = 0) -> Data:
-    """The data set that `source` names: `digits`, an `.npz` file, a folder of IDX files (the MNIST
-    family), a folder of class folders, or `train/`, `val/` and `test/` above such.
+def open_source(
+    source: Source, *, val: Source | None = None, val_fraction: float = 0.1, split_seed: int = 0
+) -> Data:
+    """The data set that `source` names: a folder of class folders, or `train/`, `val/` and `test/` above such; a zip of either; an
+    `.npz` file; a folder of IDX files (the MNIST family); CIFAR-10 or -100 as downloaded; `digits`; or a map-style data set of
+    `(image, int)`, such as an `ArrayDataset` or one of torchvision's.
 
-    Where no validation part is given, a stratified `val_fraction` of the training part is set aside; 0 leaves it out. `digits`
-    has a test part of its own: a fifth, by the same rule with seed 0. Raises `DataError` where there is nothing to train on.
+    `val` is another source, for validation. Where no validation part is given, a stratified `val_fraction` of the training part is
+    set aside; 0 leaves it out. `digits` has a test part of its own: a fifth, by the same rule with seed 0. Raises `DataError` where
+    there is nothing to train on, `UsageError` for what is no source.
     """
-    data = _open(source)
+    data = read_source(source)
     if data.train is None:
-        raise DataError(f"{source}: expected training images, found only a test part")
+        raise DataError(
+            f"{data.source}: expected training images, found none; give a folder train beside the others"
+        )
+    if len(data.classes) < 2:
+        raise DataError(
+            f"{data.source}: expected images of at least two classes, found only {data.classes[0]}; add images of others"
+        )
+    if val is not None:
+        other = read_source(val)
+        if _is_same(source, val):
+            raise UsageError(
+                f"--val {other.source}: expected other images than those to train on, found the same"
+            )
+        return with_validation(data, data.train, other)
     if data.val is None and val_fraction:
-        train, val = split_off(data.train, "val", val_fraction, split_seed)
-        note = f"{len(val)} of {len(data.train)} training images set aside for validation (seed {split_seed})"
-        data = replace(data, train=train, val=val, notes=(*data.notes, note))
+        train, held_out = split_off(data.train, "val", val_fraction, split_seed)
+        note = f"{len(held_out)} of {len(data.train)} training images set aside for validation (seed {split_seed})"
+        return replace(data, train=train, val=held_out, notes=(*data.notes, note))
     return data
 
 
-def _open(source: str | os.PathLike[str]) -> Data:
-    if str(source) == "digits" and not Path(source).exists():
-        train, test = split_off(read_digits(), "test", 0.2, 0)
-        return _data(source, "the built-in digits", train=train, test=test)
+def read_source(source: Source) -> Data:
+    """What `source` holds, with the parts as found: to evaluate on, one class or a test part alone will do."""
+    if not isinstance(source, str | os.PathLike):
+        if not is_map_style(source):
+            raise UsageError(
+                f"expected a path, a name, or a map-style data set of (image, int), found {type(source).__name__}"
+            )
+        name = type(source).__name__
+        return _data(name, "a data set", train=read_dataset(source, name))
     path = Path(source)
-    if not path.exists():
-        raise DataError(f"{source}: expected a folder, an .npz file or `digits`, found nothing there")
-    if path.suffix == ".npz":
-        return _data(source, "an .npz file", train=read_npz(path))
-    if path.is_dir() and (parts := _idx_files(path)):
+    try:
+        path.stat()
+    except FileNotFoundError:
+        if str(source) == "digits":
+            train, test = split_off(read_digits(), "test", 0.2, 0)
+            return _data("digits", "the built-in digits", train=train, test=test)
+        raise DataError(f"{source}: expected {_SOURCES}, found nothing there") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{source}: expected {_SOURCES}, found what cannot be opened: {reason}") from None
+    return _open_folder(path) if path.is_dir() else _open_file(path)
+
+
+def _open_folder(path: Path) -> Data:
+    tree = FolderTree(path)
+    # Asked first, so that a folder that cannot be listed is named.
+    tree.entries("")
+    if parts := find_idx(path):
         return _data(
-            source, "IDX files", **{name: _read_idx_part(name, *files) for name, files in parts.items()}
+            path, "IDX files", **{name: read_idx_part(name, *files) for name, files in parts.items()}
         )
-    if path.is_dir():
-        return _open_folder(path)
-    raise DataError(f"{source}: expected a folder, an .npz file or `digits`, found another file")
+    if cifar := read_cifar(path):
+        return _data(path, cifar.title, **cifar.parts)
+    return _open_tree(tree)
 
 
-def _data(source: str | os.PathLike[str], kind: str, **parts: Split) -> Data:
+def _open_file(path: Path) -> Data:
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise DataError(f"{path}: expected {_SOURCES}, found neither a folder nor a file")
+    if suffix == ".npz":
+        return _data(path, "an .npz file", train=read_npz(path))
+    if suffix == ".zip":
+        archive = ZipArchive(path)
+        return _open_tree(NameTree(path, archive.names), archive)
+    if path.name.lower().endswith((".tar.gz", ".tgz")) and (cifar := read_cifar(path)):
+        return _data(path, cifar.title, **cifar.parts)
+    if is_image(path.name):
+        raise DataError(f"{path}: expected {_SOURCES}, found a single image; give the folder above its class")
+    raise DataError(f"{path}: expected {_SOURCES}, found another file")
+
+
+def _data(source: str | Path, kind: str, **parts: Split) -> Data:
     classes = max((part.classes for part in parts.values()), key=len)
     named = {name: replace(part, classes=classes) for name, part in parts.items()}
     counts = ", ".join(f"{len(part)} in {name}" for name, part in named.items())
@@ -67,29 +126,26 @@ def _data(source: str | os.PathLike[str], kind: str, **parts: Split) -> Data:
     )
 
 
-def _open_folder(source: Path) -> Data:
+def _open_tree(tree: Tree, archive: ZipArchive | None = None) -> Data:
     """Class folders, or such folders in each part; parts must agree on the classes, so that no index shifts in silence."""
-    listings = {name: list_classes(folder, source) for name, folder in find_parts(source).items()}
-    classes = listings["train"].classes
+    source = tree.path
+    listings = {name: list_classes(tree, folder) for name, folder in find_parts(tree).items()}
+    classes = listings["train" if "train" in listings else min(listings)].classes
     if not classes:
-        raise DataError(
-            f"{source}: expected an .npz file, a folder of IDX files or class folders with images in them, found none"
-        )
-    if len(classes) < 2:
-        raise DataError(f"{source}: expected images of at least two classes, found only {classes[0]}")
+        raise DataError(f"{source}: expected class folders with images in them, found none{_instead(tree)}")
     for name, listing in listings.items():
-        _refuse_other_classes(source, name, listing.classes, classes)
+        refuse_other_classes(source, name, listing.classes, classes)
     parts = {
         name: Split(
             name,
-            FileImages(source, listing.paths),
+            FileImages(source, listing.paths, archive=archive),
             np.array(listing.labels, dtype=np.int64),
             tuple(classes),
             listing.paths,
         )
         for name, listing in listings.items()
     }
-    data = _data(source, "class folders", **parts)
+    data = _data(source, "class folders" if archive is None else "class folders in a zip", **parts)
     others = sum(listing.others for listing in listings.values())
     empty = sorted({name for listing in listings.values() for name in listing.empty})
     notes = [f"{others} other files passed over"] * bool(others)
@@ -97,33 +153,13 @@ def _open_folder(source: Path) -> Data:
     return replace(data, notes=(*data.notes, *notes))
 
 
-def _refuse_other_classes(source: Path, part: str, found: list[str], expected: list[str]) -> None:
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if missing or extra:
-        differences = [f"missing: {', '.join(missing)}"] * bool(missing) + [
-            f"more: {', '.join(extra)}"
-        ] * bool(extra)
-        raise DataError(
-            f"{source}: expected the same classes in train and {part}; {part} differs ({'; '.join(differences)})"
-        )
+def _instead(tree: Tree) -> str:
+    """What lies at the top of `tree` where class folders were looked for."""
+    loose = any(map(is_image, tree.entries("")[1]))
+    return ", only images that lie in no class; make a folder for each class" if loose else ""
 
 
-def _idx_files(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Images and labels of each part, by the names that MNIST and its kin give: `train-images-idx3-ubyte[.gz]` and so on."""
-    found: dict[tuple[str, str], Path] = {}
-    for path in sorted(folder.iterdir()):
-        words = path.name.removesuffix(".gz").replace(".", "-").split("-")
-        if "idx3" in words or "idx1" in words:
-            part = next((_IDX_PARTS[word] for word in words if word in _IDX_PARTS), "train")
-            found[part, "images" if "idx3" in words else "labels"] = path
-    for part, kind in found:
-        other = "labels" if kind == "images" else "images"
-        if (part, other) not in found:
-            raise DataError(
-                f"{folder}: expected a file of {other} beside {found[part, kind].name}, found none"
-            )
-    return {part: (found[part, "images"], found[part, "labels"]) for part, kind in found if kind == "images"}
-
-
-def _read_idx_part(name: str, images: Path, labels: Path) -> Split:
-    return array_split(name, read_idx(images), read_idx(labels), None, images)
+def _is_same(source: Source, other: Source) -> bool:
+    if isinstance(source, str | os.PathLike) and isinstance(other, str | os.PathLike):
+        return os.path.realpath(source) == os.path.realpath(other)
+    return source is other

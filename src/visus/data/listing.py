@@ -1,0 +1,42 @@
+"""What a run writes down of its data: which image is in which part, and a fingerprint of the whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+from visus.data.files import FileImages
+from visus.data.images import ArrayImages, Data, Split
+
+
+def split_rows(data: Data) -> Iterator[tuple[str, str, str]]:
+    """Path, class name and part (`train`, `val` or `test`) of every image.
+
+    The path of an image from arrays is its index there; arrays for training and for testing both count from 0.
+    """
+    for name, part in _parts(data).items():
+        for path, label in zip(part.paths, part.labels, strict=True):
+            yield path, data.classes[label], name
+
+
+def fingerprint(data: Data) -> str:
+    """SHA-256, in hexadecimal, over the classes in their order and, part by part, the paths, labels and images.
+
+    Of images in arrays, every pixel; of files the size alone, which is cheap and notices most changes. When a file was written does
+    not count, nor where the source lies, nor how the images were decoded.
+    """
+    digest = hashlib.sha256(json.dumps(data.classes).encode())
+    for name, part in _parts(data).items():
+        images = part.images
+        sizes = images.sizes_bytes() if isinstance(images, FileImages) else []
+        digest.update(json.dumps([name, list(part.paths), part.labels.tolist(), sizes]).encode())
+        if isinstance(images, ArrayImages):
+            digest.update(json.dumps(images.pixels.shape).encode())
+            digest.update(images.pixels.numpy().reshape(-1).data)
+    return digest.hexdigest()
+
+
+def _parts(data: Data) -> dict[str, Split]:
+    parts = {"train": data.train, "val": data.val, "test": data.test}
+    return {name: part for name, part in parts.items() if part is not None}

@@ -150,6 +150,12 @@ def test_a_damaged_last_checkpoint_is_replaced_by_its_predecessor(finished, tmp_
         (["train", "no-such-folder"], 3, "no-such-folder"),
         (["train", "--resume", "no-such-run"], 2, "no-such-run"),
         (["evaluate", "no-such-file", "digits"], 3, "no-such-file"),
+        (["predict", "no-such-file", "a.png"], 3, "no-such-file"),
+        (["summary", "resnet81"], 2, "unknown model 'resnet81'"),
+        (["summary", "resnet18", "--input-size", "3x32"], 2, "expected C,H,W"),
+        (["summary", "small", "--fit", "lots"], 2, "as in 8GB"),
+        (["summary", "small", "--fit", "1KB"], 2, "one image"),
+        (["train", "digits", "--amp", "fp8"], 2, "--amp: "),
         (["nonsense"], 2, "nonsense"),
     ],
 )
@@ -253,6 +259,31 @@ def test_what_cannot_change_on_resume_is_named(finished):
     done = visus("train", "--resume", document["run"], "--lr", "0.5")
     assert done.returncode == 2
     assert "--lr cannot change" in done.stderr
+
+
+def test_the_classic_summary_is_that_of_the_notes():
+    done = visus("summary", "vgg11", "--input-size", "3,32,32", "--style", "classic")
+    golden = Path(__file__).parent / "golden" / "summary_vgg11_classic.txt"
+    assert done.stdout == golden.read_text()
+
+
+def test_the_summary_is_one_document_with_the_keys_of_the_contract():
+    done = visus("summary", "resnet18", "--num-classes", 10, "-b", 4, "--optimizer", "sgd", "--json")
+    document = json.loads(done.stdout)
+    keys = "layers total_params trainable_params input_mb forward_backward_mb params_mb total_mb flops peak_training_mb"
+    assert set(keys.split()) <= set(document)
+    assert {"name", "type", "output_shape", "params", "trainable"} <= set(document["layers"][0])
+    assert document["total_params"] == 11_181_642
+    assert document["input_mb"] == pytest.approx(4 * 3 * 224 * 224 * 4 / 2**20)
+
+
+def test_the_largest_batch_fits_and_one_more_does_not():
+    def run(*options):
+        return json.loads(visus("summary", "small", "--input-size", "1,28,28", "--json", *options).stdout)
+
+    largest = run("--fit", "64MB")["largest_batch"]
+    peaks = [run("-b", size, "--optimizer", "sgd")["peak_training_mb"] for size in (largest, largest + 1)]
+    assert peaks[0] <= 64 < peaks[1]
 
 
 def test_devices_are_listed():

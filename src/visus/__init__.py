@@ -33,6 +33,7 @@ _HOME = {
     "read_history": "visus.runs",
     "select_device": "visus.devices",
     "split_seconds": "visus.ops.stopwatch",
+    "summary": "visus.model_summary",
     "train": "visus.training",
 }
 

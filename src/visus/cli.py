@@ -6,6 +6,7 @@ Results go to stdout, everything for people to stderr. Heavy modules are importe
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -180,6 +181,42 @@ def predict(
 
 
 @app.command()
+def summary(
+    model: Annotated[str, typer.Argument(help="small, or a name of torchvision's or timm's.")],
+    input_size: Annotated[
+        list[str] | None, typer.Option(help="C,H,W, once for each input; the library's own if not given.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("-b", "--batch-size", help="Images; -1 counts one.")] = -1,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Of the head.")] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="Whose state is part of the training step; with --fit, sgd if not given."),
+    ] = None,
+    amp: Annotated[str, typer.Option(help="off, bf16 or fp16.")] = "off",
+    style: Annotated[str, typer.Option(help="rich, or classic as torchsummary.")] = "rich",
+    fit: Annotated[
+        str | None, typer.Option(help="As in 8GB: find the largest batch whose step fits.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> int:
+    """Show the layers, parameters, FLOPs and memory of a model."""
+    from visus import model_summary
+
+    sizes = [_size(each) for each in input_size] if input_size else None
+    options: Any = {"num_classes": num_classes, "optimizer": optimizer, "amp": amp}
+    if fit:
+        options["optimizer"] = optimizer or "sgd"
+        batch_size = model_summary.largest_batch(model, sizes, _bytes(fit), **options)
+    found = model_summary.summary(model, sizes, batch_size=batch_size, **{**options, "style": style})
+    if as_json:
+        _print_json(found.to_json() | ({"largest_batch": batch_size} if fit else {}))
+    else:
+        typer.echo(found, nl=False)
+        _tell([f"the largest batch whose training step fits into {fit}: {batch_size}"] * bool(fit))
+    return 0
+
+
+@app.command()
 def inspect(checkpoint: CheckpointArgument, as_json: JsonFlag = False) -> int:
     """Say what a checkpoint holds."""
     from visus.checkpoint import find_checkpoint, load_checkpoint
@@ -222,6 +259,22 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     if given["milestones"] is not None:
         settings["milestones"] = given["milestones"].split(",")
     return settings
+
+
+def _size(text: str) -> tuple[int, ...]:
+    """`3,32,32` as numbers."""
+    try:
+        return tuple(int(each) for each in text.split(","))
+    except ValueError:
+        raise UsageError(f"--input-size: expected C,H,W as in 3,32,32, found {text!r}") from None
+
+
+def _bytes(text: str) -> int:
+    """`8GB` as bytes: units are powers of 1024, as in the table."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
+    if not match:
+        raise UsageError(f"--fit: expected an amount of memory as in 8GB or 512MB, found {text!r}")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 
 def _tell(lines: Iterable[str]) -> None:

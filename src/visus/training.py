@@ -173,12 +173,15 @@ def _geometry(
 ) -> tuple[tuple[int, int], int | None]:
     """Height and width that the model takes, and the short side that images are shrunk to before they are cropped."""
     own = part.images.size
-    if pretrained is None and config.img_size is None and own and max(own) <= LARGEST_SMALL_SIZE:
+    # The side that a run has stored as its own must mean the same when the run is repeated.
+    asked = (config.img_size, config.img_size) if config.img_size else None
+    if pretrained and asked in (None, pretrained.size):
+        return pretrained.size, pretrained.resize
+    if own and max(own) <= LARGEST_SMALL_SIZE and asked in (None, own):
         return own, None
-    ratio = _RESIZE_RATIO
-    if pretrained and pretrained.resize:
-        ratio = pretrained.resize / min(pretrained.size)
-    side = config.img_size or (pretrained.size[0] if pretrained else _LARGE_SIZE)
+    known = pretrained and pretrained.resize
+    ratio = known / min(pretrained.size) if pretrained and known else _RESIZE_RATIO
+    side = config.img_size or _LARGE_SIZE
     return (side, side), round(side * ratio)
 
 

@@ -13,21 +13,36 @@ def _block(in_channels: int, out_channels: int) -> nn.Sequential:
     )
 
 
-class SmallNet(nn.Module):
-    """Four 3 x 3 convolutions with batch norm, halved twice by max-pooling, global average pooling, one linear layer.
+class Residual(nn.Module):
+    """A block of 3 x 3 convolution, batch norm and ReLU, added to what goes into it."""
 
-    Takes images `[N, in_channels, H, W]` of 4 x 4 pixels or more; 0.13 million parameters for ten classes.
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block = _block(channels, channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[N, channels, H, W]` to the same shape."""
+        added: Tensor = features + self.block(features)
+        return added
+
+
+class SmallNet(nn.Module):
+    """Five 3 x 3 convolutions with batch norm, two of them residual, halved twice by max-pooling, global average pooling, one linear
+    layer.
+
+    Takes images `[N, in_channels, H, W]` of 4 x 4 pixels or more; 0.27 million parameters for ten classes.
     """
 
     def __init__(self, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            _block(in_channels, 32),
+            _block(in_channels, 16),
             nn.MaxPool2d(2),
-            _block(32, 64),
+            _block(16, 64),
+            Residual(64),
             nn.MaxPool2d(2),
-            _block(64, 64),
             _block(64, 128),
+            Residual(128),
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(128, num_classes)

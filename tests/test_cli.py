@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -302,3 +303,45 @@ def test_an_unforeseen_error_is_70_and_shows_where(monkeypatch, capsys):
         cli.main()
     assert caught.value.code == 70
     assert "a fault in visus" in capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_yet_begins_again(finished, tmp_path):
+    document, _ = finished
+    shutil.copytree(document["run"], tmp_path / "a")
+    for name in ("last", "previous", "best"):
+        (tmp_path / "a" / f"{name}.safetensors").unlink()
+    done = visus("train", "--resume", tmp_path / "a", "--json")
+    assert "has no checkpoint yet; resumed from step 0" in done.stderr
+    assert json.loads(done.stdout)["digest"] == document["digest"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--epochs", "3"], "10 epochs are done already"),
+        (["--config", "config.yaml"], "keeps its own settings"),
+    ],
+)
+def test_what_makes_no_sense_on_resume_is_refused(finished, options, sentence):
+    document, _ = finished
+    before = Path(document["run"], "config.yaml").read_bytes()
+    done = visus("train", "--resume", document["run"], *options)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert Path(document["run"], "config.yaml").read_bytes() == before
+
+
+def test_data_that_has_changed_is_refused_on_resume(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=np.arange(60) % 3)
+    options = ["--model", "small", "-b", 10, "--epochs", 1, "--amp", "off", "--out", tmp_path]
+    run = json.loads(visus("train", tmp_path / "a.npz", *options, "--json").stdout)["run"]
+    same = visus("train", "a.npz", "--resume", run, cwd=tmp_path)
+    assert same.returncode == 0, same.stderr
+    by_another_path = visus("evaluate", run, f"{tmp_path}/../{tmp_path.name}/a.npz", "--split", "val")
+    assert by_another_path.returncode == 0
+    pixels[0, 0, 0] += 1
+    np.savez(tmp_path / "a.npz", images=pixels, labels=np.arange(60) % 3)
+    done = visus("train", "--resume", run, "--epochs", 2)
+    assert done.returncode == 3
+    assert "the data has changed" in done.stderr

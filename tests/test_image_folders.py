@@ -1,6 +1,7 @@
 """Folders of real files through the whole of it: train, skip what is broken, evaluate, go on."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -173,3 +174,25 @@ def test_random_crops_have_the_areas_and_shapes_asked_for():
         widths.append((crop[0, 0, -1] - crop[0, 0, 0]).item() / 256)
     assert 0.2 < min(widths) < 0.4
     assert 0.85 < max(widths) <= 1
+
+
+def test_a_folder_of_small_images_keeps_their_size(tmp_path):
+    random = np.random.default_rng(0)
+    for kind in ("a", "b"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for number in range(8):
+            image = Image.fromarray(random.integers(0, 256, (20, 24, 3), dtype=np.uint8))
+            image.save(tmp_path / "data" / kind / f"{number}.png")
+    options = ["--model", "small", "-b", 4, "--epochs", 1, "--val-fraction", 0.25, "--amp", "off"]
+    done = visus("train", tmp_path / "data", *options, "--out", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "images of 20x24" in done.stderr
+    assert "augment: light" in (tmp_path / "data-small" / "config.yaml").read_text()
+
+
+def test_a_test_part_may_have_some_of_the_classes(folder, tmp_path):
+    shutil.copytree(folder / "train", tmp_path / "train")
+    shutil.copytree(folder / "test" / "disc", tmp_path / "test" / "disc")
+    data = open_source(tmp_path)
+    assert {data.classes[label] for label in data.test.labels} == {"disc"}
+    assert "test: columns, rows not in it" in data.notes

@@ -58,6 +58,11 @@ def resolve_amp(amp: Amp, device: torch.device) -> Literal["off", "bf16", "fp16"
     return "off"
 
 
+def amp_that_works(amp: str, device: torch.device) -> str:
+    """`amp` where it works on `device`, else `off`: a model that was trained in bf16 elsewhere runs here all the same."""
+    return amp if amp == "off" or amp in probe(device) else "off"
+
+
 def usable_types(device: torch.device) -> list[str]:
     """`bf16` and `fp16`, as far as they work on `device`."""
     return [name for name in probe(device) if name in _TYPES]

@@ -5,6 +5,7 @@ Results go to stdout, everything for people to stderr. Heavy modules are importe
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -32,6 +33,10 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on std
 
 def main() -> None:
     """Run a command; the exit codes are those of the contract."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names of files need not be UTF-8; they go out as the bytes that they are.
+            stream.reconfigure(errors="surrogateescape")
     debug = "--debug" in sys.argv
     arguments = [each for each in sys.argv[1:] if each != "--debug"]
     try:
@@ -106,6 +111,8 @@ def train(
     settings = _settings(given)
     with Display(quiet=quiet) as display:
         if resume is not None:
+            if config is not None:
+                raise UsageError("--config: a run that is resumed keeps its own settings; leave it out")
             run = training.resume(resume, display=display, **settings)
         else:
             stored = read_config(config) if config else {}
@@ -293,4 +300,7 @@ def _explain(error: BaseException, message: str, code: int, debug: bool) -> int:
 
 
 def _print_json(document: Any) -> None:
-    typer.echo(json.dumps(document, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        text = json.dumps(document, allow_nan=False)
+    typer.echo(text)

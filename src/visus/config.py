@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,13 +119,10 @@ def resolve_config(
     batch_size = config.batch_size or min(_DEFAULT_BATCH_SIZE, len(train_part))
     batch_sizes(len(train_part), batch_size)
     optimizer = resolve_optimizer(config)
-    source, height = Path(config.data).absolute(), preprocessing.size[0]
+    height = preprocessing.size[0]
     square = preprocessing.size == (height, height)
     return dataclasses.replace(
-        config,
-        data=_absolute(config.data),
-        val=None if config.val is None else _absolute(config.val),
-        weights=config.weights if config.weights in (None, "default") else _absolute(config.weights),
+        with_absolute_paths(config),
         lr=optimizer.lr,
         weight_decay=optimizer.weight_decay,
         img_size=config.img_size or (height if square else None),
@@ -133,11 +131,17 @@ def resolve_config(
         val_batch_size=config.val_batch_size or batch_size,
         amp=resolve_amp(config.amp, device),
         threads=config.threads or torch.get_num_threads(),
-        name=config.name or f"{source.stem}-{config.model.replace('/', '-')}",
+        name=config.name or f"{Path(config.data).absolute().stem}-{config.model.replace('/', '-')}",
     )
 
 
-def _absolute(source: str) -> str:
-    """A path that is right from any folder; a name such as `digits` as it is."""
-    path = Path(source).absolute()
-    return str(path) if path.exists() else source
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """With paths that are right from any folder; names such as `digits` stay as they are."""
+    given = {name: getattr(config, name) for name in ("data", "val", "weights")}
+    paths: Any = {name: absolute(path) for name, path in given.items() if path}
+    return dataclasses.replace(config, **paths)
+
+
+def absolute(source: str) -> str:
+    """The real path of what exists; a name such as `digits` as it is."""
+    return os.path.realpath(source) if Path(source).exists() else source

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from visus.amp import amp_that_works
 from visus.checkpoint import Checkpoint, rebuild_model
 from visus.data.batching import normalise
 from visus.data.crops import centre_crop
@@ -91,7 +92,10 @@ def _predict(
     checkpoint: Checkpoint, model: nn.Module, files: Sequence[str], topk: int, device: torch.device
 ) -> list[Prediction]:
     decoded = list(decode_all(_images(files, checkpoint.preprocessing)))
-    batches, amp = _batches(decoded, checkpoint.preprocessing), checkpoint.config.get("amp", "off")
+    batches, amp = (
+        _batches(decoded, checkpoint.preprocessing),
+        amp_that_works(checkpoint.config.get("amp", "off"), device),
+    )
     found = {
         int(position): _top(probabilities, checkpoint.classes, topk)
         for logits, positions in predict_logits(model, batches, device=device, amp=amp)

@@ -64,7 +64,7 @@ class RunRecorder:
         """Add the records of `epoch` (from 1) to `metrics.jsonl`."""
         for record in records:
             if record["epoch"] == epoch:
-                self.run.append(record)
+                self.attempt(self.run.metrics, partial(self.run.append, record))
 
     def save_best(self, tensors: Tensors, plain: Mapping[str, Any]) -> None:
         """Write `best.safetensors`: the weights to use."""
@@ -74,7 +74,7 @@ class RunRecorder:
         """Write `last.safetensors`; the one that was there becomes `previous.safetensors`."""
         self._saved_at = time.monotonic()
         if self.run.last.exists():
-            self._attempt(self.run.previous, partial(_link, self.run.last, self.run.previous))
+            self.attempt(self.run.previous, partial(_link, self.run.last, self.run.previous))
         self._save(self.run.last, tensors, plain)
 
     def curves_due(self) -> bool:
@@ -87,7 +87,7 @@ class RunRecorder:
         history = history_of(records)
         for kind, name in _CURVES.items():
             path = self.run.path / name
-            self._attempt(path, partial(plot_curves, history, kind, path))
+            self.attempt(path, partial(plot_curves, history, kind, path))
         self._drawn_at = time.monotonic()
         self._drawing_seconds = self._drawn_at - began
 
@@ -98,9 +98,10 @@ class RunRecorder:
         def write() -> None:
             self.digest = save_checkpoint(path, tensors, document)
 
-        self._attempt(path, write)
+        self.attempt(path, write)
 
-    def _attempt(self, path: Path, write: Callable[[], object]) -> None:
+    def attempt(self, path: Path, write: Callable[[], object]) -> None:
+        """Call `write`, which writes `path`; where that fails, say so and go on."""
         try:
             write()
         except OSError as error:

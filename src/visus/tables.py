@@ -28,6 +28,8 @@ def writing_table(path: str | os.PathLike[str], header: Sequence[str]) -> Iterat
         raise UsageError(f"{target}: expected a name that ends in .csv or .parquet")
     if not target.absolute().parent.is_dir():
         raise UsageError(f"{target}: expected a folder to write to, found none; make it first")
+    if not os.access(target.absolute().parent, os.W_OK):
+        raise UsageError(f"{target}: expected a folder that can be written to; choose another")
     with replacing(target) as temporary, _WRITERS[suffix](temporary, header) as write:
         yield write
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from visus.amp import amp_that_works
 from visus.checkpoint import Checkpoint, rebuild_model
+from visus.config import absolute
 from visus.data.batching import EvaluationBatches
 from visus.data.files import decode_once
 from visus.data.images import Data, Skipped, Split, map_classes
@@ -63,7 +65,7 @@ def evaluate_checkpoint(
             checkpoint.preprocessing,
             batch_size=config.get("val_batch_size", 100),
             device=device,
-            amp=config.get("amp", "off"),
+            amp=amp_that_works(config.get("amp", "off"), device),
             predictions=predictions,
         )
     return Evaluation(split.name, replace(scores, skipped=len(data.skipped)), data.notes, data.skipped)
@@ -98,7 +100,7 @@ def _open(checkpoint: Checkpoint, source: str, part: str | None) -> Data:
     Only the source that the model was trained on has a validation part made by rule.
     """
     config, preprocessing = checkpoint.config, checkpoint.preprocessing
-    trained_on = config.get("data") in (source, str(Path(source).absolute()))
+    trained_on = config.get("data") == absolute(source)
     made = {name: config[name] for name in ("val", "val_fraction", "split_seed") if name in config}
     data = open_source(source, **made) if trained_on else read_source(source)
     split = map_classes(_choose(data, part), checkpoint.classes)

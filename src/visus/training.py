@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from visus.amp import make_scaler, resolve_amp
-from visus.checkpoint import Checkpoint, load_checkpoint, load_tensors
+from visus.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_tensors
 from visus.config import (
     LARGEST_SMALL_SIZE,
     TrainConfig,
@@ -21,10 +21,11 @@ from visus.config import (
     plain_settings,
     read_config,
     resolve_config,
+    with_absolute_paths,
     write_config,
 )
 from visus.data.batching import EvaluationBatches, TrainingBatches, measure_preprocessing
-from visus.data.files import decode_once
+from visus.data.files import decode_once, small_size
 from visus.data.images import Data, Split
 from visus.data.listing import fingerprint, split_rows
 from visus.data.sources import open_source
@@ -41,6 +42,7 @@ from visus.evaluation import Scores
 from visus.files import write_json
 from visus.loop import TrainingState, fit, restore
 from visus.models.build import build_model
+from visus.models.names import resolve_model
 from visus.models.weights import pretrained_preprocessing
 from visus.ops.averaging import ExponentialAverage
 from visus.ops.losses import cross_entropy_sum
@@ -95,14 +97,15 @@ def train(config: TrainConfig, *, display: Display | None = None) -> Run:
     display = display or Display(quiet=True)
     parse_interval(config.checkpoint_every)
     resolve_optimizer(config)
+    resolve_model(config.model)
     device = select_device(config.device, batch_size=config.batch_size)
+    if config.weights not in (None, "default"):
+        config = dataclasses.replace(config, weights=str(find_checkpoint(config.weights)))
     data, preprocessing = _open(config, display)
     config = resolve_config(config, _train_part(data), preprocessing, device)
     with computing(threads=config.threads, deterministic=config.deterministic):
         # The model is made before the folder, so that a mistyped name leaves nothing behind.
-        torch.manual_seed(derive_seed(config.seed, "init"))
-        model = build_model(config.model, weights=config.weights, **_model_args(config, data))
-        state = _begin(config, model, device)
+        state = _begin(config, _new_model(config, data), device)
         run = create_run(config.out, config.name or "run")
         write_config(config, run.config)
         write_json(run.environment, _environment(config, data))
@@ -117,18 +120,23 @@ def resume(path: str, *, display: Display | None = None, **changes: Any) -> Run:
     run = open_run(path)
     stored = read_config(run.config)
     config = make_config(**{**stored, **changes})
-    _refuse_changes(make_config(**stored), config)
+    _refuse_changes(make_config(**stored), with_absolute_paths(config))
     device = select_device(config.device)
     resolve_amp(config.amp, device)
     with run.locked(), computing(threads=config.threads, deterministic=config.deterministic):
-        checkpoint = _last_checkpoint(run, display)
-        preprocessing = checkpoint.preprocessing
-        data = _decode(
-            _open_parts(config), config, preprocessing.resize, preprocessing.interpolation, display
-        )
-        # Its weights come from the checkpoint: those it started from may be gone.
-        state = _begin(config, build_model(config.model, **_model_args(config, data)), device)
-        _continue(config, checkpoint, run, state, data, display)
+        if run.last.exists() or run.previous.exists():
+            checkpoint = _last_checkpoint(run, display)
+            preprocessing = checkpoint.preprocessing
+            data = _open_parts(config)
+            data = _decode(data, config, preprocessing.resize, preprocessing.interpolation, display)
+            # Its weights come from the checkpoint: those it started from may be gone.
+            state = _begin(config, build_model(config.model, **_model_args(config, data)), device)
+            _continue(config, checkpoint, run, state, data, display)
+        else:
+            display.line(f"{run.path} has no checkpoint yet; resumed from step 0")
+            data, preprocessing = _open(config, display)
+            state = _begin(config, _new_model(config, data), device)
+            run.cut_back(0)
         write_config(config, run.config)
         return _run(config, data, device, state, preprocessing, run, display)
 
@@ -172,7 +180,7 @@ def _geometry(
     config: TrainConfig, part: Split, pretrained: Preprocessing | None
 ) -> tuple[tuple[int, int], int | None]:
     """Height and width that the model takes, and the short side that images are shrunk to before they are cropped."""
-    own = part.images.size
+    own = part.images.size or small_size(part.images, LARGEST_SMALL_SIZE)
     # The side that a run has stored as its own must mean the same when the run is repeated.
     asked = (config.img_size, config.img_size) if config.img_size else None
     if pretrained and asked in (None, pretrained.size):
@@ -201,6 +209,12 @@ def _decode(
     for each in data.skipped:
         display.line(f"skipped {each.path}: {each.reason}")
     return data
+
+
+def _new_model(config: TrainConfig, data: Data) -> nn.Module:
+    """The model at step 0, its random weights a function of the seed."""
+    torch.manual_seed(derive_seed(config.seed, "init"))
+    return build_model(config.model, weights=config.weights, **_model_args(config, data))
 
 
 def _begin(config: TrainConfig, model: nn.Module, device: torch.device) -> TrainingState:
@@ -247,6 +261,10 @@ def _continue(
             f"expected {data.source} as it was, or a new run"
         )
     restore(state, checkpoint.tensors, checkpoint.document["state"], checkpoint.path)
+    if state.epoch > config.epochs:
+        raise UsageError(
+            f"--epochs {config.epochs}: {state.epoch} epochs are done already; ask for more, or leave it out"
+        )
     run.cut_back(state.epoch)
     display.line(f"resumed from step {state.step}")
     if checkpoint.config["epochs"] != config.epochs and config.schedule != "constant":
@@ -299,9 +317,9 @@ def _run(
             display=display,
             stop=stop,
         )
-    scores = _test(config, data, device, state.model, preprocessing, run, display)
+    scores = _test(config, data, device, state, preprocessing, recorder, display)
     result = _result(data, state, scores, recorder)
-    write_json(run.summary, result.to_json())
+    recorder.attempt(run.summary, lambda: write_json(run.summary, result.to_json()))
     display.line(
         f"Best model: {run.best}\nFinal model: {run.last}\nCurves: {run.path / 'loss_accuracy.png'}\n"
         f"Confusion matrix: {run.path / 'confusion.png'}"
@@ -313,26 +331,32 @@ def _test(
     config: TrainConfig,
     data: Data,
     device: torch.device,
-    model: nn.Module,
+    state: TrainingState,
     preprocessing: Preprocessing,
-    run: RunFolder,
+    recorder: RunRecorder,
     display: Display,
 ) -> Scores:
-    """Evaluate the best weights once: on the test part, or where there is none on the validation part."""
-    part = data.test or _val_part(data)
-    load_tensors(model, load_checkpoint(run.best).model_tensors, run.best)
+    """Evaluate the best weights once: on the test part, or where there is none on the validation part.
+
+    Where the best could not be written, those of the last epoch.
+    """
+    part, run, model = data.test or _val_part(data), recorder.run, state.weights
+    if run.best.exists():
+        load_tensors(model, load_checkpoint(run.best).model_tensors, run.best)
     began = time.perf_counter()
-    scores = score_split(
-        model,
-        part,
-        preprocessing,
-        batch_size=config.val_batch_size or 0,
-        device=device,
-        amp=config.amp,
-        predictions=run.path / "predictions.csv",
+    table = run.path / "predictions.csv"
+    options: Any = {"batch_size": config.val_batch_size, "device": device, "amp": config.amp}
+    try:
+        scores = score_split(model, part, preprocessing, predictions=table, **options)
+    except OSError as error:
+        display.line(f"{table}: could not be written ({error.strerror})")
+        scores = score_split(model, part, preprocessing, **options)
+    document = {"split": part.name, **scores.to_json()}
+    recorder.attempt(run.evaluation, lambda: write_json(run.evaluation, document))
+    picture = run.path / "confusion.png"
+    recorder.attempt(
+        picture, lambda: plot_confusion(scores.confusion, data.classes, picture, warn=display.line)
     )
-    write_json(run.evaluation, {"split": part.name, **scores.to_json()})
-    plot_confusion(scores.confusion, data.classes, run.path / "confusion.png", warn=display.line)
     low, high = scores.accuracy_ci95
     display.line(
         f"Accuracy of the best model on the {scores.n} {part.name} images: {100 * scores.accuracy:.2f}% "
@@ -355,7 +379,7 @@ def _result(data: Data, state: TrainingState, scores: Scores, recorder: RunRecor
         final={"loss": final["loss"], "accuracy": final["accuracy"]},
         test=test if data.test else None,
         checkpoints={"best": str(run.best), "last": str(run.last)},
-        digest=load_checkpoint(run.last).document["digest"],
+        digest=recorder.digest or load_checkpoint(run.last).document["digest"],
         skipped=len(data.skipped),
         findings=0,
         failure=recorder.failure,

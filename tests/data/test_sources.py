@@ -100,7 +100,7 @@ def put(root, *paths):
         (["cat/a.png"], "", "at least two classes, found only cat; add images of others"),
         (["cat/a.png", "dog/"], "", "at least two classes, found only cat"),
         (["cat/a.png", ".dog/a.png"], "", "at least two classes, found only cat"),
-        (["train/a/1.png", "train/b/1.png", "test/a/1.png"], "", r"test differs \(missing: b\)"),
+        (["train/a/1.png", "train/b/1.png", "test/c/1.png"], "", r"test differs \(missing: a, b; more: c\)"),
         (["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/"], "", r"val differs \(missing: b\)"),
         (["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/B/1.png"], "", "missing: b; more: B"),
         (["val/a/1.png", "test/a/1.png"], "", "found none; give a folder train beside the others"),

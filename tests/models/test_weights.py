@@ -16,7 +16,7 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     ("name", "size", "resize", "interpolation", "statistics"),
     [
         ("resnet18", 224, 256, "bilinear", IMAGENET),
-        ("inception_v3", 299, 342, "bilinear", IMAGENET),
+        ("inception_v3", 299, 342, "bilinear", {"mean": (0.5,) * 3, "std": (0.5,) * 3}),
         ("vit_b_16", 224, 256, "bilinear", IMAGENET),
         ("swin_t", 224, 232, "bicubic", IMAGENET),
         ("timm/resnet50", 224, 235, "bicubic", IMAGENET),
@@ -61,5 +61,5 @@ def test_training_from_a_checkpoint_keeps_its_statistics_and_gains_from_it(tmp_p
     record = load_checkpoint(warm.checkpoints["best"]).preprocessing
     assert record == load_checkpoint(best).preprocessing
     assert record != load_checkpoint(cold.checkpoints["best"]).preprocessing
-    assert warm.best["accuracy"] >= 0.9 > cold.best["accuracy"] + 0.2
+    assert warm.best["accuracy"] > cold.best["accuracy"] + 0.3
     assert torch.is_tensor(load_checkpoint(best).model_tensors["classifier.weight"])

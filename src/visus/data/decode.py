@@ -31,6 +31,10 @@ _DEEP_MODES = ("I", "F")
 """How the modes of grey images with more than eight bits begin."""
 
 
+_ORIENTATION = 0x0112
+"""EXIF's tag; from 5 on, height and width change places."""
+
+
 class UndecodableError(Exception):
     """Why a file is no image that can be used."""
 
@@ -70,6 +74,20 @@ def decode_image(
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UndecodableError(reason.replace(str(file), "the file")) from None
+
+
+def read_size(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
+    """Height and width of an image by its header, its orientation applied; raises `UndecodableError`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(_openable(source)) as image:
+                width, height = image.size
+                turned = image.getexif().get(_ORIENTATION, 1) >= 5
+    # As in `decode_image`.
+    except Exception as error:
+        raise UndecodableError(str(error)) from None
+    return (width, height) if turned else (height, width)
 
 
 def image_to_pixels(image: Image.Image) -> Pixels:
@@ -138,4 +156,5 @@ def _shrink(image: Image.Image, resize: int | None, interpolation: str) -> Image
 def _as_array(image: Image.Image) -> Pixels:
     array = np.asarray(image)
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return np.ascontiguousarray(array)
+    # Pillow's own memory is read-only, and torch warns of that.
+    return np.require(array, requirements=["C", "W"])

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from visus.data.archives import ZipArchive
 from visus.data.arrays import adapt_pixels
-from visus.data.decode import Pixels, UndecodableError, decode_image
-from visus.data.images import ArrayImages, Data, Skipped, Split
+from visus.data.decode import Pixels, UndecodableError, decode_image, read_size
+from visus.data.images import ArrayImages, Data, Images, Skipped, Split
 from visus.errors import DataError
 
 _WINDOW = 64
@@ -55,15 +55,26 @@ class FileImages:
         if self.decoded is not None:
             return self.decoded[position]
         path = self.paths[position]
-        # Eight bytes for a pixel are 16-bit RGBA without compression: nothing within `max_pixels` is longer, but for its metadata.
-        limit_bytes = 8 * self.max_pixels + 2**20
         return decode_image(
-            self.archive.read(path, limit_bytes) if self.archive else self.root / path,
+            self.archive.read(path, self._limit_bytes) if self.archive else self.root / path,
             channels=self.channels,
             resize=self.resize,
             interpolation=self.interpolation,
             max_pixels=self.max_pixels,
         )
+
+    def header_size(self, position: int) -> tuple[int, int] | None:
+        """Height and width of one image by its header; `None` where it has none."""
+        path = self.paths[position]
+        try:
+            return read_size(self.archive.read(path, self._limit_bytes) if self.archive else self.root / path)
+        except UndecodableError:
+            return None
+
+    @property
+    def _limit_bytes(self) -> int:
+        # Eight bytes for a pixel are 16-bit RGBA without compression: nothing within `max_pixels` is longer, but for its metadata.
+        return 8 * self.max_pixels + 2**20
 
     def sizes_bytes(self) -> list[int]:
         """How long each file is; -1 where there is none."""
@@ -179,6 +190,19 @@ def _refuse_lost_classes(before: Split, after: Split, source: str) -> None:
         raise DataError(
             f"{source}: expected training images of every class, found none that can be used of {', '.join(lost)}"
         )
+
+
+def small_size(images: Images, largest: int) -> tuple[int, int] | None:
+    """Height and width of image files that all share them, if these are at most `largest`, by their headers alone."""
+    if not isinstance(images, FileImages):
+        return None
+    shared = None
+    for position in range(len(images)):
+        size = images.header_size(position)
+        if size is not None and (max(size) > largest or shared not in (None, size)):
+            return None
+        shared = size or shared
+    return shared
 
 
 def _size_bytes(path: Path) -> int:

@@ -16,7 +16,7 @@ from visus.data.dataset import MapStyle, is_map_style, read_dataset
 from visus.data.files import FileImages
 from visus.data.folders import find_parts, is_image, list_classes
 from visus.data.idx import find_idx, read_idx_part
-from visus.data.images import Data, Split
+from visus.data.images import Data, Split, map_classes
 from visus.data.splitting import split_off
 from visus.data.trees import FolderTree, NameTree, Tree
 from visus.errors import DataError, UsageError
@@ -38,26 +38,37 @@ def open_source(
     there is nothing to train on, `UsageError` for what is no source.
     """
     data = read_source(source)
-    if data.train is None:
+    train = data.train
+    if train is None:
         raise DataError(
             f"{data.source}: expected training images, found none; give a folder train beside the others"
         )
-    if len(data.classes) < 2:
-        raise DataError(
-            f"{data.source}: expected images of at least two classes, found only {data.classes[0]}; add images of others"
-        )
+    data = _with_absent_classes_said(data, train)
     if val is not None:
         other = read_source(val)
         if _is_same(source, val):
             raise UsageError(
                 f"--val {other.source}: expected other images than those to train on, found the same"
             )
-        return with_validation(data, data.train, other)
+        return with_validation(data, train, other)
     if data.val is None and val_fraction:
-        train, held_out = split_off(data.train, "val", val_fraction, split_seed)
-        note = f"{len(held_out)} of {len(data.train)} training images set aside for validation (seed {split_seed})"
-        return replace(data, train=train, val=held_out, notes=(*data.notes, note))
+        kept, held_out = split_off(train, "val", val_fraction, split_seed)
+        note = f"{len(held_out)} of {len(train)} training images set aside for validation (seed {split_seed})"
+        return replace(data, train=kept, val=held_out, notes=(*data.notes, note))
     return data
+
+
+def _with_absent_classes_said(data: Data, train: Split) -> Data:
+    """`data`, with a note of classes that have no training image; `DataError` where fewer than two have any."""
+    counts = np.bincount(train.labels, minlength=len(data.classes))
+    present = [name for name, count in zip(data.classes, counts, strict=True) if count]
+    absent = [name for name, count in zip(data.classes, counts, strict=True) if not count]
+    if len(present) < 2:
+        raise DataError(
+            f"{data.source}: expected images of at least two classes, found only {present[0]}; add images of others"
+        )
+    note = f"classes without a training image: {', '.join(absent)}"
+    return replace(data, notes=(*data.notes, note)) if absent else data
 
 
 def read_source(source: Source) -> Data:
@@ -134,21 +145,32 @@ def _open_tree(tree: Tree, archive: ZipArchive | None = None) -> Data:
     if not classes:
         raise DataError(f"{source}: expected class folders with images in them, found none{_instead(tree)}")
     for name, listing in listings.items():
-        refuse_other_classes(source, name, listing.classes, classes)
+        # A test part may have some of the classes only.
+        if name == "val" or set(listing.classes) - set(classes):
+            refuse_other_classes(source, name, listing.classes, classes)
     parts = {
-        name: Split(
-            name,
-            FileImages(source, listing.paths, archive=archive),
-            np.array(listing.labels, dtype=np.int64),
-            tuple(classes),
-            listing.paths,
+        name: map_classes(
+            Split(
+                name,
+                FileImages(source, listing.paths, archive=archive),
+                np.array(listing.labels, dtype=np.int64),
+                tuple(listing.classes),
+                listing.paths,
+            ),
+            classes,
         )
         for name, listing in listings.items()
+        if listing.paths or name == "train"
     }
     data = _data(source, "class folders" if archive is None else "class folders in a zip", **parts)
     others = sum(listing.others for listing in listings.values())
     empty = sorted({name for listing in listings.values() for name in listing.empty})
     notes = [f"{others} other files passed over"] * bool(others)
+    notes += [
+        f"{name}: {', '.join(sorted(set(classes) - set(listing.classes)))} not in it"
+        for name, listing in listings.items()
+        if set(listing.classes) != set(classes)
+    ]
     notes += [f"folders without images passed over: {', '.join(empty)}"] * bool(empty)
     return replace(data, notes=(*data.notes, *notes))
 

@@ -27,18 +27,17 @@ class Residual(nn.Module):
 
 
 class SmallNet(nn.Module):
-    """Five 3 x 3 convolutions with batch norm, two of them residual, halved twice by max-pooling, global average pooling, one linear
-    layer.
+    """Five 3 x 3 convolutions, two of them residual, two max-poolings, global average pooling, one linear layer.
 
-    Takes images `[N, in_channels, H, W]` of 4 x 4 pixels or more; 0.27 million parameters for ten classes.
+    Takes images `[N, in_channels, H, W]` of 4 x 4 pixels or more; 0.28 million parameters for ten classes.
     """
 
     def __init__(self, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            _block(in_channels, 16),
+            _block(in_channels, 32),
             nn.MaxPool2d(2),
-            _block(16, 64),
+            _block(32, 64),
             Residual(64),
             nn.MaxPool2d(2),
             _block(64, 128),

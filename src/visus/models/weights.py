@@ -28,9 +28,10 @@ def pretrained_tensors(library: str, name: str, weights: str | os.PathLike[str])
     """
     if str(weights) != "default":
         tensors = read_tensors(weights)
-        return {
-            each.removeprefix("model."): t for each, t in tensors.items() if not each.startswith("optimizer.")
-        }
+        # In a checkpoint of visus the averaged weights are those to use; other files have no such names.
+        parts = [[name for name in tensors if name.startswith(prefix)] for prefix in ("ema.", "model.")]
+        names = parts[0] or parts[1] or list(tensors)
+        return {each.removeprefix("ema.").removeprefix("model."): tensors[each] for each in names}
     try:
         if library == "timm":
             return dict(timm.create_model(name, pretrained=True).state_dict())
@@ -76,6 +77,9 @@ def _torchvision_preprocessing(name: str) -> Preprocessing:
     stated = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     side, resize = stated.crop_size[0], stated.resize_size[0]
     mean, std = tuple(stated.mean), tuple(stated.std)
+    if name in ("googlenet", "inception_v3"):
+        # With weights, torchvision builds these two so that they bring ImageNet's statistics back to these themselves.
+        mean = std = (0.5, 0.5, 0.5)
     return Preprocessing((side, side), 3, mean, std, resize, stated.interpolation.value)
 
 

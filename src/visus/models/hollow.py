@@ -1,0 +1,83 @@
+"""Models without storage: shapes and types of every tensor, and no numbers.
+
+A hollow model is a copy whose tensors are fake (`torch._subclasses.FakeTensorMode`). It runs like the original, only that nothing
+is computed and nothing allocated.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from visus.errors import VisusError
+from visus.models.build import build_model
+
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+
+def build_outline(name: str, num_classes: int | None = None, *, in_channels: int = 3) -> nn.Module:
+    """What `build_model` builds, its parameters on the meta device: they have a shape and no storage."""
+    with warnings.catch_warnings():
+        # Initialisers say that they do nothing to meta tensors, timm that a name is old: no news to who asks for shapes.
+        warnings.simplefilter("ignore")
+        try:
+            with torch.device("meta"):
+                return build_model(name, num_classes, in_channels=in_channels)
+        except VisusError:
+            raise
+        except Exception:
+            # torchvision's RegNets compute their widths with tensors; timm's hybrids, which run their stem, need the way above.
+            with _parameters_on_meta():
+                return build_model(name, num_classes, in_channels=in_channels)
+
+
+def fake_mode() -> FakeTensorMode:
+    """The mode in which hollow models are made and run. An operation that could only be had by computing it raises."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_fallback_kernels=False, allow_non_fake_inputs=True)
+
+
+def hollow_copy(model: nn.Module) -> nn.Module:
+    """A copy of `model` with fake tensors, made under a `fake_mode`; those of the meta device are on the CPU there."""
+    tensors = {
+        id(leaf): leaf
+        for module in model.modules()
+        for leaf in tree_leaves(vars(module))
+        if isinstance(leaf, Tensor)
+    }
+    return copy.deepcopy(model, {key: _fake(tensor) for key, tensor in tensors.items()})
+
+
+def _fake(tensor: Tensor) -> Tensor:
+    device = "cpu" if tensor.is_meta else tensor.device
+    fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters registered by this thread become meta tensors before an initialiser touches their memory."""
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    thread = threading.get_ident()
+
+    def to_meta(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or threading.get_ident() != thread:
+            return None
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]  # its None is any
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -105,14 +105,15 @@ def summary(
         _check_optimizer(optimizer)
         model, sizes = _prepare(model_or_name, input_size, num_classes, in_channels)
         found = examine(model, sizes, batch_size, optimizer, amp)
-    figures = _figures(model, sizes, abs(batch_size), found)
-    if style == "classic":
-        shown = [call for call in found.run.calls if has_row(call)]
-        totals = figures["total_params"], figures["trainable_params"]
-        table = classic_table(shown, all_sizes(sizes), batch_size, *totals)
-    else:
-        shown = [call for call in found.trace.calls if has_row(call)]
-        table = rich_table(shown, _totals(figures, batch_size, optimizer, amp), found.remarks)
+        # In here too, since rich draws random numbers.
+        figures = _figures(model, sizes, abs(batch_size), found)
+        if style == "classic":
+            shown = [call for call in found.run.calls if has_row(call)]
+            totals = figures["total_params"], figures["trainable_params"]
+            table = classic_table(shown, all_sizes(sizes), batch_size, *totals)
+        else:
+            shown = [call for call in found.trace.calls if has_row(call)]
+            table = rich_table(shown, _totals(figures, batch_size, optimizer, amp), found.remarks)
     return Summary(**figures, table=table)
 
 

@@ -119,8 +119,8 @@ def resume(path: str, *, display: Display | None = None, **changes: Any) -> Run:
     display = display or Display(quiet=True)
     run = open_run(path)
     stored = read_config(run.config)
-    config = make_config(**{**stored, **changes})
-    _refuse_changes(make_config(**stored), with_absolute_paths(config))
+    config = with_absolute_paths(make_config(**{**stored, **changes}))
+    _refuse_changes(make_config(**stored), config)
     device = select_device(config.device)
     resolve_amp(config.amp, device)
     with run.locked(), computing(threads=config.threads, deterministic=config.deterministic):

@@ -23,6 +23,7 @@ _HOME = {
     "evaluate_checkpoint": "visus.testing",
     "fit": "visus.loop",
     "format_duration": "visus.ops.stopwatch",
+    "largest_batch": "visus.model_summary",
     "load_checkpoint": "visus.checkpoint",
     "measure_preprocessing": "visus.data.batching",
     "open_source": "visus.data.sources",

@@ -10,6 +10,7 @@ from visus.devices import select_device as select_device
 from visus.evaluation import evaluate as evaluate
 from visus.evaluation import predict_labels as predict_labels
 from visus.loop import fit as fit
+from visus.model_summary import largest_batch as largest_batch
 from visus.model_summary import summary as summary
 from visus.models.build import build_model as build_model
 from visus.models.small import SmallNet as SmallNet

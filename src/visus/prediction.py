@@ -70,9 +70,10 @@ def predict_files(
     """
     device = select_device(device)
     model = rebuild_model(checkpoint).to(device).to(memory_format=torch.channels_last)
+    amp = amp_that_works(checkpoint.config.get("amp", "off"), device)
     for first in range(0, len(files), _BATCH_SIZE):
         with computing(threads=checkpoint.config.get("threads")):
-            predictions = _predict(checkpoint, model, files[first : first + _BATCH_SIZE], topk, device)
+            predictions = _predict(checkpoint, model, files[first : first + _BATCH_SIZE], topk, device, amp)
         yield from predictions
 
 
@@ -89,13 +90,15 @@ def write_predictions(predictions: Sequence[Prediction], path: str | os.PathLike
 
 
 def _predict(
-    checkpoint: Checkpoint, model: nn.Module, files: Sequence[str], topk: int, device: torch.device
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    files: Sequence[str],
+    topk: int,
+    device: torch.device,
+    amp: str,
 ) -> list[Prediction]:
     decoded = list(decode_all(_images(files, checkpoint.preprocessing)))
-    batches, amp = (
-        _batches(decoded, checkpoint.preprocessing),
-        amp_that_works(checkpoint.config.get("amp", "off"), device),
-    )
+    batches = _batches(decoded, checkpoint.preprocessing)
     found = {
         int(position): _top(probabilities, checkpoint.classes, topk)
         for logits, positions in predict_logits(model, batches, device=device, amp=amp)

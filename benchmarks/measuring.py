@@ -6,6 +6,10 @@ import platform
 import statistics
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def header(*packages: str) -> str:
@@ -38,3 +42,31 @@ def table(figures: Mapping[str, list[float]], base: str, unit: str) -> str:
             f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) |"
         )
     return "\n".join(lines)
+
+
+def peak_of_step(model: nn.Module, images: Tensor, optimizer: str = "sgd") -> int:
+    """Bytes at the highest moment of the second training step on the CPU, by the memory events of torch's profiler."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from visus.ops.optim import OptimizerSettings, make_optimizer
+    from visus.summaries.memory import tensors_in
+
+    updater = make_optimizer(model, OptimizerSettings(optimizer=optimizer))
+    targets = torch.zeros(len(images), dtype=torch.int64)
+
+    def step() -> None:
+        torch.nn.functional.cross_entropy(model(images), targets).backward()
+        updater.step()
+
+    step()
+    updater.zero_grad()
+    there = [*model.parameters(), *model.buffers(), images, *tensors_in(list(updater.state.values()))]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [each for each in profiler.profiler.kineto_results.events() if each.name() == "[memory]"]
+    now = peak = 0
+    for each in sorted(events, key=lambda event: event.start_ns()):
+        now += each.nbytes()
+        peak = max(peak, now)
+    return sum(each.nbytes for each in there) + peak

@@ -12,15 +12,10 @@ import sys
 import time
 
 import torch
-import torch.nn.functional as F
-from measuring import header
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from measuring import header, peak_of_step
 
-from visus.memory import tensors_in
 from visus.model_summary import summary
 from visus.models.build import build_model
-from visus.ops.optim import OptimizerSettings, make_optimizer
 
 _MIB = 2**20
 _CASES = [
@@ -37,29 +32,6 @@ _CASES = [
 ]
 
 
-def measure(model: nn.Module, images: Tensor) -> int:
-    """Bytes at the highest moment of a step with SGD."""
-    optimizer = make_optimizer(model, OptimizerSettings())
-    targets = torch.zeros(len(images), dtype=torch.int64)
-
-    def step() -> None:
-        F.cross_entropy(model(images), targets).backward()
-        optimizer.step()
-
-    step()
-    optimizer.zero_grad()
-    state = tensors_in(list(optimizer.state.values()))
-    there = sum(each.nbytes for each in (*model.parameters(), *model.buffers(), images, *state))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [each for each in profiler.profiler.kineto_results.events() if each.name() == "[memory]"]
-    now = peak = 0
-    for each in sorted(events, key=lambda event: event.start_ns()):
-        now += each.nbytes()
-        peak = max(peak, now)
-    return there + peak
-
-
 def main() -> None:
     """A line for each model."""
     print(header("torchvision", "timm"), f"{torch.get_num_threads()} threads", sep=", ")
@@ -72,7 +44,7 @@ def main() -> None:
         began = time.perf_counter()
         found = summary(name, size, num_classes=10, batch_size=images, optimizer="sgd")
         seconds = time.perf_counter() - began
-        measured = measure(build_model(name, 10), torch.rand(images, *size)) / _MIB
+        measured = peak_of_step(build_model(name, 10), torch.rand(images, *size)) / _MIB
         assert found.peak_training_mb is not None
         off = found.peak_training_mb / measured - 1
         shape = f"{images} x {side}²"

@@ -146,6 +146,12 @@ def test_a_damaged_last_checkpoint_is_replaced_by_its_predecessor(finished, tmp_
         (["train", "digits", "--augment", "much"], 2, "--augment: "),
         (["train", "digits", "--modle", "small"], 2, "--modle"),
         (["train", "digits", "--model", "small", "-b", "5000"], 2, "1295 training images"),
+        (
+            ["train", "digits", "--model", "small", "--img-size", "1000000"],
+            2,
+            "lower --batch-size or --img-size",
+        ),
+        (["train", "digits", "--model", "small", "--optimizer", "sgdp"], 2, "give another --lr"),
         (["train", "digits", "--checkpoint-every", "often"], 2, "often"),
         (["train", "digits", "--device", "7"], 2, "CUDA unavailable"),
         (["train", "no-such-folder"], 3, "no-such-folder"),

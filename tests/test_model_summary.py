@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from measuring import peak_of_step
 from torch import nn
 from torch.nn import functional as F
 
 from visus.errors import UsageError
-from visus.memory import LiveBytes, largest_fitting, predict_peak, tensors_in
 from visus.model_summary import largest_batch, summary
 from visus.models.build import build_model
 from visus.models.hollow import build_outline, fake_mode, hollow_copy
 from visus.models.names import model_names
-from visus.ops.optim import OptimizerSettings, make_optimizer
+from visus.summaries.memory import LiveBytes, largest_fitting, predict_peak, tensors_in
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -563,29 +563,6 @@ def test_flops_equal_those_of_torchs_counter():
     assert found.flops == counter.get_total_flops() == sum(each["flops"] for each in found.layers)
 
 
-def measured_peak(model, images, optimizer):
-    """Bytes at the highest moment of the second training step, by the memory events of torch's profiler."""
-    from torch.profiler import ProfilerActivity, profile
-
-    updater = make_optimizer(model, OptimizerSettings(optimizer=optimizer))
-
-    def step():
-        F.cross_entropy(model(images), torch.zeros(len(images), dtype=torch.int64)).backward()
-        updater.step()
-
-    step()
-    updater.zero_grad()
-    there = [*model.parameters(), *model.buffers(), images, *tensors_in(list(updater.state.values()))]
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [each for each in profiler.profiler.kineto_results.events() if each.name() == "[memory]"]
-    now = peak = 0
-    for each in sorted(events, key=lambda each: each.start_ns()):
-        now += each.nbytes()
-        peak = max(peak, now)
-    return sum(each.nbytes for each in there) + peak
-
-
 @pytest.mark.parametrize(
     ("name", "images", "side", "optimizer"),
     [
@@ -596,7 +573,7 @@ def measured_peak(model, images, optimizer):
 )
 def test_the_peak_of_a_training_step_is_within_5_percent_of_the_measured(name, images, side, optimizer):
     model = build_model(name, 10)
-    measured = measured_peak(model, torch.rand(images, 3, side, side), optimizer)
+    measured = peak_of_step(model, torch.rand(images, 3, side, side), optimizer)
     found = summary(model, (3, side, side), batch_size=images, optimizer=optimizer)
     assert found.peak_training_mb == pytest.approx(measured / 2**20, rel=0.05)
 

@@ -1,10 +1,11 @@
+import os
 import subprocess
 import sys
 
 import pytest
 
 from visus.errors import DataError, UsageError
-from visus.runs import create_run, open_run, read_history
+from visus.runs import check_out, create_run, open_run, read_history
 
 
 def record(epoch, phase, accuracy, loss=0.5):
@@ -88,3 +89,17 @@ def test_runs_are_read_without_torch():
     code = "import sys, visus.runs; print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output == "False\n"
+
+
+def test_a_place_where_no_folder_can_be_made_is_said_before_any_work(tmp_path):
+    check_out(tmp_path / "new" / "runs")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="expected a folder for runs, found a file"):
+        check_out(tmp_path / "file" / "runs")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UsageError, match="choose another with --out"):
+        check_out(tmp_path / "runs")

@@ -52,6 +52,9 @@ def main() -> None:
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             code = error.exit_code
+        elif _is_out_of_memory(error):
+            message = "memory ran out; lower --batch-size or --img-size, or take a smaller model"
+            code = _explain(error, message, 2, debug)
         else:
             message = f"a fault in visus, please report it: {type(error).__name__}: {error}"
             code = _explain(error, message, 70, debug=True)
@@ -288,6 +291,12 @@ def _tell(lines: Iterable[str]) -> None:
     """What is for people, on stderr."""
     for line in lines:
         typer.echo(line, err=True)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch raises a class of its own for a GPU, and a plain `RuntimeError` for the CPU."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def _explain(error: BaseException, message: str, code: int, debug: bool) -> int:

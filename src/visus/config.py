@@ -116,7 +116,8 @@ def resolve_config(
     config: TrainConfig, train_part: Split, preprocessing: Preprocessing, device: torch.device
 ) -> TrainConfig:
     """With everything filled in that depends on the data or the machine."""
-    batch_size = config.batch_size or min(_DEFAULT_BATCH_SIZE, len(train_part))
+    batch_size = default_batch_size(config, train_part)
+    # Files that were left out may have made the set smaller than the batch.
     batch_sizes(len(train_part), batch_size)
     optimizer = resolve_optimizer(config)
     height = preprocessing.size[0]
@@ -133,6 +134,11 @@ def resolve_config(
         threads=config.threads or torch.get_num_threads(),
         name=config.name or f"{Path(config.data).absolute().stem}-{config.model.replace('/', '-')}",
     )
+
+
+def default_batch_size(config: TrainConfig, train_part: Split) -> int:
+    """The batch size asked for; else 100, or the whole set where that is smaller."""
+    return config.batch_size or min(_DEFAULT_BATCH_SIZE, len(train_part))
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:

@@ -13,7 +13,10 @@ from typing import Any, Literal, TypedDict, get_args
 from torch import nn
 
 from visus.errors import UsageError, unknown_name
-from visus.examining import (
+from visus.models.hollow import build_outline, fake_mode
+from visus.models.names import resolve_model
+from visus.ops.optim import OptimizerSettings, make_optimizer
+from visus.summaries.examining import (
     Amp,
     Findings,
     Sizes,
@@ -24,12 +27,9 @@ from visus.examining import (
     runnable_copy,
     undisturbed,
 )
-from visus.memory import largest_fitting, predict_peak
-from visus.models.hollow import build_outline, fake_mode
-from visus.models.names import resolve_model
-from visus.ops.optim import OptimizerSettings, make_optimizer
-from visus.summary_tables import classic_table, has_row, rich_table
-from visus.tracing import Call, count
+from visus.summaries.memory import largest_fitting, predict_peak
+from visus.summaries.tables import classic_table, has_row, rich_table
+from visus.summaries.tracing import Call, count
 
 Style = Literal["classic", "rich"]
 Size = Sequence[int]

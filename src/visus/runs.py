@@ -99,6 +99,16 @@ class RunFolder:
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
 
+def check_out(out: str | os.PathLike[str]) -> None:
+    """`UsageError` where no folder for runs can be made at `out`: asked before there is any work to lose."""
+    path = Path(out).absolute()
+    there = next(each for each in (path, *path.parents) if each.exists())
+    if not there.is_dir():
+        raise UsageError(f"{there}: expected a folder for runs, found a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"{there}: cannot make a run's folder here; choose another with --out")
+
+
 def create_run(out: str | os.PathLike[str], name: str) -> RunFolder:
     """Make `out/name`, or the first of `name-2`, `name-3`, ... that does not exist; an old run is never overwritten."""
     number = 1

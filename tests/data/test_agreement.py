@@ -68,26 +68,36 @@ def test_other_classes_are_refused(tmp_path, classes, difference):
 
 
 def test_numbers_without_names_must_fit(tmp_path):
-    named = npz(tmp_path / "named.npz", [0, 1, 2, 0, 1, 2], ["cat", "dog", "owl"])
-    data = open_source(named, val=npz(tmp_path / "few.npz", [1, 0, 1]))
+    plain = npz(tmp_path / "plain.npz", [0, 1, 2])
+    data = open_source(plain, val=npz(tmp_path / "few.npz", [1, 0, 1]))
     assert data.val.labels.tolist() == [1, 0, 1]
-    assert any("taken as numbers" in note for note in data.notes)
-    with pytest.raises(DataError, match="more: 0, 1, 2, 3"):
-        open_source(named, val=npz(tmp_path / "many.npz", [0, 1, 2, 3]))
+    assert data.val.classes == ("0", "1", "2")
+    with pytest.raises(DataError, match="more: 3"):
+        open_source(plain, val=npz(tmp_path / "many.npz", [0, 1, 2, 3]))
+    # Whoever saved numbers without names may have meant another order than that of the names.
+    named = npz(tmp_path / "named.npz", [0, 1, 2, 0, 1, 2], ["cat", "dog", "owl"])
     with pytest.raises(DataError, match="missing: 0, 1, 2; more: cat, dog, owl"):
-        open_source(npz(tmp_path / "plain.npz", [0, 1, 2]), val=named)
-    # Folders have names, also where these are numbers.
+        open_source(plain, val=named)
+    with pytest.raises(DataError, match="missing: cat, dog, owl; more: 0, 1"):
+        open_source(named, val=npz(tmp_path / "few.npz", [1, 0, 1]))
     with pytest.raises(DataError, match="missing: cat, dog, owl; more: 0, 1"):
         open_source(named, val=folder(tmp_path / "numbers", "0", "1"))
 
 
-def test_grey_and_colour_arrays_are_not_mixed(tmp_path):
+def test_named_classes_of_arrays_are_brought_to_lexicographic_order(tmp_path):
+    data = open_source(npz(tmp_path / "a.npz", [0, 1, 2, 0, 1, 2], ["owl", "cat", "dog"]), val_fraction=0)
+    assert data.classes == data.train.classes == ("cat", "dog", "owl")
+    assert data.train.labels.tolist() == [2, 0, 1, 2, 0, 1]
+
+
+def test_arrays_to_validate_on_get_the_channels_of_the_training_images(tmp_path):
     grey, rgb = npz(tmp_path / "grey.npz", [0, 1]), npz(tmp_path / "rgb.npz", [0, 1], images=RGB)
-    with pytest.raises(DataError, match=r"rgb\.npz: expected grey images as in .*grey\.npz, found RGB"):
-        open_source(grey, val=rgb)
-    with pytest.raises(DataError, match="expected RGB images"):
-        open_source(folder(tmp_path / "files", "0", "1"), val=grey)
-    assert open_source(grey, val=folder(tmp_path / "other", "0", "1")).val.images.channels == 3
+    data = open_source(grey, val=rgb)
+    assert data.val.images.channels == 1
+    assert any("rgb.npz are taken as grey" in note for note in data.notes)
+    data = open_source(folder(tmp_path / "files", "0", "1"), val=grey)
+    assert data.val.images.channels == 3
+    assert (data.val.images.pixels[:, 0] == data.val.images.pixels[:, 2]).all()
 
 
 def test_the_same_images_or_two_validation_parts_are_refused(tmp_path):

@@ -91,3 +91,27 @@ def test_evaluation_keeps_the_order():
     batches = list(EvaluationBatches(SPLIT, RECORD, 7))
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(23))
     assert [len(batch) for batch in batches] == [7, 7, 7, 2]
+
+
+@given(st.integers(2, 23), st.integers(2, 5), st.sampled_from(["none", "light", "standard"]))
+def test_processes_share_each_batch_among_them(batch_size, world_size, how):
+    whole = TrainingBatches(SPLIT, RECORD, batch_size, how, seed=3)(2)
+    shares = [
+        TrainingBatches(SPLIT, RECORD, batch_size, how, seed=3, rank=rank, world_size=world_size)(2)
+        for rank in range(world_size)
+    ]
+    for batch, *slices in zip(whole, *shares, strict=True):
+        assert torch.equal(torch.cat([each.images for each in slices]), batch.images)
+        assert torch.equal(torch.cat([each.indices for each in slices]), batch.indices)
+        assert max(map(len, slices)) - min(map(len, slices)) <= 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 9])
+def test_processes_are_dealt_whole_blocks(world_size):
+    shares = [
+        [batch.indices.tolist() for batch in EvaluationBatches(SPLIT, RECORD, 5, rank, world_size)]
+        for rank in range(world_size)
+    ]
+    blocks = [shares[block % world_size][block // world_size] for block in range(5)]
+    assert blocks == [batch.indices.tolist() for batch in EvaluationBatches(SPLIT, RECORD, 5)]
+    assert sum(map(len, shares)) == 5

@@ -98,3 +98,14 @@ def test_names_that_are_not_utf8_are_listed(tmp_path):
 )
 def test_images_go_by_their_suffix(name, expected):
     assert is_image(name) is expected
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    make(tmp_path, "train/a.png", "bus/a.png", "plane/a.png")
+    assert find_parts(FolderTree(tmp_path)) == {"train": ""}
+    assert list_classes(FolderTree(tmp_path), "").classes == ["bus", "plane", "train"]
+
+
+def test_a_folder_train_beside_others_is_a_part_where_it_holds_classes(tmp_path):
+    make(tmp_path, "train/cat/a.png", "train/dog/a.png", "documents/about.txt")
+    assert find_parts(FolderTree(tmp_path)) == {"train": "train"}

@@ -87,3 +87,8 @@ def test_buffers_take_the_layout_that_the_parameters_have_now(name):
         return model.weight
 
     torch.testing.assert_close(after_three_steps(True), after_three_steps(False))
+
+
+def test_what_timm_refuses_is_said_in_one_sentence():
+    with pytest.raises(UsageError, match=r"--optimizer sgdp: .*give another --lr"):
+        make_optimizer(nn.Linear(2, 2), OptimizerSettings(optimizer="sgdp"))

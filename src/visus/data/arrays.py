@@ -62,7 +62,9 @@ def to_pixels(images: npt.NDArray[Any], origin: object) -> Pixels:
     return np.require(np.moveaxis(scaled, -1, 1), requirements=["C", "W"])
 
 
-def adapt_pixels(images: Tensor, channels: int, resize: int | None, interpolation: str) -> Tensor:
+def adapt_pixels(
+    images: Tensor, channels: int, resize: int | None = None, interpolation: str = "bilinear"
+) -> Tensor:
     """Images `[N, C, H, W]` with `channels` channels, shrunk to short side `resize`, as `decode_image` does to those in files."""
     if images.shape[1] == channels and (resize is None or min(images.shape[2:]) <= resize):
         return images

@@ -30,7 +30,7 @@ def augment(images: Tensor, draws: npt.NDArray[np.float64], how: Augment) -> Ten
     `none` leaves them; `light` pads each side by an eighth with black, crops back at random, and flips every other one; `standard`,
     whose crops were made before (`random_resized_crop`), flips.
     """
-    if how == "none":
+    if how == "none" or not len(images):
         return images
     flip = draws[:, 2] < 0.5
     if how == "standard":

@@ -62,23 +62,34 @@ def batch_sizes(n: int, batch_size: int) -> list[int]:
 
 @dataclass(frozen=True)
 class TrainingBatches:
-    """The training batches of a run: call it with an epoch and the number of batches to skip."""
+    """The training batches of a run: call it with an epoch and the number of batches to skip.
+
+    Of several processes each gets its slice of every batch; order and augmentation do not depend on how many there are.
+    """
 
     split: Split
     preprocessing: Preprocessing
     batch_size: int
+    """Images of a batch, over all processes together."""
     augment: Augment = "none"
     seed: int = 0
+    rank: int = 0
+    world_size: int = 1
 
     def __len__(self) -> int:
         return len(batch_sizes(len(self.split), self.batch_size))
 
-    def __call__(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` (from 0), from batch `start` on; what is skipped costs nothing."""
+    def positions(self, epoch: int, start: int = 0) -> Iterator[npt.NDArray[np.int64]]:
+        """Which images of the split each batch of `epoch` (from 0) holds, from batch `start` on; over all processes."""
         order = permutation(self.seed, "order", epoch, len(self.split))
         ends = np.cumsum([0, *batch_sizes(len(self.split), self.batch_size)])
         for begin, end in zip(ends[start:-1], ends[start + 1 :], strict=True):
-            positions = order[begin:end]
+            yield order[begin:end]
+
+    def __call__(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` (from 0), from batch `start` on; what is skipped costs nothing."""
+        for whole in self.positions(epoch, start):
+            positions = np.array_split(whole, self.world_size)[self.rank]
             draws = draw(self.seed, epoch, positions, self.augment)
             pixels = _read(
                 self.split, positions, self.preprocessing.size, draws if self.augment == "standard" else None
@@ -89,17 +100,24 @@ class TrainingBatches:
 
 @dataclass(frozen=True)
 class EvaluationBatches:
-    """The images of a part in their order, unchanged, in blocks of `batch_size`."""
+    """The images of a part in their order, unchanged, in blocks of `batch_size`.
+
+    Blocks are dealt whole to several processes, one after the other, so that none is cut and no image is there twice.
+    """
 
     split: Split
     preprocessing: Preprocessing
     batch_size: int = 100
+    rank: int = 0
+    world_size: int = 1
 
     def __len__(self) -> int:
+        """Blocks of all processes together."""
         return -(-len(self.split) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for begin in range(0, len(self.split), self.batch_size):
+        first, step = self.rank * self.batch_size, self.world_size * self.batch_size
+        for begin in range(first, len(self.split), step):
             positions = np.arange(begin, min(begin + self.batch_size, len(self.split)))
             pixels = _read(self.split, positions, self.preprocessing.size)
             yield _batch(self.split, positions, normalise(pixels, self.preprocessing))
@@ -176,6 +194,8 @@ def _read(
     images = split.images
     if isinstance(images, ArrayImages) and images.size == size and draws is None:
         return images.pixels[torch.from_numpy(positions)]
+    if not len(positions):
+        return torch.empty((0, images.channels, *size), dtype=torch.uint8)
     if draws is None:
         return torch.stack([centre_crop(_one(images, each), size) for each in positions])
     crops = [

@@ -44,11 +44,16 @@ def find_parts(tree: Tree) -> dict[str, str]:
     while True:
         folders, files = tree.entries(folder)
         parts = _by_part(folders, tree.path / folder)
-        if "train" in parts or len(folders) == len(parts) > 1:
+        if len(folders) == len(parts) > 1 or _holds_classes(tree, folder, parts.get("train")):
             return {part: join(folder, name) for part, name in parts.items()}
         if len(folders) != 1 or _has_images(files) or _has_images(tree.entries(join(folder, folders[0]))[1]):
             return {"train": folder}
         folder = join(folder, folders[0])
+
+
+def _holds_classes(tree: Tree, place: str, train: str | None) -> bool:
+    """Whether the folder `train` in `place` is a part; one with images directly in it is a class that happens to be called so."""
+    return train is not None and not _has_images(tree.entries(join(place, train))[1])
 
 
 def _by_part(folders: list[str], place: Path) -> dict[str, str]:

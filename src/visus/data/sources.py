@@ -112,7 +112,7 @@ def _open_file(path: Path) -> Data:
     if not path.is_file():
         raise DataError(f"{path}: expected {_SOURCES}, found neither a folder nor a file")
     if suffix == ".npz":
-        return _data(path, "an .npz file", train=read_npz(path))
+        return _data(path, "an .npz file", train=_in_order(read_npz(path)))
     if suffix == ".zip":
         archive = ZipArchive(path)
         return _open_tree(NameTree(path, archive.names), archive)
@@ -135,6 +135,12 @@ def _data(source: str | Path, kind: str, **parts: Split) -> Data:
         named.get("test"),
         notes=(f"{kind}: {len(classes)} classes, images: {counts}",),
     )
+
+
+def _in_order(split: Split) -> Split:
+    """`split` with its classes in lexicographic order, as those of folders are; the numbers of classes without names stay."""
+    numbers = tuple(map(str, range(len(split.classes))))
+    return split if split.classes == numbers else map_classes(split, sorted(split.classes))
 
 
 def _open_tree(tree: Tree, archive: ZipArchive | None = None) -> Data:

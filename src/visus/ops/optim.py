@@ -83,11 +83,17 @@ def _make_timm_optimizer(
     known = list_optimizers()
     if settings.optimizer not in known:
         raise unknown_name("optimizer", settings.optimizer, ["sgd", "adamw", *known])
-    optimizer: Optimizer = create_optimizer_v2(
-        parameters,
-        opt=settings.optimizer,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=weight_decay,
-    )
+    try:
+        optimizer: Optimizer = create_optimizer_v2(
+            parameters,
+            opt=settings.optimizer,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=weight_decay,
+        )
+    # An optimizer that has no rate of its own, or refuses a value, says so in its own way.
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"--optimizer {settings.optimizer}: {error}; give another --lr, --momentum or --weight-decay"
+        ) from None
     return optimizer

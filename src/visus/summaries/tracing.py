@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from visus.amp import autocast
 from visus.errors import UsageError
-from visus.memory import DEVICE_OF, Inputs, model_device, tensors_in
+from visus.summaries.memory import DEVICE_OF, Inputs, model_device, tensors_in
 
 Shape = list[int]
 

@@ -16,9 +16,9 @@ from torch import nn
 
 from visus.errors import UsageError
 from visus.inference import eval_mode
-from visus.memory import Inputs, model_device, predict_peak
 from visus.models.hollow import fake_mode, hollow_copy
-from visus.tracing import Trace, are_alike, extrapolate, first_line, trace
+from visus.summaries.memory import Inputs, model_device, predict_peak
+from visus.summaries.tracing import Trace, are_alike, extrapolate, first_line, trace
 
 Amp = Literal["off", "bf16", "fp16"]
 Sizes = tuple[list[tuple[int, ...]], dict[str, tuple[int, ...]]]

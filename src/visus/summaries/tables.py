@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from visus.tracing import Call, count
+from visus.summaries.tracing import Call, count
 
 _WIDTH = 100
 _RULE = "-" * 64

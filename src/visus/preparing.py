@@ -1,0 +1,138 @@
+"""From the settings of a run to its images, decoded once, and what happens to each before the model sees it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from visus.config import LARGEST_SMALL_SIZE, TrainConfig, default_batch_size
+from visus.data.batching import batch_sizes, measure_preprocessing
+from visus.data.files import decode_once, small_size
+from visus.data.images import Data, Split
+from visus.data.listing import fingerprint
+from visus.data.sources import open_source
+from visus.devices import available_memory_bytes
+from visus.display import Display
+from visus.errors import DataError, UsageError
+from visus.models.weights import pretrained_preprocessing
+from visus.preprocessing import Interpolation, Preprocessing
+
+_LARGE_SIZE = 224
+_RESIZE_RATIO = 256 / 224
+"""Of the short side that images are shrunk to, to the crop that the model takes: as ImageNet's models are evaluated."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of a run, with parts to train and to validate on, and the record that goes with it."""
+
+    data: Data
+    preprocessing: Preprocessing
+
+    @property
+    def train(self) -> Split:
+        """The part to train on."""
+        assert self.data.train is not None
+        return self.data.train
+
+    @property
+    def val(self) -> Split:
+        """The part to validate on."""
+        assert self.data.val is not None
+        return self.data.val
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of classes, split and images; reckoned once."""
+        return fingerprint(self.data)
+
+
+def prepare(config: TrainConfig, display: Display) -> Prepared:
+    """The data that `config` names, and its record: measured on the training part, or that of the weights to start from."""
+    data, part = _open_parts(config)
+    pretrained = pretrained_preprocessing(config.model, config.weights) if config.weights else None
+    size, resize = _geometry(config, part, pretrained)
+    # Before files are decoded, so that nobody waits for a refusal.
+    _check_batch(config, part, size)
+    interpolation: Interpolation = pretrained.interpolation if pretrained else "bilinear"
+    data = _decode(data, part.images.channels, config, resize, interpolation, display)
+    if pretrained is None:
+        assert data.train is not None
+        return Prepared(data, measure_preprocessing(data.train, size, resize))
+    record = pretrained.for_channels(part.images.channels)
+    return Prepared(data, replace(record, size=size, resize=resize))
+
+
+def prepare_again(config: TrainConfig, preprocessing: Preprocessing, display: Display) -> Prepared:
+    """The data that `config` names, for a run that has its record already."""
+    data, part = _open_parts(config)
+    resize, interpolation = preprocessing.resize, preprocessing.interpolation
+    return Prepared(
+        _decode(data, part.images.channels, config, resize, interpolation, display), preprocessing
+    )
+
+
+def _open_parts(config: TrainConfig) -> tuple[Data, Split]:
+    """The data, not decoded yet, and its training part."""
+    data = open_source(
+        config.data, val=config.val, val_fraction=config.val_fraction, split_seed=config.split_seed
+    )
+    if data.train is None or data.val is None or not len(data.val):
+        raise DataError(
+            f"{data.source}: expected images to train and to validate on, found too few; raise --val-fraction"
+        )
+    return data, data.train
+
+
+def _geometry(
+    config: TrainConfig, part: Split, pretrained: Preprocessing | None
+) -> tuple[tuple[int, int], int | None]:
+    """Height and width that the model takes, and the short side that images are shrunk to before they are cropped."""
+    own = part.images.size or small_size(part.images, LARGEST_SMALL_SIZE)
+    # The side that a run has stored as its own must mean the same when the run is repeated.
+    asked = (config.img_size, config.img_size) if config.img_size else None
+    if pretrained and asked in (None, pretrained.size):
+        return pretrained.size, pretrained.resize
+    if own and max(own) <= LARGEST_SMALL_SIZE and asked in (None, own):
+        return own, None
+    known = pretrained and pretrained.resize
+    ratio = known / min(pretrained.size) if pretrained and known else _RESIZE_RATIO
+    side = config.img_size or _LARGE_SIZE
+    return (side, side), round(side * ratio)
+
+
+def _check_batch(config: TrainConfig, part: Split, size: tuple[int, int]) -> None:
+    """`UsageError` where a batch is larger than the set, or than memory by its images alone."""
+    batch_size = default_batch_size(config, part)
+    batch_sizes(len(part), batch_size)
+    needed, free = 4 * batch_size * part.images.channels * math.prod(size), available_memory_bytes()
+    if needed > free:
+        shown = f"{batch_size} images of {size[0]}x{size[1]}"
+        raise UsageError(
+            f"expected a batch that fits in memory ({free >> 20} MB are free), found {shown} ({needed >> 20} MB); "
+            "lower --batch-size or --img-size"
+        )
+
+
+def _decode(
+    data: Data,
+    channels: int,
+    config: TrainConfig,
+    resize: int | None,
+    interpolation: str,
+    display: Display,
+) -> Data:
+    data = decode_once(
+        data,
+        channels=channels,
+        resize=resize,
+        interpolation=interpolation,
+        max_bad=config.max_bad,
+        max_pixels=round(config.max_pixels * 1e6),
+        memory_bytes=available_memory_bytes() // 2,
+        progress=lambda done, total: display.count("decoded", done, total),
+    )
+    for each in data.skipped:
+        display.line(f"skipped {each.path}: {each.reason}")
+    return data

@@ -83,17 +83,46 @@ def model_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_checkpoint(path: str | os.PathLike[str], tensors: Tensors, document: Mapping[str, Any]) -> str:
-    """Write a checkpoint, atomically and durably, and return the digest of its `model.*` tensors.
+@dataclass(frozen=True)
+class Snapshot:
+    """Tensors as they were at one moment, each stored once, on the CPU; nothing that happens to the originals changes it."""
+
+    tensors: Tensors
+    aliases: dict[str, str]
+    """The other names of those that are tied."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[self.aliases.get(name, name)]
+
+    def with_prefix(self, prefix: str) -> Tensors:
+        """The tensors whose names begin with `prefix`, without it; tied ones under each of their names."""
+        names = [name for name in (*self.tensors, *self.aliases) if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self[name] for name in names}
+
+
+def snapshot(tensors: Tensors) -> Snapshot:
+    """A copy of `tensors`, to be written while training goes on."""
+    kept, aliases = _without_ties(tensors)
+    copies = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in kept.items()
+    }
+    return Snapshot(copies, aliases)
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str], tensors: Tensors | Snapshot, document: Mapping[str, Any]
+) -> str:
+    """Write a checkpoint, atomically and durably, read it back before it takes its place, and return the digest of `model.*`.
 
     `document` needs `model`, `classes` and `preprocess` for the file to be used by the command line. `OSError` where the disk is
-    full or the folder cannot be written; the file that was there before is then untouched.
+    full, the folder cannot be written or what was written reads back otherwise; the file that was there is then untouched.
     """
-    kept, aliases = _without_ties(tensors)
-    digest = model_digest(with_prefix(tensors, "model."))
-    full = {**document, "format": FORMAT, "digest": digest, "aliases": aliases}
-    full["checksum"] = _checksum(kept, full)
-    write_tensors(path, kept, {"visus": _canonical(full)})
+    taken = tensors if isinstance(tensors, Snapshot) else snapshot(tensors)
+    digest = model_digest(taken.with_prefix("model."))
+    full = {**document, "format": FORMAT, "digest": digest, "aliases": taken.aliases}
+    full["checksum"] = _checksum(taken.tensors, full)
+    write_tensors(path, taken.tensors, {"visus": _canonical(full)}, check=_verify)
     return digest
 
 
@@ -216,8 +245,15 @@ def _without_ties(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:
             aliases[name] = owner[place]
         else:
             owner[place] = name
-            kept[name] = tensor.detach().cpu().contiguous()
+            kept[name] = tensor
     return kept, aliases
+
+
+def _verify(path: Path) -> None:
+    try:
+        load_checkpoint(path)
+    except CheckpointError as error:
+        raise OSError(f"what was written reads back otherwise: {error}") from None
 
 
 def _checksum(tensors: Tensors, document: Mapping[str, Any]) -> str:

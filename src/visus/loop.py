@@ -26,7 +26,7 @@ from visus.checkpoint import (
     restore_optimizer,
     with_prefix,
 )
-from visus.data.batching import Batch
+from visus.data.batching import Batch, TrainingBatches
 from visus.display import Display, Progress
 from visus.errors import DataError, Interrupted, NonFiniteError, UsageError
 from visus.evaluation import Scores, evaluate
@@ -68,6 +68,8 @@ class TrainingState:
     """Images trained on in finished epochs."""
     seconds: float = 0.0
     """Wall time of the training phases of finished epochs."""
+    skipped_steps: int = 0
+    """Updates that were left out, since their loss or gradient was not finite."""
     best_accuracy: float | None = None
     best_epoch: int | None = None
 
@@ -90,6 +92,7 @@ def fit(
     amp: str = "off",
     accumulate: int = 1,
     clip_grad: float | None = None,
+    on_nonfinite: str = "stop",
     seed: int = 0,
     state: TrainingState | None = None,
     recorder: RunRecorder | None = None,
@@ -102,9 +105,10 @@ def fit(
     `(images [N, C, H, W], targets [N] or [N, K])`, such as a `DataLoader`; `val` is such an iterable. `schedule(step)` is the
     factor on the optimizer's learning rates for that update. `loss(logits, batch)` returns a sum and its normaliser, so that
     batches of unequal size or weight add up rightly; cross-entropy in float32 by default. `amp` is `off`, `bf16` or `fp16`. An
-    update is made over `accumulate` batches. `seed` drives dropout, through torch's global generator. The model is moved to
-    `device`, in channels-last layout. `state` continues a run, and is brought along; `recorder` writes a folder, `display` shows
-    progress.
+    update is made over `accumulate` batches. Where the loss is no longer a number, `on_nonfinite` says to `stop`, or to `skip` that
+    update, which costs a wait for the device and a copy of the buffers at each. `seed` drives dropout, through torch's global
+    generator. The model is moved to `device`, in channels-last layout. `state` continues a run, and is brought along; `recorder`
+    writes a folder, `display` shows progress.
 
     Raises `NonFiniteError` where the loss is no longer a number, `Interrupted` after a signal that `stop` caught.
     """
@@ -128,6 +132,7 @@ def fit(
         model.train()
         for items in _in_groups(_batches(train, epoch, state.epoch_step * accumulate), accumulate):
             _set_learning_rates(optimizer, schedule(state.step))
+            undo = _remember(state) if on_nonfinite == "skip" else None
             normaliser = torch.zeros((), device=device)
             for position, item in enumerate(items):
                 batch = to_batch(item, device)
@@ -148,11 +153,17 @@ def fit(
                 _scale_gradients(model, divisor / normaliser)
             if clip_grad:
                 nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-            state.scaler.step(optimizer)
+            left_out = undo is not None and not _is_finite(state)
+            if undo and left_out:
+                undo()
+                display.line(f"step {state.step} left out: its loss or gradient is not finite")
+            # The scaler of fp16 leaves such a step out by itself, and wants to see it.
+            if not left_out or state.scaler.is_enabled():
+                state.scaler.step(optimizer)
+            if state.average and not left_out:
+                state.average.update(model, state.step)
             state.scaler.update()
             optimizer.zero_grad()
-            if state.average:
-                state.average.update(model, state.step)
             # The first bad step is kept on the device and read at moments of our choice: no wait at every step.
             bad_step = torch.where((bad_step < 0) & ~state.totals[0].isfinite(), state.step, bad_step)
             state.step += 1
@@ -160,19 +171,23 @@ def fit(
             state.epoch_seconds = time.perf_counter() - began
 
             if display.due():
-                _stop_if_not_finite(bad_step, epoch, epoch_lr)
+                _stop_if_not_finite(bad_step, state, epoch_lr, train, accumulate)
                 display.progress(_progress(state, _updates(train, accumulate), batch_loss, batch_normaliser))
             if recorder and recorder.due(state.step):
-                _stop_if_not_finite(bad_step, epoch, epoch_lr)
+                _stop_if_not_finite(bad_step, state, epoch_lr, train, accumulate)
                 recorder.save_last(*pack(state))
             if stop and stop.received:
-                _stop_if_not_finite(bad_step, epoch, epoch_lr)
+                _stop_if_not_finite(bad_step, state, epoch_lr, train, accumulate)
                 raise _interrupted(stop, state, recorder, records)
+        if not state.epoch_images and state.epoch_step:
+            raise NonFiniteError(
+                f"no step of epoch {epoch + 1} had a finite loss and gradient; try a lower --lr"
+            )
         if not state.epoch_images:
             raise DataError(
                 "expected training images, found none in an epoch; a generator serves one epoch only, give a list"
             )
-        _stop_if_not_finite(bad_step, epoch, epoch_lr)
+        _stop_if_not_finite(bad_step, state, epoch_lr, train, accumulate)
         state.epoch_seconds = time.perf_counter() - began
         records.append(_training_record(state, epoch, epoch_lr))
         _show(display, records[-1])
@@ -198,6 +213,8 @@ def fit(
                 recorder.draw_curves(records)
         if stop and stop.received and epoch + 1 < epochs:
             raise _interrupted(stop, state, recorder, records)
+    if recorder:
+        recorder.flush()
     return history_of(records)
 
 
@@ -286,14 +303,47 @@ def _scale_gradients(model: nn.Module, factor: Tensor) -> None:
     torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], factor)
 
 
-def _stop_if_not_finite(bad_step: Tensor, epoch: int, lr: float) -> None:
-    """Waits for the device."""
+def _remember(state: TrainingState) -> Callable[[], None]:
+    """A function that undoes what a forward and a backward pass are about to change besides the gradients."""
+    totals, images = state.totals.clone(), state.epoch_images
+    buffers = [(buffer, buffer.clone()) for buffer in state.model.buffers()]
+
+    def undo() -> None:
+        state.totals.copy_(totals)
+        state.epoch_images = images
+        state.skipped_steps += 1
+        for buffer, before in buffers:
+            buffer.copy_(before)
+
+    return undo
+
+
+def _is_finite(state: TrainingState) -> bool:
+    """Whether the loss is, and (but where a scaler sees to them) the gradients are. Waits for the device."""
+    finite = state.totals[0].isfinite()
+    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+    if gradients and not state.scaler.is_enabled():
+        finite = finite & torch.stack(torch._foreach_norm(gradients)).isfinite().all()
+    return bool(finite)
+
+
+def _stop_if_not_finite(
+    bad_step: Tensor, state: TrainingState, lr: float, train: TrainBatches | Pairs, accumulate: int
+) -> None:
+    """Waits for the device. A gradient that is not finite is seen here by the loss of the step after it."""
     step = int(bad_step)
-    if step >= 0:
-        raise NonFiniteError(
-            f"the training loss is not finite at step {step} (epoch {epoch + 1}, learning rate {lr:g}); "
-            "try a lower --lr, --warmup-epochs 1, --clip-grad 1 or --amp off"
-        )
+    if step < 0:
+        return
+    seen = ""
+    if isinstance(train, TrainingBatches):
+        first = (state.epoch_step - (state.step - step)) * accumulate
+        places = itertools.chain(*itertools.islice(train.positions(state.epoch, first), accumulate))
+        names = [train.split.paths[place] for place in places]
+        seen = f"; its images: {', '.join(names[:10])}{f' and {len(names) - 10} more' * (len(names) > 10)}"
+    raise NonFiniteError(
+        f"the training loss is not finite at step {step} (epoch {state.epoch + 1}, learning rate {lr:g}); "
+        f"try a lower --lr, --warmup-epochs 1, --clip-grad 1 or --amp off, or --on-nonfinite skip{seen}"
+    )
 
 
 def _interrupted(
@@ -303,6 +353,7 @@ def _interrupted(
     if not recorder:
         return Interrupted(f"interrupted at step {state.step}", stop.exit_code)
     recorder.save_last(*pack(state))
+    recorder.flush()
     if records:
         recorder.draw_curves(records)
     return Interrupted(

@@ -6,17 +6,20 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from visus.checkpoint import CUSTOM, Tensors, save_checkpoint
+from visus.checkpoint import CUSTOM, Snapshot, Tensors, save_checkpoint, snapshot
 from visus.errors import UsageError
 from visus.files import replacing
 from visus.plots import Kind, plot_curves
 from visus.runs import Record, RunFolder, history_of
 
+Keep = Literal["last", "all"]
 _CURVES: dict[Kind, str] = {"loss": "loss.png", "accuracy": "accuracy.png", "both": "loss_accuracy.png"}
+_RETRY_SECONDS = 10.0
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -30,10 +33,10 @@ def parse_interval(text: str) -> tuple[float | None, int | None]:
 
 
 class RunRecorder:
-    """Writes a run's folder.
+    """Writes a run's folder, checkpoints from a thread of its own while training goes on.
 
     A write that fails (a full disk) does not end the run: `warn` is told, `failure` keeps the sentence until a later write
-    succeeds, and the files that were there stay.
+    succeeds, and the files that were there stay. `flush` waits for what is still to be written.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class RunRecorder:
         document: Mapping[str, Any] | None = None,
         *,
         every: str = "5m",
+        keep: Keep = "last",
         warn: Callable[[str], object] = str,
     ) -> None:
         self.run = run
@@ -50,15 +54,20 @@ class RunRecorder:
         """Of the weights in `last.safetensors`."""
         self._document = dict(document or {"model": CUSTOM, "classes": [], "preprocess": None, "config": {}})
         self._every_seconds, self._every_steps = parse_interval(every)
+        self._keep = keep
         self._saved_at = self._drawn_at = time.monotonic()
         self._drawing_seconds = 0.0
         self._warn = warn
+        # One thread, so that the best is always there before the last that speaks of it.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._waiting: list[Future[None]] = []
 
     def due(self, step: int) -> bool:
-        """Whether it is time for a checkpoint in the middle of an epoch."""
-        if self._every_steps:
-            return step % self._every_steps == 0
-        return time.monotonic() - self._saved_at >= (self._every_seconds or 0)
+        """Whether it is time for a checkpoint in the middle of an epoch; one that failed is tried again soon."""
+        elapsed = time.monotonic() - self._saved_at
+        if self.failure and elapsed >= _RETRY_SECONDS:
+            return True
+        return step % self._every_steps == 0 if self._every_steps else elapsed >= (self._every_seconds or 0)
 
     def append(self, records: list[Record], epoch: int) -> None:
         """Add the records of `epoch` (from 1) to `metrics.jsonl`."""
@@ -67,15 +76,18 @@ class RunRecorder:
                 self.attempt(self.run.metrics, partial(self.run.append, record))
 
     def save_best(self, tensors: Tensors, plain: Mapping[str, Any]) -> None:
-        """Write `best.safetensors`: the weights to use."""
-        self._save(self.run.best, tensors, plain)
+        """Write `best.safetensors`, the weights to use, as `tensors` are now."""
+        self._submit(self.run.best, tensors, plain)
 
     def save_last(self, tensors: Tensors, plain: Mapping[str, Any]) -> None:
-        """Write `last.safetensors`; the one that was there becomes `previous.safetensors`."""
+        """Write `last.safetensors` as `tensors` are now; the one that was there becomes `previous.safetensors`."""
         self._saved_at = time.monotonic()
-        if self.run.last.exists():
-            self.attempt(self.run.previous, partial(_link, self.run.last, self.run.previous))
-        self._save(self.run.last, tensors, plain)
+        self._submit(self.run.last, tensors, plain)
+
+    def flush(self) -> None:
+        """Wait until everything is written that was to be."""
+        while self._waiting:
+            self._waiting.pop(0).result()
 
     def curves_due(self) -> bool:
         """Whether drawing again would keep to a twentieth of the time: of a short epoch the pictures would take most."""
@@ -91,15 +103,6 @@ class RunRecorder:
         self._drawn_at = time.monotonic()
         self._drawing_seconds = self._drawn_at - began
 
-    def _save(self, path: Path, tensors: Tensors, plain: Mapping[str, Any]) -> None:
-        document = {**self._document, "state": dict(plain)}
-        document |= {name: plain[name] for name in ("epoch", "step")} | {"accuracy": plain["best_accuracy"]}
-
-        def write() -> None:
-            self.digest = save_checkpoint(path, tensors, document)
-
-        self.attempt(path, write)
-
     def attempt(self, path: Path, write: Callable[[], object]) -> None:
         """Call `write`, which writes `path`; where that fails, say so and go on."""
         try:
@@ -112,6 +115,27 @@ class RunRecorder:
         else:
             if path == self.run.last:
                 self.failure = None
+
+    def _submit(self, path: Path, tensors: Tensors, plain: Mapping[str, Any]) -> None:
+        # A disk that is slower than the checkpoints come holds the training up, rather than filling the memory.
+        while len(self._waiting) > 1:
+            self._waiting.pop(0).result()
+        document = {**self._document, "state": dict(plain)}
+        document |= {name: plain[name] for name in ("epoch", "step")} | {"accuracy": plain["best_accuracy"]}
+        self._waiting.append(self._writer.submit(self._write, path, snapshot(tensors), document))
+
+    def _write(self, path: Path, taken: Snapshot, document: dict[str, Any]) -> None:
+        """In the writer's thread."""
+        if path == self.run.last and path.exists():
+            self.attempt(self.run.previous, partial(_link, path, self.run.previous))
+        self.attempt(path, partial(self._save, path, taken, document))
+
+    def _save(self, path: Path, taken: Snapshot, document: dict[str, Any]) -> None:
+        digest = save_checkpoint(path, taken, document)
+        if path == self.run.last:
+            self.digest = digest
+            if self._keep == "all":
+                _link(path, self.run.path / f"step-{document['step']}.safetensors")
 
 
 def _link(source: Path, target: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,15 @@ _WRAPPERS = ("module.", "_orig_mod.")
 
 
 def write_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    check: Callable[[Path], object] = str,
 ) -> None:
     """Replace the safetensors file at `path` in one step; tensors may not share storage.
 
-    `OSError` where it cannot be written; what was there is then untouched.
+    `check` is called with the new file before it takes its place. `OSError` where it cannot be written, or what `check` raises;
+    what was there is then untouched.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
@@ -39,6 +43,7 @@ def write_tensors(
             save_file(contiguous, temporary, metadata=dict(metadata))
         except SafetensorError as error:
             raise OSError(str(error)) from error
+        check(temporary)
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -45,7 +45,7 @@ def test_help_is_quick_and_loads_no_torch():
 
 
 def test_flags_are_the_fields_of_the_settings():
-    flags = set(inspect.signature(cli.train).parameters) - {"config", "resume", "as_json", "quiet"}
+    flags = set(inspect.signature(cli.train).parameters) - {"config", "resume", "allow_change", "as_json", "quiet"}
     flags = flags - {"no_deterministic"} | {"deterministic"}
     assert flags == {field.name for field in dataclasses.fields(TrainConfig)}
 
@@ -347,7 +347,33 @@ def test_data_that_has_changed_is_refused_on_resume(tmp_path):
     by_another_path = visus("evaluate", run, f"{tmp_path}/../{tmp_path.name}/a.npz", "--split", "val")
     assert by_another_path.returncode == 0
     pixels[0, 0, 0] += 1
-    np.savez(tmp_path / "a.npz", images=pixels, labels=np.arange(60) % 3)
+    np.savez(tmp_path / "b.npz", images=pixels, labels=np.arange(60) % 3)
+    elsewhere = ["train", tmp_path / "b.npz", "--resume", run, "--epochs", 2]
+    done = visus(*elsewhere)
+    assert (done.returncode, "--allow-change data" in done.stderr) == (2, True)
+    shutil.move(tmp_path / "b.npz", tmp_path / "a.npz")
     done = visus("train", "--resume", run, "--epochs", 2)
     assert done.returncode == 3
-    assert "the data has changed" in done.stderr
+    assert (
+        "the data has changed since the run began: images of the same names have another content"
+        in done.stderr
+    )
+    done = visus("train", "--resume", run, "--epochs", 2, "--allow-change", "data", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "epoch 2 begins anew" in done.stderr
+    assert json.loads(done.stdout)["epochs"] == 2
+    # From now on it is the data of the run.
+    assert visus("train", "--resume", run, "--epochs", 3).returncode == 0
+
+
+def test_what_may_change_is_named(finished, tmp_path):
+    document, _ = finished
+    mistyped = visus("train", "--resume", document["run"], "--allow-change", "batchsize")
+    assert (mistyped.returncode, "batch_size" in mistyped.stderr) == (2, True)
+    assert visus("train", "digits", "--allow-change", "lr").returncode == 2
+    shutil.copytree(document["run"], tmp_path / "a")
+    options = ["--lr", "0.01", "--batch-size", 100, "--epochs", 11]
+    changed = ["--allow-change", "lr", "--allow-change", "batch-size"]
+    done = visus("train", "--resume", tmp_path / "a", *options, *changed, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 11 * 13

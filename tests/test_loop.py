@@ -1,6 +1,7 @@
 """The loop against a bare one, stopped anywhere and resumed, and with numbers that go wrong."""
 
 import copy
+import dataclasses
 import io
 import itertools
 
@@ -19,6 +20,7 @@ from visus.loop import TrainingState, fit, pack, restore
 from visus.models.small import SmallNet
 from visus.ops.averaging import ExponentialAverage
 from visus.ops.optim import OptimizerSettings, make_optimizer
+from visus.ops.rng import derive_seed
 from visus.ops.schedules import ScheduleSettings, make_schedule
 
 DATA = open_source("digits")
@@ -185,3 +187,88 @@ def test_averaged_weights_are_the_ones_validated():
     assert state.weights is state.average.module
     assert model_digest(state.weights.state_dict()) != model_digest(before)
     assert model_digest(state.weights.state_dict()) != model_digest(state.model.state_dict())
+
+
+class Poisoned:
+    """The batches of `BATCHES`, that of step `step` of each epoch with images that are no numbers."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self, epoch, start):
+        for index, batch in enumerate(BATCHES(epoch, start), start):
+            if index == self.step:
+                batch.images.fill_(float("nan"))
+            yield batch
+
+
+def test_a_step_that_is_not_finite_is_left_out_as_though_its_batch_were_not_there():
+    state, told = begin(), Told()
+    fit(
+        state.model,
+        Poisoned(2),
+        optimizer=state.optimizer,
+        epochs=1,
+        state=state,
+        on_nonfinite="skip",
+        display=told,
+    )
+    without = begin()
+    batches = [batch for index, batch in enumerate(BATCHES(0, 0)) if index != 2]
+    # Dropout is seeded by the step, which counts on.
+    seeds = [step for step in range(len(BATCHES)) if step != 2]
+    without.model.train()
+    for step, batch in zip(seeds, batches, strict=True):
+        torch.default_generator.manual_seed(derive_seed(0, "model", step, 0))
+        F.cross_entropy(without.model(batch.images), batch.targets).backward()
+        without.optimizer.step()
+        without.optimizer.zero_grad()
+    assert model_digest(state.model.state_dict()) == model_digest(without.model.state_dict())
+    assert (state.step, state.skipped_steps) == (len(BATCHES), 1)
+    assert state.images == len(TRAIN) - 34
+    assert [line for line in told.lines if "left out" in line] == [
+        "step 2 left out: its loss or gradient is not finite"
+    ]
+
+
+class Told(Display):
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.lines = []
+
+    def line(self, text):
+        self.lines.append(text)
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_too():
+    def loss(logits, batch):
+        total = F.cross_entropy(logits, batch.targets, reduction="sum")
+        # The value is finite, its derivative at 0 is not.
+        return total + (logits.sum() * 0).sqrt(), torch.tensor(float(len(batch)))
+
+    state = begin()
+    before = model_digest(state.model.state_dict())
+    with pytest.raises(NonFiniteError, match="no step of epoch 1"):
+        fit(
+            state.model,
+            BATCHES,
+            optimizer=state.optimizer,
+            epochs=1,
+            state=state,
+            loss=loss,
+            on_nonfinite="skip",
+        )
+    assert model_digest(state.model.state_dict()) == before
+    assert state.skipped_steps == len(BATCHES)
+
+
+def test_the_images_of_the_first_bad_step_are_named():
+    record = dataclasses.replace(RECORD, std=(float("nan"),))
+    batches = TrainingBatches(TRAIN, record, 34, "light", seed=1)
+    state = begin()
+    with pytest.raises(NonFiniteError, match="not finite at step 0") as caught:
+        fit(state.model, batches, optimizer=state.optimizer, epochs=1, state=state)
+    first = next(iter(BATCHES.positions(0)))
+    assert f"its images: {', '.join(TRAIN.paths[place] for place in first[:10])} and 24 more" in str(
+        caught.value
+    )

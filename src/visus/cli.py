@@ -100,8 +100,13 @@ def train(
     out: Annotated[str | None, typer.Option(help="Folder for runs.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the run's folder.")] = None,
     checkpoint_every: Annotated[str | None, typer.Option(help="As in 5m, 30s, 500steps.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Checkpoints: last, or all of them, numbered.")] = None,
+    on_nonfinite: Annotated[str | None, typer.Option(help="stop, or skip the step.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings; flags go before them.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    allow_change: Annotated[
+        list[str] | None, typer.Option(help="What may differ on --resume: a setting, data or classes.")
+    ] = None,
     as_json: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing.")] = False,
 ) -> int:
@@ -116,7 +121,9 @@ def train(
         if resume is not None:
             if config is not None:
                 raise UsageError("--config: a run that is resumed keeps its own settings; leave it out")
-            run = training.resume(resume, display=display, **settings)
+            run = training.resume(resume, display=display, allow_change=allow_change or (), **settings)
+        elif allow_change:
+            raise UsageError("--allow-change: is for a run that is resumed; leave it out, or give --resume RUN")
         else:
             stored = read_config(config) if config else {}
             if data is None and "data" not in stored:
@@ -262,7 +269,7 @@ def devices(as_json: JsonFlag = False) -> int:
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
     """The flags that were given, by the names of the settings."""
-    others = {"config", "resume", "as_json", "quiet", "no_deterministic", "milestones"}
+    others = {"config", "resume", "allow_change", "as_json", "quiet", "no_deterministic", "milestones"}
     settings = {name: value for name, value in given.items() if value is not None and name not in others}
     if given["no_deterministic"]:
         settings["deterministic"] = False

@@ -77,6 +77,10 @@ class TrainConfig(OptimizerSettings, ScheduleSettings):
     """Of the run's folder; made of data and model if not given."""
     checkpoint_every: str = "5m"
     """Besides each epoch: an interval such as 30s, 5m or 500steps."""
+    keep: Literal["last", "all"] = "last"
+    """`all` gives every last checkpoint a numbered name as well, which stays."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do where a loss or gradient is no longer a number: end the run, or leave the step out."""
 
 
 def make_config(**settings: Any) -> TrainConfig:

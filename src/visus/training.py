@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -27,7 +28,7 @@ from visus.data.batching import EvaluationBatches, TrainingBatches
 from visus.data.listing import split_rows
 from visus.devices import computing, describe_device, describe_devices, select_device
 from visus.display import Display
-from visus.errors import CheckpointError, DataError, UsageError
+from visus.errors import CheckpointError, UsageError
 from visus.evaluation import Scores
 from visus.files import write_json
 from visus.loop import TrainingState, fit, restore
@@ -41,13 +42,20 @@ from visus.ops.schedules import make_schedule
 from visus.plots import plot_confusion
 from visus.preparing import Prepared, prepare, prepare_again
 from visus.recording import RunRecorder, parse_interval
+from visus.resuming import (
+    begin_epoch_anew,
+    changed_settings,
+    data_has_changed,
+    other_versions,
+    setting_names,
+)
 from visus.runs import RunFolder, check_out, create_run, open_run
 from visus.signals import StopSignal
 from visus.tables import writing_table
 from visus.testing import score_split
 
-_MAY_CHANGE = {"epochs", "device", "checkpoint_every"}
-"""On resume: none of these changes what a step computes."""
+_SHAPE_EPOCHS = frozenset(["batch_size", "accumulate"])
+"""Settings without which a place in an epoch means something else."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,10 @@ class Run:
     digest: str | None
     """Of the final weights."""
     skipped: int
+    """Files that were left out."""
     findings: int
+    skipped_steps: int = 0
+    """Updates that were left out, since their loss or gradient was not finite."""
     failure: str | None = None
     """What could not be written, if anything."""
 
@@ -88,6 +99,17 @@ class _Assembly:
     state: TrainingState
     run: RunFolder
     display: Display
+
+    @property
+    def batches(self) -> TrainingBatches:
+        """Those to train on."""
+        return TrainingBatches(
+            self.prepared.train,
+            self.prepared.preprocessing,
+            self.config.batch_size or 0,
+            self.config.augment or "none",
+            derive_seed(self.config.seed, "data"),
+        )
 
 
 def train(config: TrainConfig, *, display: Display | None = None) -> Run:
@@ -113,15 +135,24 @@ def train(config: TrainConfig, *, display: Display | None = None) -> Run:
             return _run(_Assembly(config, prepared, device, state, run, display))
 
 
-def resume(path: str, *, display: Display | None = None, **changes: Any) -> Run:
-    """Go on with the run in the folder `path`; of its settings `epochs`, `device` and `checkpoint_every` may change."""
+def resume(
+    path: str, *, display: Display | None = None, allow_change: Collection[str] = (), **changes: Any
+) -> Run:
+    """Go on with the run in the folder `path`.
+
+    Of its settings those in `resuming.FREE` may change, others, `data` and `classes` where `allow_change` names them; what is
+    changed in the middle of an epoch begins that epoch anew where its batches are others.
+    """
     display = display or Display(quiet=True)
     run = open_run(path)
+    allowed = setting_names(allow_change)
     stored = read_config(run.config)
     config = with_absolute_paths(make_config(**{**stored, **changes}))
-    _refuse_changes(make_config(**stored), config)
+    changed = changed_settings(make_config(**stored), config, allowed)
     device = select_device(config.device)
     resolve_amp(config.amp, device)
+    if others := other_versions(run):
+        display.line(f"other versions than when the run began, so bits may differ: {'; '.join(others)}")
     with run.locked(), computing(threads=config.threads, deterministic=config.deterministic):
         if run.last.exists() or run.previous.exists():
             checkpoint = _last_checkpoint(run, display)
@@ -129,7 +160,8 @@ def resume(path: str, *, display: Display | None = None, **changes: Any) -> Run:
             # Its weights come from the checkpoint: those it started from may be gone.
             model = build_model(config.model, **_model_args(config, prepared))
             assembly = _Assembly(config, prepared, device, _begin(config, model, device), run, display)
-            _continue(assembly, checkpoint)
+            others_data = data_has_changed(run, checkpoint, prepared, allowed)
+            _continue(assembly, checkpoint, anew=others_data or bool(changed & _SHAPE_EPOCHS))
         else:
             display.line(f"{run.path} has no checkpoint yet; resumed from step 0")
             prepared = prepare(config, display)
@@ -153,15 +185,6 @@ def _begin(config: TrainConfig, model: nn.Module, device: torch.device) -> Train
     return TrainingState(model, make_optimizer(model, config), average, make_scaler(config.amp, device))
 
 
-def _refuse_changes(before: TrainConfig, after: TrainConfig) -> None:
-    settings = [field.name for field in dataclasses.fields(before) if field.name not in _MAY_CHANGE]
-    for name in settings:
-        if (was := getattr(before, name)) != (now := getattr(after, name)):
-            raise UsageError(
-                f"--{name.replace('_', '-')} cannot change on --resume (it was {was}, not {now}); start a new run for it"
-            )
-
-
 def _last_checkpoint(run: RunFolder, display: Display) -> Checkpoint:
     """The last checkpoint, or the one before it where that is damaged."""
     try:
@@ -171,24 +194,18 @@ def _last_checkpoint(run: RunFolder, display: Display) -> Checkpoint:
         return load_checkpoint(run.previous)
 
 
-def _continue(assembly: _Assembly, checkpoint: Checkpoint) -> None:
-    """Bring the state of `assembly` to where `checkpoint` stands."""
-    config, data, run, display = assembly.config, assembly.prepared.data, assembly.run, assembly.display
-    if checkpoint.classes != data.classes:
-        raise DataError(
-            f"{run.path}: the data has changed: expected the classes {checkpoint.classes}, found {data.classes}"
-        )
-    if checkpoint.document["data"] != assembly.prepared.fingerprint:
-        raise DataError(
-            f"{run.path}: the data has changed since the run began (images, labels or split; see split.csv); "
-            f"expected {data.source} as it was, or a new run"
-        )
-    state = assembly.state
+def _continue(assembly: _Assembly, checkpoint: Checkpoint, *, anew: bool) -> None:
+    """Bring the state of `assembly` to where `checkpoint` stands, or with `anew` to the beginning of that epoch."""
+    config, run, display, state = assembly.config, assembly.run, assembly.display, assembly.state
     restore(state, checkpoint.tensors, checkpoint.document["state"], checkpoint.path)
     if state.epoch > config.epochs:
         raise UsageError(
             f"--epochs {config.epochs}: {state.epoch} epochs are done already; ask for more, or leave it out"
         )
+    if anew:
+        begin_epoch_anew(state, -(-len(assembly.batches) // config.accumulate))
+        display.line(f"the batches are others than before: epoch {state.epoch + 1} begins anew")
+        _write_split(assembly.prepared, run)
     run.cut_back(state.epoch)
     display.line(f"resumed from step {state.step}")
     if checkpoint.config["epochs"] != config.epochs and config.schedule != "constant":
@@ -200,18 +217,14 @@ def _continue(assembly: _Assembly, checkpoint: Checkpoint) -> None:
 def _run(assembly: _Assembly) -> Run:
     config, prepared, state = assembly.config, assembly.prepared, assembly.state
     run, display = assembly.run, assembly.display
-    batches = TrainingBatches(
-        prepared.train,
-        prepared.preprocessing,
-        config.batch_size or 0,
-        config.augment or "none",
-        derive_seed(config.seed, "data"),
-    )
+    batches = assembly.batches
     val_batches = EvaluationBatches(prepared.val, prepared.preprocessing, config.val_batch_size or 0)
     updates = -(-len(batches) // config.accumulate)
     for line in _introduction(assembly, {"train": len(batches), "val": len(val_batches)}):
         display.line(line)
-    recorder = RunRecorder(run, _document(assembly), every=config.checkpoint_every, warn=display.line)
+    recorder = RunRecorder(
+        run, _document(assembly), every=config.checkpoint_every, keep=config.keep, warn=display.line
+    )
     with StopSignal() as stop:
         fit(
             state.model,
@@ -227,6 +240,7 @@ def _run(assembly: _Assembly) -> Run:
             amp=config.amp,
             accumulate=config.accumulate,
             clip_grad=config.clip_grad,
+            on_nonfinite=config.on_nonfinite,
             seed=config.seed,
             state=state,
             recorder=recorder,
@@ -292,6 +306,7 @@ def _result(assembly: _Assembly, scores: Scores, recorder: RunRecorder) -> Run:
         digest=recorder.digest or load_checkpoint(run.last).document["digest"],
         skipped=len(data.skipped),
         findings=0,
+        skipped_steps=state.skipped_steps,
         failure=recorder.failure,
     )
 

@@ -1,0 +1,77 @@
+"""What is said of a run's data and settings that have changed."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from visus.config import make_config
+from visus.data.images import Data
+from visus.data.listing import split_rows
+from visus.data.sources import open_source
+from visus.errors import UsageError
+from visus.resuming import changed_settings, describe_changes, other_versions, setting_names
+from visus.runs import create_run
+from visus.tables import writing_table
+
+CONFIG = make_config(data="digits", model="small", lr=0.1)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run on nine files of three classes."""
+    for index in range(9):
+        path = tmp_path / "images" / "abc"[index % 3] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    run = create_run(tmp_path, "run")
+    with writing_table(run.split, ["path", "label", "split"]) as write:
+        write(split_rows(opened(tmp_path)))
+    return run
+
+
+def opened(tmp_path) -> Data:
+    return open_source(tmp_path / "images", val_fraction=0.34)
+
+
+def test_each_kind_of_change_is_named(run, tmp_path):
+    data = opened(tmp_path)
+    assert describe_changes(run, data) == "images of the same names have another content"
+    (tmp_path / "images/a/new.png").write_bytes(b"x")
+    gone = data.train.paths[0]
+    (tmp_path / "images" / gone).unlink()
+    told = describe_changes(run, opened(tmp_path))
+    assert "1 new (a/new.png)" in told
+    assert f"1 gone ({gone})" in told
+
+
+def test_images_in_another_part_or_class_are_named(run, tmp_path):
+    data = opened(tmp_path)
+    first, *others = np.arange(len(data.train))
+    moved = dataclasses.replace(
+        data, train=data.train.subset(others), test=data.train.subset([first], "test")
+    )
+    assert describe_changes(run, moved) == f"1 in another part ({data.train.paths[0]})"
+    labels = data.val.labels.copy()
+    labels[:] = (labels + 1) % 3
+    other = dataclasses.replace(data, val=dataclasses.replace(data.val, labels=labels))
+    assert describe_changes(run, other).startswith(f"{len(labels)} of another class (")
+
+
+def test_settings_that_differ_are_free_allowed_or_refused():
+    other = dataclasses.replace(CONFIG, epochs=20, lr=0.2)
+    assert changed_settings(CONFIG, CONFIG, ()) == set()
+    assert changed_settings(CONFIG, other, setting_names(["--lr"])) == {"epochs", "lr"}
+    with pytest.raises(UsageError, match=r"--lr cannot change .*was 0\.1, not 0\.2.* --allow-change lr"):
+        changed_settings(CONFIG, other, ())
+    with pytest.raises(UsageError, match=r"unknown setting .*weight_decay"):
+        setting_names(["weight-decoy"])
+
+
+def test_other_versions_are_said(run):
+    run.environment.write_text(json.dumps({"torch": "1.0", "timm": None}))
+    assert other_versions(run)[0].startswith("torch 1.0, now 2.")
+    assert len(other_versions(run)) == 1
+    run.environment.unlink()
+    assert other_versions(run) == []

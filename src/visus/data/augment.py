@@ -14,17 +14,28 @@ from torch import Tensor
 
 from visus.ops.rng import uniform
 
-Augment = Literal["none", "light", "standard"]
+Cropping = Literal["none", "light", "standard"]
+Augment = Literal["none", "light", "standard", "trivial", "rand"]
+"""A way of cropping and flipping, or a policy of `visus.data.policies` after the one that suits the size."""
+LARGEST_SMALL_SIZE = 64
+"""Images of at most so many pixels a side are taken as they are, with light augmentation."""
 DRAWS = 48
 """Random numbers that an image has for its augmentation: flip, shift down, shift right, and from the ninth on its crop."""
 
 
-def draw(seed: int, epoch: int, indices: npt.NDArray[np.int64], how: Augment) -> npt.NDArray[np.float64]:
+def cropping(how: Augment, size: tuple[int, int]) -> Cropping:
+    """How images of `size` are cropped and flipped; with a policy `light` up to 64 pixels a side, else `standard`."""
+    if how == "trivial" or how == "rand":
+        return "light" if max(size) <= LARGEST_SMALL_SIZE else "standard"
+    return how
+
+
+def draw(seed: int, epoch: int, indices: npt.NDArray[np.int64], how: Cropping) -> npt.NDArray[np.float64]:
     """The random numbers `[N, 3]`, or with `standard` `[N, 48]`, of the images at `indices [N]`."""
     return uniform(seed, "augment", epoch, indices, DRAWS if how == "standard" else 3)
 
 
-def augment(images: Tensor, draws: npt.NDArray[np.float64], how: Augment) -> Tensor:
+def augment(images: Tensor, draws: npt.NDArray[np.float64], how: Cropping) -> Tensor:
     """`images [N, C, H, W]`, changed as `how` says by the `draws [N, 3 or more]` of each.
 
     `none` leaves them; `light` pads each side by an eighth with black, crops back at random, and flips every other one; `standard`,

@@ -13,10 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from visus.data.augment import Augment, augment, draw
+from visus.data.augment import Augment, augment, cropping, draw
 from visus.data.crops import centre_crop, random_resized_crop
+from visus.data.erasing import erase_
 from visus.data.files import FileImages
 from visus.data.images import ArrayImages, Images, Split
+from visus.data.mixing import Mixing, draw_mixing, mix_images, mix_labels, with_partner
+from visus.data.policies import POLICIES, apply_change
 from visus.errors import UsageError
 from visus.ops.rng import permutation
 from visus.preprocessing import Preprocessing
@@ -64,7 +67,7 @@ def batch_sizes(n: int, batch_size: int) -> list[int]:
 class TrainingBatches:
     """The training batches of a run: call it with an epoch and the number of batches to skip.
 
-    Of several processes each gets its slice of every batch; order and augmentation do not depend on how many there are.
+    Of several processes each gets its slice of every batch; order, augmentation and mixing do not depend on how many there are.
     """
 
     split: Split
@@ -75,6 +78,12 @@ class TrainingBatches:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    mixup: float = 0.0
+    """A of Beta(A, A), by whose shares the images of a batch are blended in pairs; 0 for none."""
+    cutmix: float = 0.0
+    """As `mixup`, for boxes that an image gets of another; with both each batch has one of them."""
+    erasing: float = 0.0
+    """Chance that a rectangle of an image is blanked."""
 
     def __len__(self) -> int:
         return len(batch_sizes(len(self.split), self.batch_size))
@@ -88,14 +97,30 @@ class TrainingBatches:
 
     def __call__(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` (from 0), from batch `start` on; what is skipped costs nothing."""
-        for whole in self.positions(epoch, start):
-            positions = np.array_split(whole, self.world_size)[self.rank]
-            draws = draw(self.seed, epoch, positions, self.augment)
-            pixels = _read(
-                self.split, positions, self.preprocessing.size, draws if self.augment == "standard" else None
-            )
-            pixels = augment(pixels, draws, self.augment)
-            yield _batch(self.split, positions, normalise(pixels, self.preprocessing))
+        for batch, whole in enumerate(self.positions(epoch, start), start):
+            if self.mixup or self.cutmix:
+                needed = with_partner(whole, self.rank, self.world_size)
+                images = self._images(epoch, needed)
+                mixing = draw_mixing(
+                    self.seed, epoch, batch, self.preprocessing.size, mixup=self.mixup, cutmix=self.cutmix
+                )
+                yield _mixed_batch(self.split, needed, images, mixing)
+            else:
+                positions = np.array_split(whole, self.world_size)[self.rank]
+                yield _batch(self.split, positions, self._images(epoch, positions))
+
+    def _images(self, epoch: int, positions: npt.NDArray[np.int64]) -> Tensor:
+        """Augmented and normalised, `[N, C, H, W]`; each depends on its own position only."""
+        size = self.preprocessing.size
+        how = cropping(self.augment, size)
+        draws = draw(self.seed, epoch, positions, how)
+        pixels = _read(self.split, positions, size, draws if how == "standard" else None)
+        pixels = augment(pixels, draws, how)
+        if policy := POLICIES.get(self.augment):
+            for change in policy(self.seed, epoch, positions, size):
+                pixels = apply_change(pixels, change)
+        images = normalise(pixels, self.preprocessing)
+        return erase_(images, self.seed, epoch, positions, self.erasing) if self.erasing else images
 
 
 @dataclass(frozen=True)
@@ -214,3 +239,9 @@ def _one(images: Images, position: int) -> Tensor:
 
 def _batch(split: Split, positions: npt.NDArray[np.int64], images: Tensor) -> Batch:
     return Batch(images, torch.from_numpy(split.labels[positions]), torch.from_numpy(positions))
+
+
+def _mixed_batch(split: Split, needed: npt.NDArray[np.int64], images: Tensor, mixing: Mixing) -> Batch:
+    """The last N of `images [N + 1, C, H, W]`, which are those at `needed`, each mixed with the one before it."""
+    targets = mix_labels(torch.from_numpy(split.labels[needed]), len(split.classes), mixing)
+    return Batch(mix_images(images, mixing), targets, torch.from_numpy(needed[1:]))

@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field
 
 from visus.amp import Amp, resolve_amp
+from visus.data.augment import LARGEST_SMALL_SIZE as LARGEST_SMALL_SIZE
 from visus.data.augment import Augment
 from visus.data.batching import batch_sizes
 from visus.data.images import Split
@@ -22,9 +23,6 @@ from visus.files import write_text
 from visus.ops.optim import OptimizerSettings, resolve_optimizer
 from visus.ops.schedules import ScheduleSettings
 from visus.preprocessing import Preprocessing
-
-LARGEST_SMALL_SIZE = 64
-"""Images of at most so many pixels a side are taken as they are, with light augmentation."""
 
 _DEFAULT_BATCH_SIZE = 100
 
@@ -48,7 +46,14 @@ class TrainConfig(OptimizerSettings, ScheduleSettings):
     img_size: int | None = Field(default=None, ge=1)
     """What the model takes; the weights' own, else the images' own where all share one of at most 64, else 224."""
     augment: Augment | None = None
-    """`light` (flips and padded crops) for images of at most 64 pixels, else `standard` (random-resized crops and flips)."""
+    """`light` (flips and padded crops) for images of at most 64 pixels, else `standard` (random-resized crops and flips);
+    `trivial` and `rand` are that and a policy."""
+    mixup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """A of Beta(A, A), by whose shares the images of a batch are blended in pairs; 0 for none."""
+    cutmix: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """As `mixup`, for boxes that an image gets of another; with both each batch has one of them."""
+    erasing: float = Field(default=0.0, ge=0, le=1)
+    """Chance that a rectangle of an image is blanked."""
     max_pixels: float = Field(default=100.0, gt=0)
     """Megapixels; a larger image is left out."""
     max_bad: float = Field(default=0.01, ge=0, lt=1)

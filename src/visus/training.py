@@ -109,6 +109,9 @@ class _Assembly:
             self.config.batch_size or 0,
             self.config.augment or "none",
             derive_seed(self.config.seed, "data"),
+            mixup=self.config.mixup,
+            cutmix=self.config.cutmix,
+            erasing=self.config.erasing,
         )
 
 

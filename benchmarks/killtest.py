@@ -11,6 +11,7 @@ one thread, which is asserted, and a child goes on as `python -m visus` would. N
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -32,30 +33,24 @@ import numpy as np
 from measuring import header
 from PIL import Image
 
-import visus.plots
-import visus.training
 from visus import cli
 from visus.checkpoint import load_checkpoint, read_document
 from visus.config import read_config
 from visus.errors import VisusError
 from visus.runs import RunFolder
 
-_COMMON = "--model small --augment light --amp off --threads 1 --lr 0.02 --checkpoint-every 3steps".split()
-_DIGITS = "--batch-size 100 --epochs 3".split()
-_FOLDER = "--batch-size 20 --epochs 3 --img-size 32".split()
+_COMMON = "--model small --augment light --amp off --threads 1 --lr 0.02 --checkpoint-every 3steps"
+_DIGITS = "digits --batch-size 100 --epochs 3"
+_FOLDER = "FOLDER --batch-size 20 --epochs 3 --img-size 32"
 CASES = {
-    "digits, SGD": ["digits", *_DIGITS],
-    "digits, SGD, EMA, cosine": ["digits", *_DIGITS, *"--ema --ema-decay 0.9 --schedule cosine".split()],
-    "digits, AdamW, accumulation, clipping": [
-        *("digits", *_DIGITS, *"--optimizer adamw --accumulate 3 --clip-grad 1".split())
-    ],
-    "digits, AdamW, EMA, one cycle, smoothing": [
-        *("digits", *_DIGITS, *"--optimizer adamw --ema --schedule onecycle --label-smoothing 0.1".split())
-    ],
-    "folder, SGD": ["FOLDER", *_FOLDER],
-    "folder, AdamW, EMA, accumulation": [
-        *("FOLDER", *_FOLDER, *"--optimizer adamw --ema --ema-decay 0.9 --accumulate 2".split())
-    ],
+    "digits, SGD": _DIGITS,
+    "digits, SGD, EMA, cosine": f"{_DIGITS} --ema --ema-decay 0.9 --schedule cosine",
+    "digits, AdamW, accumulation, clipping": f"{_DIGITS} --optimizer adamw --accumulate 3 --clip-grad 1",
+    "digits, AdamW, EMA, one cycle, smoothing": (
+        f"{_DIGITS} --optimizer adamw --ema --schedule onecycle --label-smoothing 0.1"
+    ),
+    "folder, SGD": _FOLDER,
+    "folder, AdamW, EMA, accumulation": f"{_FOLDER} --optimizer adamw --ema --ema-decay 0.9 --accumulate 2",
 }
 _DURATIONS = ("seconds", "images_per_second")
 _FAULTS = (
@@ -133,7 +128,7 @@ def start(arguments: list[str], log: Path) -> int:
     child = os.fork()
     if child:
         return child
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    descriptor = os.open(log, os.O_WRONLY)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.argv = ["visus", *arguments]
@@ -148,6 +143,8 @@ def start(arguments: list[str], log: Path) -> int:
 def attempt(watch: Watch, arguments: list[str], kill: Callable[[float], bool]) -> Attempt:
     """Start a process and watch it, until it ends or `kill(seconds)` says to kill it."""
     log = watch.out.with_suffix(".log")
+    # A child that is killed at once prints nothing, not what the one before it did.
+    log.write_text("")
     began = time.perf_counter()
     child = start(arguments, log)
     while True:
@@ -168,7 +165,7 @@ def command(watch: Watch, case: list[str]) -> list[str]:
     """Go on where there is something to go on with, else begin."""
     if run := watch.run:
         return ["train", "--resume", str(run.path)]
-    return ["train", *case, *_COMMON, "--out", str(watch.out), "--name", "run"]
+    return ["train", *case, *_COMMON.split(), "--out", str(watch.out), "--name", "run"]
 
 
 def unreadable_files(run: RunFolder) -> list[str]:
@@ -296,10 +293,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    for name in ("visus.plots", "visus.training"):
+        importlib.import_module(name)
     work = Path(tempfile.mkdtemp(prefix="killtest-"))
     make_folder(work / "images")
     cases = {
-        name: [each.replace("FOLDER", str(work / "images")) for each in case] for name, case in CASES.items()
+        name: [each.replace("FOLDER", str(work / "images")) for each in text.split()]
+        for name, text in CASES.items()
     }
     known = {name: reference(case, work / f"reference{i}") for i, (name, case) in enumerate(cases.items())}
     totals = {name: Counter[str]() for name in cases}

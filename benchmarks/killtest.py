@@ -105,7 +105,7 @@ class Watch:
         """Notice new temporary files, and what `last.safetensors` holds where it has been replaced."""
         for folder in os.scandir(self.out):
             for entry in os.scandir(folder.path):
-                if entry.name.endswith(".tmp") and ".safetensors." in entry.name:
+                if is_temporary(entry.name):
                     self.temporaries.add(entry.name)
                 elif entry.name == "last.safetensors" and entry.inode() != self._inode:
                     self._inode = entry.inode()
@@ -118,8 +118,13 @@ class Watch:
             self.unreadable.append(str(error))
 
     def left_over(self) -> set[str]:
-        """Temporary files that are there now."""
-        return {path.name for path in self.out.glob("*/.*.tmp")}
+        """Temporary files of checkpoints that are there now."""
+        return {path.name for path in self.out.glob("*/.*") if is_temporary(path.name)}
+
+
+def is_temporary(name: str) -> bool:
+    """Whether it is a checkpoint's temporary file: safetensors writes `.tmpXXXXXX` and renames that to ours, `.last....tmp`."""
+    return name.startswith(".tmp") or (name.endswith(".tmp") and ".safetensors." in name)
 
 
 def start(arguments: list[str], log: Path) -> int:
@@ -191,7 +196,7 @@ def outcome(run: RunFolder) -> Outcome:
     records = [
         {key: value for key, value in record.items() if key not in _DURATIONS} for record in run.records()
     ]
-    files = {path.name for path in run.path.iterdir() if path.suffix != ".tmp"}
+    files = {path.name for path in run.path.iterdir() if not path.name.startswith(".")}
     digest = load_checkpoint(run.last).document["digest"]
     return Outcome(digest, load_checkpoint(run.best).document["digest"], records, files)
 
@@ -246,7 +251,7 @@ def harass(
             return counts, watch
         counts["kills"] += 1
         counts["resumes"] += bool(resumed)
-        counts["in mid-write"] += any(".safetensors." in name for name in watch.left_over() - left)
+        counts["in mid-write"] += bool(watch.left_over() - left)
 
 
 def judge(expected: Outcome, counts: Counter[str], watch: Watch) -> None:

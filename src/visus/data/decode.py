@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -33,10 +33,28 @@ _DEEP_MODES = ("I", "F")
 
 _ORIENTATION = 0x0112
 """EXIF's tag; from 5 on, height and width change places."""
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "AVIF", "BMP", "DIB", "PPM")
+"""Pillow would take others for images whatever their suffix says, and run Ghostscript on PostScript."""
 
 
 class UndecodableError(Exception):
-    """Why a file is no image that can be used."""
+    """Why a file is no image that can be used.
+
+    `lasting` where that is for its content; what cannot be read now, or not for want of memory, may be fine the next time.
+    """
+
+    def __init__(self, reason: str, *, lasting: bool = True) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
 
 
 def decode_image(
@@ -58,13 +76,13 @@ def decode_image(
         with warnings.catch_warnings():
             # Pillow's advice about odd files is no news to somebody whose image came out, and an error says enough.
             warnings.simplefilter("ignore")
-            with Image.open(file) as image:
+            with Image.open(file, formats=_FORMATS) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise UndecodableError(
                         f"too many pixels: {width} x {height}, the limit is {max_pixels:,}"
                     )
-                flat = _in_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+                flat = _in_mode(_upright(image), "L" if channels == 1 else "RGB")
         return _as_array(_shrink(flat, resize, interpolation))
     except UndecodableError:
         raise
@@ -72,21 +90,21 @@ def decode_image(
         raise UndecodableError(f"too many pixels: {error}") from None
     # Damaged files raise OSError, ValueError, SyntaxError, EOFError, struct.error, NotImplementedError, ... by their format.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UndecodableError(reason.replace(str(file), "the file")) from None
+        raise _undecodable(error, file) from None
 
 
 def read_size(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
     """Height and width of an image by its header, its orientation applied; raises `UndecodableError`."""
+    file = _openable(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(_openable(source)) as image:
+            with Image.open(file, formats=_FORMATS) as image:
                 width, height = image.size
-                turned = image.getexif().get(_ORIENTATION, 1) >= 5
+                turned = _orientation(image) >= 5
     # As in `decode_image`.
     except Exception as error:
-        raise UndecodableError(str(error)) from None
+        raise _undecodable(error, file) from None
     return (width, height) if turned else (height, width)
 
 
@@ -118,7 +136,7 @@ def _openable(source: str | os.PathLike[str] | bytes) -> str | os.PathLike[str] 
     try:
         status = Path(source).stat()
     except OSError as error:
-        raise UndecodableError(error.strerror or "cannot be read") from None
+        raise UndecodableError(error.strerror or "cannot be read", lasting=False) from None
     except ValueError as error:
         raise UndecodableError(str(error)) from None
     if not stat.S_ISREG(status.st_mode):
@@ -126,6 +144,41 @@ def _openable(source: str | os.PathLike[str] | bytes) -> str | os.PathLike[str] 
     if not status.st_size:
         raise UndecodableError(_EMPTY)
     return source
+
+
+def _undecodable(error: Exception, file: str | os.PathLike[str] | io.BytesIO) -> UndecodableError:
+    """What Pillow raised, as one line that does not depend on where the file lies."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        return UndecodableError(error.strerror, lasting=False)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    for name in (
+        (repr(os.fspath(file)), os.fspath(file)) if not isinstance(file, io.BytesIO) else (str(file),)
+    ):
+        reason = reason.replace(name, "the file")
+    if reason.lstrip("-").isdigit():
+        reason = f"damaged (error {reason} of its decoder)"
+    return UndecodableError(reason, lasting=not isinstance(error, MemoryError))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as it is meant to be seen."""
+    # Before its EXIF, which some formats keep behind the pixels: what is damaged must fail here, where nothing is passed over.
+    image.load()
+    method = _UPRIGHT.get(_orientation(image))
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    # Pillow leaves these behind, and a palette needs them.
+    turned.info = dict(image.info)
+    return turned
+
+
+def _orientation(image: Image.Image) -> int:
+    """What its EXIF says, 1 to 8; 1 where that cannot be read: pixels that are whole are worth more than it."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -140,9 +193,10 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey as 0 to 65535; floats as 0 to 1 where none is larger, else as 0 to 255."""
+    """Integers as 0 to 65535 where none is larger, else as 0 to 2**31 - 1; floats as 0 to 1 where none is larger, else to 255."""
     values: npt.NDArray[Any] = np.asarray(image).astype(np.float64)
-    top = 65535.0 if image.mode.startswith("I") else 1.0 if values.max(initial=0) <= 1 else 255.0
+    tops = (65535.0, 2.0**31 - 1) if image.mode.startswith("I") else (1.0, 255.0)
+    top = tops[0] if values.max(initial=0) <= tops[0] else tops[1]
     scaled = np.nan_to_num(np.clip(values * (255 / top), 0, 255))
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 

@@ -1,30 +1,45 @@
-"""Images in files: decoded once, kept in memory where they fit, else decoded again whenever they are needed."""
+"""Images in files: decoded once, kept in memory or on disk where they fit, else decoded again whenever they are needed."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from visus.data.archives import ZipArchive
 from visus.data.arrays import adapt_pixels
-from visus.data.decode import Pixels, UndecodableError, decode_image, read_size
+from visus.data.cache import (
+    Cache,
+    DamagedCacheError,
+    Entries,
+    Index,
+    MemoryWriter,
+    Stamps,
+    StoredImages,
+    cache_path,
+    describe_source,
+    locked,
+    mark_used,
+    read_cache,
+    room_bytes,
+    writing_cache,
+)
+from visus.data.decode import Pixels, UndecodableError, decode_image
 from visus.data.images import ArrayImages, Data, Images, Skipped, Split
+from visus.data.isolated import Decoder, DecodeSettings, decode_in_order
 from visus.errors import DataError
-
-_WINDOW = 64
-"""Images in flight while decoding, so that memory stays bounded."""
 
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files under `root` or in `archive`, shrunk to short side `resize`; `decoded` has their pixels if they fit in memory."""
+    """Image files under `root` or in `archive`, shrunk to short side `resize`; `decoded` has their pixels where they were kept."""
 
     root: Path
     paths: Sequence[str]
@@ -33,43 +48,45 @@ class FileImages:
     resize: int | None = None
     interpolation: str = "bilinear"
     max_pixels: int = 100_000_000
-    decoded: Sequence[Pixels] | None = None
+    decoded: StoredImages | None = None
     archive: ZipArchive | None = None
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width where all decoded images share them."""
-        sizes = {pixels.shape[1:] for pixels in self.decoded or ()}
-        return sizes.pop() if len(sizes) == 1 else None
+        return None if self.decoded is None else self.decoded.size
+
+    @property
+    def settings(self) -> DecodeSettings:
+        """How they are decoded."""
+        return DecodeSettings(self.channels, self.resize, self.interpolation, self.max_pixels)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def subset(self, positions: npt.NDArray[np.int64]) -> FileImages:
+    def subset(self, positions: Index) -> FileImages:
         """The images at `positions`, in that order."""
-        decoded = None if self.decoded is None else [self.decoded[position] for position in positions]
+        decoded = None if self.decoded is None else self.decoded.subset(positions)
         return replace(self, paths=[self.paths[position] for position in positions], decoded=decoded)
 
     def read(self, position: int) -> Pixels:
-        """One image, uint8 `[channels, H, W]`; raises `UndecodableError`."""
+        """One image, uint8 `[channels, H, W]`; `DataError` for a file that cannot be used, or not any more."""
         if self.decoded is not None:
-            return self.decoded[position]
-        path = self.paths[position]
-        return decode_image(
-            self.archive.read(path, self._limit_bytes) if self.archive else self.root / path,
-            channels=self.channels,
-            resize=self.resize,
-            interpolation=self.interpolation,
-            max_pixels=self.max_pixels,
-        )
-
-    def header_size(self, position: int) -> tuple[int, int] | None:
-        """Height and width of one image by its header; `None` where it has none."""
-        path = self.paths[position]
+            # The same pixels can still be had from the file itself.
+            with contextlib.suppress(DamagedCacheError):
+                return self.decoded[position]
         try:
-            return read_size(self.archive.read(path, self._limit_bytes) if self.archive else self.root / path)
-        except UndecodableError:
-            return None
+            return decode_image(self.source(position), **vars(self.settings))
+        except UndecodableError as error:
+            raise DataError(
+                f"{self.root / self.paths[position]}: expected an image, found that it cannot be used ({error}); "
+                "remove it or copy it again"
+            ) from None
+
+    def source(self, position: int) -> str | bytes:
+        """Where one image is: the path of its file, or its bytes. `UndecodableError` where it is damaged in its archive."""
+        path = self.paths[position]
+        return self.archive.read(path, self._limit_bytes) if self.archive else str(self.root / path)
 
     @property
     def _limit_bytes(self) -> int:
@@ -82,42 +99,95 @@ class FileImages:
             return [self.archive.size_bytes(path) for path in self.paths]
         return [_size_bytes(self.root / path) for path in self.paths]
 
+    def stamps(self) -> tuple[Stamps, dict[int, str]]:
+        """What tells whether each file is still the same; and by their positions those that cannot be read, and why."""
+        if self.archive:
+            time = self.root.stat().st_mtime_ns
+            sizes = np.array(self.sizes_bytes(), dtype=np.int64)
+            return Stamps(sizes, np.full_like(sizes, time)), {}
+        sizes, times = np.full(len(self), -1, dtype=np.int64), np.full(len(self), -1, dtype=np.int64)
+        unreadable: dict[int, str] = {}
+        for position, name in enumerate(self.paths):
+            path = self.root / name
+            try:
+                status = path.stat()
+            except (OSError, ValueError) as error:
+                unreadable[position] = getattr(error, "strerror", None) or str(error)
+                continue
+            sizes[position], times[position] = status.st_size, status.st_mtime_ns
+            if not os.access(path, os.R_OK):
+                unreadable[position] = os.strerror(errno.EACCES)
+        return Stamps(sizes, times), unreadable
+
+
+@dataclass(frozen=True)
+class _Means:
+    """What `decode_once` may use, and whom it tells."""
+
+    cache: Cache
+    memory_bytes: int
+    workers: int | None
+    progress: Callable[[int, int], None]
+    say: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """What became of a list of files."""
+
+    reasons: dict[str, str]
+    """Why those are left out that are, by their paths."""
+    images: StoredImages | None = None
+    """The others, in order, where they were kept."""
+
 
 def decode_once(
     data: Data,
     *,
     channels: int = 3,
     resize: int | None,
+    cache_size: int | Literal["full"] | None = None,
     interpolation: str = "bilinear",
     max_bad: float = 0.01,
     max_pixels: int = 100_000_000,
     memory_bytes: int,
+    cache: Cache = "ram",
+    workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Data:
-    """`data` with every file decoded once: bad ones left out and listed, pixels kept while they take at most `memory_bytes`.
+    """`data` with every file decoded once, in child processes: bad ones left out and listed, pixels kept as `cache` says.
 
+    `ram` keeps them while they take at most `memory_bytes`; `disk` in a file that later runs use instead of decoding; `off` not at
+    all; `auto` takes `disk` where such a file is there, else `ram` where they fit, else `disk`. What cannot be kept is decoded each
+    time: the pixels are always the same. `cache_size` is the short side of the training images, `resize` where it is not given.
     Arrays get their channels and their size in the same way. More than `max_bad` of the set bad, or a class without an image left
-    to train on, is a `DataError`. `progress(done, total)` is called now and then.
+    to train on, is a `DataError`. `progress(done, total)` is called for each file, `say` with a line for people.
     """
     every = {name: getattr(data, name) for name in ("train", "val", "test")}
-    parts = {name: part for name, part in every.items() if part and isinstance(part.images, FileImages)}
-    total = sum(map(len, parts.values()))
-    done = 0
-    skipped: list[Skipped] = []
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        if progress:
-            progress(done, total)
-
-    for name, part in parts.items():
-        assert isinstance(part.images, FileImages)
-        images = replace(
-            part.images, channels=channels, resize=resize, interpolation=interpolation, max_pixels=max_pixels
+    sides = {"train": resize if cache_size is None else None if cache_size == "full" else cache_size}
+    parts: dict[str, Any] = {
+        name: replace(
+            part,
+            images=replace(
+                part.images,
+                channels=channels,
+                resize=sides.get(name, resize),
+                interpolation=interpolation,
+                max_pixels=max_pixels,
+            ),
         )
-        parts[name], bad, memory_bytes = _decode_part(part, images, memory_bytes, count)
+        for name, part in every.items()
+        if part and isinstance(part.images, FileImages)
+    }
+    total = sum(map(len, parts.values()))
+    means = _Means(cache, memory_bytes, workers, progress or _ignore, say or _ignore)
+    skipped: list[Skipped] = []
+    for names in _of_one_source(parts):
+        whole, bad, kept_bytes = _decode_parts([parts[name] for name in names], means)
+        parts.update(zip(names, whole, strict=True))
         skipped += bad
+        means = replace(means, memory_bytes=means.memory_bytes - kept_bytes)
     for name, part in every.items():
         if part and isinstance(part.images, ArrayImages):
             pixels = adapt_pixels(part.images.pixels, channels, resize, interpolation)
@@ -128,51 +198,222 @@ def decode_once(
     return replace(data, **parts, skipped=(*data.skipped, *skipped))
 
 
-def _decode_part(
-    part: Split, images: FileImages, memory_bytes: int, count: Callable[[int], None]
-) -> tuple[Split, list[Skipped], int]:
-    """`part` with those of `images` that are whole, the others, and how much memory is left."""
-    kept: list[Pixels] | None = [] if memory_bytes > 0 else None
-    good: list[int] = []
-    bad: list[Skipped] = []
-    for position, result in enumerate(decode_all(images)):
-        if isinstance(result, UndecodableError):
-            bad.append(Skipped(part.paths[position], str(result)))
-        else:
-            good.append(position)
-            memory_bytes -= result.nbytes
-            kept = _keep(kept, result, memory_bytes)
-        if (position + 1) % _WINDOW == 0:
-            count(_WINDOW)
-    count(len(images) % _WINDOW)
-    positions = np.array(good, dtype=np.int64)
-    whole = replace(images.subset(positions), decoded=kept)
-    return replace(part.subset(positions), images=whole), bad, memory_bytes
+def decode_all(
+    images: FileImages, workers: int | None = None
+) -> Generator[Pixels | UndecodableError, None, None]:
+    """The images in order, each decoded in a child process, or why it cannot be."""
+    return decode_in_order(len(images), images.source, images.settings, workers)
 
 
-def _keep(kept: list[Pixels] | None, pixels: Pixels, free: int) -> list[Pixels] | None:
-    """`kept` with `pixels` added; nothing at all once memory is used up."""
-    if kept is None or free < 0:
+def cache_in_use(images: Images) -> Literal["ram", "disk", "off"]:
+    """Where decoded images are."""
+    if not isinstance(images, FileImages):
+        return "ram"
+    return "off" if images.decoded is None else "ram" if images.decoded.path is None else "disk"
+
+
+def _of_one_source(parts: dict[str, Split]) -> list[list[str]]:
+    """The names of `parts`, those together whose files are of one source and decoded in one way."""
+    groups: dict[tuple[Path, DecodeSettings], list[str]] = {}
+    for name, part in parts.items():
+        images = _files(part)
+        groups.setdefault((images.root, images.settings), []).append(name)
+    return list(groups.values())
+
+
+def _decode_parts(parts: list[Split], means: _Means) -> tuple[list[Split], list[Skipped], int]:
+    """`parts` of one source with the images that are whole; the others; and how many bytes of memory are taken."""
+    images = [_files(part) for part in parts]
+    files = replace(images[0], paths=[path for each in images for path in each.paths])
+    stamps, unreadable = files.stamps()
+    readable = np.array([place for place in range(len(files)) if place not in unreadable], dtype=np.int64)
+    decoded = _decode(files.subset(readable), stamps.subset(readable), means)
+    reasons = {files.paths[place]: reason for place, reason in unreadable.items()} | decoded.reasons
+    rank = {path: place for place, path in enumerate(path for path in files.paths if path not in reasons)}
+    whole = [_without(part, reasons, rank, decoded.images) for part in parts]
+    skipped = [
+        Skipped(path, reasons[name])
+        for part, each in zip(parts, images, strict=True)
+        for path, name in zip(part.paths, each.paths, strict=True)
+        if name in reasons
+    ]
+    in_memory = decoded.images is not None and decoded.images.path is None
+    return whole, skipped, decoded.images.nbytes if decoded.images and in_memory else 0
+
+
+def _without(
+    part: Split, reasons: dict[str, str], rank: dict[str, int], decoded: StoredImages | None
+) -> Split:
+    """`part` without the files that there are `reasons` against, its pixels those of `decoded` at their `rank`."""
+    images = _files(part)
+    good = np.array([place for place, path in enumerate(images.paths) if path not in reasons], dtype=np.int64)
+    whole = part.subset(good)
+    ranks = np.array([rank[images.paths[place]] for place in good], dtype=np.int64)
+    kept = None if decoded is None else decoded.subset(ranks)
+    return replace(whole, images=replace(_files(whole), decoded=kept))
+
+
+def _decode(files: FileImages, stamps: Stamps, means: _Means) -> _Decoded:
+    """Decode `files` and keep them as `means` say."""
+    if means.cache == "disk" or (means.cache == "auto" and _is_cached(files)):
+        return _decode_to_disk(files, stamps, means)
+    if means.cache == "off":
+        return _Decoded(_reasons_against(files, means))
+    head, reasons, done = _decode_to_memory(files, means)
+    bounds = f"{_shown(means.memory_bytes)} of memory may be used"
+    if done == len(files):
+        if means.cache == "auto":
+            means.say(f"cache: ram, {_shown(head.nbytes)} of decoded images ({bounds})")
+        return _Decoded(reasons, head)
+    if means.cache == "auto":
+        good = np.array([path not in reasons for path in files.paths[:done]], dtype=np.bool_)
+        places = np.where(good, np.cumsum(good) - 1, -1)
+        begun = Entries(files.paths[:done], stamps.subset(np.arange(done)), head, places, reasons)
+        means.say(f"cache: {_shown(head.nbytes * len(files) // max(1, done))} of decoded images, {bounds}")
+        return _decode_to_disk(files, stamps, means, begun)
+    means.say(f"cache: off, images are decoded each time: they take more than the memory there is ({bounds})")
+    return _Decoded(reasons | _reasons_against(files.subset(np.arange(done, len(files))), means))
+
+
+def _decode_to_memory(files: FileImages, means: _Means) -> tuple[StoredImages, dict[str, str], int]:
+    """As many as fit into memory, why others are left out, and how many files these are together."""
+    writer = MemoryWriter(files.channels, means.memory_bytes)
+    reasons: dict[str, str] = {}
+    with closing(_counted(files, means)) as results:
+        for done, (path, result) in enumerate(zip(files.paths, results, strict=True)):
+            if isinstance(result, UndecodableError):
+                reasons[path] = str(result)
+                continue
+            try:
+                writer.add(result)
+            except OverflowError:
+                return writer.finish(), reasons, done
+    return writer.finish(), reasons, len(files)
+
+
+def _reasons_against(files: FileImages, means: _Means) -> dict[str, str]:
+    """Why those are left out that must be, by their paths; all are decoded to know it."""
+    with closing(_counted(files, means)) as results:
+        pairs = zip(files.paths, results, strict=True)
+        return {path: str(result) for path, result in pairs if isinstance(result, UndecodableError)}
+
+
+def _decode_to_disk(
+    files: FileImages, stamps: Stamps, means: _Means, begun: Entries | None = None
+) -> _Decoded:
+    """Use the cache file, brought up to date first; `begun` is what was decoded already. Without a cache where it cannot be."""
+    try:
+        path = cache_path(describe_source(files.root, files.settings))
+        with locked(path, lambda: means.say("cache: another run decodes these images; waiting for it")):
+            return _use_cache(path, files, stamps, means, begun)
+    except OverflowError:
+        reason = f"they take more than half of the free disk ({_shown(room_bytes(path.parent))})"
+    except (OSError, DamagedCacheError) as error:
+        reason = f"no cache can be written ({getattr(error, 'strerror', None) or error})"
+    means.say(f"cache: off, images are decoded each time: {reason}")
+    return _Decoded(_reasons_against(files, means))
+
+
+def _use_cache(
+    path: Path, files: FileImages, stamps: Stamps, means: _Means, begun: Entries | None
+) -> _Decoded:
+    entries = _read_earlier(path, files.channels, means) or begun
+    found = np.full(len(files), -1) if entries is None else entries.find(files.paths, stamps)
+    passing: dict[str, str] = {}
+    earlier = entries is not None and entries is not begun
+    if entries is None or entries is begun or (found < 0).any():
+        passing = _write_cache(path, files, stamps, means, entries, found)
+        entries = read_cache(path, files.channels)
+        found = entries.find(files.paths, stamps)
+    mark_used(path)
+    reasons = {name: entries.reasons[name] for name in files.paths if name in entries.reasons} | passing
+    places = entries.places[found[found >= 0]]
+    images = entries.images.subset(places[places >= 0])
+    origin = ", from an earlier run" if earlier else ""
+    means.say(f"cache: disk, {_shown(images.nbytes)} of decoded images in {path}{origin}")
+    return _Decoded(reasons, images)
+
+
+def _read_earlier(path: Path, channels: int, means: _Means) -> Entries | None:
+    try:
+        return read_cache(path, channels)
+    except FileNotFoundError:
         return None
-    kept.append(pixels)
-    return kept
+    except DamagedCacheError:
+        means.say(f"cache: {path} is damaged; decoding again")
+        return None
 
 
-def decode_all(images: FileImages) -> Iterator[Pixels | UndecodableError]:
-    """The images in order, decoded by as many threads as there are processors (Pillow lets go of the interpreter's lock)."""
+def _write_cache(
+    path: Path,
+    files: FileImages,
+    stamps: Stamps,
+    means: _Means,
+    entries: Entries | None,
+    found: Index,
+) -> dict[str, str]:
+    """Write the cache of `files`: from `entries` what was `found` there, the rest decoded. Returns reasons that may not last."""
+    missing: list[int] = []
+    passing: dict[str, str] = {}
+    room = room_bytes(path.parent)
+    with writing_cache(path, room, len(files), describe_source(files.root, files.settings)) as writer:
 
-    def attempt(position: int) -> Pixels | UndecodableError:
-        try:
-            return images.read(position)
-        except UndecodableError as error:
-            return error
+        def add(place: int, result: Pixels | str) -> None:
+            writer.add(files.paths[place], int(stamps.sizes[place]), int(stamps.times[place]), result)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        positions = iter(range(len(images)))
-        waiting = [pool.submit(attempt, position) for position in islice(positions, _WINDOW)]
-        while waiting:
-            yield waiting.pop(0).result()
-            waiting += [pool.submit(attempt, position) for position in islice(positions, 1)]
+        for place, known in enumerate(found):
+            result = _recall(entries, known, files.paths[place])
+            if result is None:
+                missing.append(place)
+            else:
+                add(place, result)
+        rest = files.subset(np.array(missing, dtype=np.int64))
+        with closing(_counted(rest, means)) as results:
+            for place, decoded in zip(missing, results, strict=True):
+                if not isinstance(decoded, UndecodableError):
+                    add(place, decoded)
+                elif decoded.lasting:
+                    add(place, str(decoded))
+                else:
+                    passing[files.paths[place]] = str(decoded)
+    return passing
+
+
+def _recall(entries: Entries | None, known: int, name: str) -> Pixels | str | None:
+    """What `entries` have at `known`: pixels, a reason against the image, or nothing that can be used."""
+    if entries is None or known < 0:
+        return None
+    if entries.places[known] < 0:
+        return entries.reasons[name]
+    try:
+        return entries.images[entries.places[known]]
+    except DamagedCacheError:
+        return None
+
+
+def _counted(files: FileImages, means: _Means) -> Generator[Pixels | UndecodableError, None, None]:
+    for done, result in enumerate(decode_all(files, means.workers), start=1):
+        yield result
+        means.progress(done, len(files))
+
+
+def _is_cached(files: FileImages) -> bool:
+    with contextlib.suppress(OSError):
+        return cache_path(describe_source(files.root, files.settings)).exists()
+    return False
+
+
+def _files(part: Split) -> FileImages:
+    assert isinstance(part.images, FileImages)
+    return part.images
+
+
+def _shown(amount_bytes: int) -> str:
+    return f"{amount_bytes / 2**30:.1f} GB" if amount_bytes >= 2**30 else f"{amount_bytes / 2**20:.1f} MB"
+
+
+def _ignore(*_: object) -> None:
+    """Nobody is told."""
 
 
 def _refuse_too_many(skipped: list[Skipped], total: int, max_bad: float, source: str) -> None:
@@ -197,11 +438,15 @@ def small_size(images: Images, largest: int) -> tuple[int, int] | None:
     if not isinstance(images, FileImages):
         return None
     shared = None
-    for position in range(len(images)):
-        size = images.header_size(position)
-        if size is not None and (max(size) > largest or shared not in (None, size)):
-            return None
-        shared = size or shared
+    with Decoder(images.settings) as decoder:
+        for position in range(len(images)):
+            try:
+                size = decoder.size(images.source(position))
+            except UndecodableError:
+                continue
+            if max(size) > largest or shared not in (None, size):
+                return None
+            shared = size
     return shared
 
 

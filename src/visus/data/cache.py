@@ -1,0 +1,419 @@
+"""Decoded images: kept in memory, or in the decode-once cache, a file that is mapped into memory and serves later runs.
+
+There is one such file for each source and way of decoding, in `visus/images` under the user's cache folder: pixels, then an index,
+then what it is about, then a footer of fixed length, so that a file that was cut off has none. `docs/cache.md` describes it.
+Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, NoReturn
+
+import filelock
+import numpy as np
+import numpy.typing as npt
+import PIL
+
+from visus.data.decode import Pixels
+from visus.data.isolated import DecodeSettings
+from visus.files import replacing
+
+_MAGIC = b"visus images 1\r\n"
+_FOOTER = struct.Struct("<QQQI16s")
+"""Where the index begins; the lengths of the index and of what the file is about; the CRC-32 of both; the magic."""
+_BLOCK_BYTES = 64 * 2**20
+_ENOUGH = 100
+"""Images that tell how long all of them will be."""
+_SUFFIX = ".images"
+
+Cache = Literal["auto", "ram", "disk", "off"]
+Index = npt.NDArray[np.int64]
+
+
+class DamagedCacheError(Exception):
+    """A cache file, or an image in it, is not as it was written."""
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Decoded images, one after the other in `blocks` of bytes. Read in order of their positions, or any other."""
+
+    channels: int
+    blocks: Sequence[npt.NDArray[np.uint8]]
+    places: Index
+    """`[N, 4]`: block, first byte in it, height and width of each image."""
+    crcs: npt.NDArray[np.uint32] | None = None
+    """`[N]`, CRC-32 of the pixels of each image in a file."""
+    checked: npt.NDArray[np.bool_] | None = None
+    """`[N]`, whether the pixels were compared with their CRC since the file was mapped."""
+    path: Path | None = None
+    """The file, where that is where they are."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[Pixels]:
+        return (self[position] for position in range(len(self)))
+
+    def __getitem__(self, position: int) -> Pixels:
+        """One image `[channels, H, W]`; `DamagedCacheError` where the file has changed under it."""
+        block, first, height, width = map(int, self.places[position])
+        pixels = self.blocks[block][first : first + self.channels * height * width]
+        if self.crcs is not None and self.checked is not None:
+            if not self.checked[position] and zlib.crc32(pixels.data) != self.crcs[position]:
+                self._give_up_file()
+            self.checked[position] = True
+            # Torch warns of memory that cannot be written.
+            pixels = np.array(pixels)
+        return pixels.reshape(self.channels, height, width)
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Of images in a file another process gets the path, and maps it for itself."""
+        if self.path is None:
+            return super().__reduce__()
+        return _map, (self.path, self.channels, self.places, self.crcs)
+
+    def subset(self, positions: Index) -> StoredImages:
+        """The images at `positions`, in that order; the same memory."""
+        crcs = None if self.crcs is None else self.crcs[positions]
+        checked = None if self.checked is None else self.checked[positions]
+        return StoredImages(self.channels, self.blocks, self.places[positions], crcs, checked, self.path)
+
+    def _give_up_file(self) -> NoReturn:
+        """The next run shall decode again; this one goes on with what is whole."""
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+        raise DamagedCacheError
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width, where all images share them."""
+        sizes = self.places[:, 2:]
+        same = len(sizes) > 0 and bool((sizes == sizes[0]).all())
+        return (int(sizes[0, 0]), int(sizes[0, 1])) if same else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pixels."""
+        return int(self.channels * self.places[:, 2:].prod(axis=1).sum())
+
+
+def _map(
+    path: Path, channels: int, places: Index, crcs: npt.NDArray[np.uint32], pixels_bytes: int | None = None
+) -> StoredImages:
+    mapped = np.memmap(path, dtype=np.uint8, mode="r", shape=pixels_bytes)
+    # A plain array over the same memory: slices of np.memmap are slow to make.
+    blocks = [np.asarray(mapped).view(np.ndarray)]
+    return StoredImages(channels, blocks, places, crcs, np.zeros(len(places), dtype=np.bool_), path)
+
+
+class MemoryWriter:
+    """Takes decoded images into memory, up to `limit_bytes`; `OverflowError` beyond."""
+
+    def __init__(self, channels: int, limit_bytes: int) -> None:
+        self._channels = channels
+        self._limit_bytes = limit_bytes
+        self._blocks: list[npt.NDArray[np.uint8]] = []
+        self._end = 0
+        self._places: list[tuple[int, int, int, int]] = []
+
+    def add(self, pixels: Pixels) -> None:
+        """The next image, `[channels, H, W]`."""
+        self._limit_bytes -= pixels.nbytes
+        if self._limit_bytes < 0:
+            raise OverflowError
+        if not self._blocks or self._end + pixels.nbytes > len(self._blocks[-1]):
+            # Memory that nothing was written to is not taken from the machine yet.
+            self._blocks.append(np.empty(max(_BLOCK_BYTES, pixels.nbytes), dtype=np.uint8))
+            self._end = 0
+        self._blocks[-1][self._end : self._end + pixels.nbytes] = pixels.reshape(-1)
+        self._places.append((len(self._blocks) - 1, self._end, *pixels.shape[1:]))
+        self._end += pixels.nbytes
+
+    def finish(self) -> StoredImages:
+        """All that was added, in order."""
+        if self._blocks:
+            self._blocks[-1] = self._blocks[-1][: self._end]
+        return StoredImages(self._channels, self._blocks, np.array(self._places, np.int64).reshape(-1, 4))
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """What tells that a file is as it was: `[N]` bytes, and `[N]` when it was last written, in ns."""
+
+    sizes: Index
+    times: Index
+
+    def subset(self, positions: Index) -> Stamps:
+        """Those at `positions`."""
+        return Stamps(self.sizes[positions], self.times[positions])
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What a cache file holds: names of images, stamps of their files, and for each pixels or a reason why there are none."""
+
+    names: Sequence[str]
+    stamps: Stamps
+    images: StoredImages
+    """Of those that could be decoded, in order."""
+    places: Index
+    """`[N]`: which of `images` each is; -1 where it could not be decoded."""
+    reasons: dict[str, str]
+
+    def find(self, names: Sequence[str], stamps: Stamps) -> Index:
+        """Where each of `names` is here, if its file is as it was; else -1."""
+        known = {name: place for place, name in enumerate(self.names)}
+        places = np.fromiter((known.get(name, -1) for name in names), dtype=np.int64, count=len(names))
+        if not len(self.names):
+            return places
+        same = (self.stamps.sizes[places] == stamps.sizes) & (self.stamps.times[places] == stamps.times)
+        return np.where(same, places, -1)
+
+
+class CacheWriter:
+    """Writes a cache file of about `expected` images from its beginning to its end."""
+
+    def __init__(self, file: IO[bytes], limit_bytes: int, expected: int) -> None:
+        self._file = file
+        self._limit_bytes = limit_bytes
+        self._expected = expected
+        self._end = 0
+        self._names: list[str] = []
+        self._reasons: dict[str, str] = {}
+        # One row each, in plain arrays: position, height, width, CRC, size and time of the file.
+        self._rows = _Rows(6)
+
+    def add(self, name: str, size: int, time: int, result: Pixels | str) -> None:
+        """The next image, or why it is none; `OverflowError` where the pixels get longer than they may, as soon as that shows."""
+        self._names.append(name)
+        if isinstance(result, str):
+            self._reasons[name] = result
+            return self._rows.add(-1, 0, 0, 0, size, time)
+        share = max(1.0, self._expected / len(self._names)) if len(self._names) >= _ENOUGH else 1.0
+        if (self._end + result.nbytes) * share > self._limit_bytes:
+            raise OverflowError
+        flat = result.reshape(-1).data
+        self._file.write(flat)
+        self._rows.add(self._end, *result.shape[1:], zlib.crc32(flat), size, time)
+        self._end += result.nbytes
+        return None
+
+    def finish(self, about: dict[str, Any]) -> None:
+        """The index, what the file is `about`, and the footer."""
+        rows, names = self._rows.table(), "\0".join(self._names)
+        reasons = json.dumps(self._reasons)
+        buffer = io.BytesIO()
+        np.savez(buffer, rows=rows, names=_as_bytes(names), reasons=_as_bytes(reasons))
+        index, described = buffer.getvalue(), json.dumps({**about, "images": len(rows)}).encode()
+        crc = zlib.crc32(described, zlib.crc32(index))
+        self._file.write(index)
+        self._file.write(described)
+        self._file.write(_FOOTER.pack(self._end, len(index), len(described), crc, _MAGIC))
+
+
+class _Rows:
+    """A table of whole numbers that grows by rows, without a Python object for each."""
+
+    def __init__(self, columns: int) -> None:
+        self._table = np.empty((1024, columns), dtype=np.int64)
+        self._count = 0
+
+    def add(self, *values: int) -> None:
+        if self._count == len(self._table):
+            self._table = np.concatenate([self._table, np.empty_like(self._table)])
+        self._table[self._count] = values
+        self._count += 1
+
+    def table(self) -> Index:
+        return self._table[: self._count]
+
+
+def read_cache(path: Path, channels: int) -> Entries:
+    """What is in a cache file, pixels not checked yet; `DamagedCacheError` where it is not whole, `OSError` where there is none."""
+    length = path.stat().st_size
+    with path.open("rb") as file:
+        end, index_bytes, about_bytes, crc = _read_footer(file, length)
+        file.seek(end)
+        index, about = file.read(index_bytes), file.read(about_bytes)
+    if zlib.crc32(about, zlib.crc32(index)) != crc:
+        raise DamagedCacheError
+    try:
+        with np.load(io.BytesIO(index), allow_pickle=False) as arrays:
+            rows, names, reasons = arrays["rows"], arrays["names"], arrays["reasons"]
+        listed = os.fsdecode(names.tobytes()).split("\0") if len(rows) else []
+        why: dict[str, str] = json.loads(reasons.tobytes())
+    except Exception:
+        _refuse()
+    good = rows[:, 0] >= 0
+    placed = np.concatenate([np.zeros((good.sum(), 1), np.int64), rows[good, :3]], axis=1)
+    images = _map(path, channels, placed, rows[good, 3].astype(np.uint32), end or None)
+    order = np.where(good, np.cumsum(good) - 1, -1)
+    return Entries(listed, Stamps(rows[:, 4], rows[:, 5]), images, order, why)
+
+
+def _read_footer(file: IO[bytes], length: int) -> tuple[int, int, int, int]:
+    """Where the index begins, how long it and what follows are, and their CRC-32."""
+    if length < _FOOTER.size:
+        _refuse()
+    file.seek(length - _FOOTER.size)
+    end, index_bytes, about_bytes, crc, magic = _FOOTER.unpack(file.read(_FOOTER.size))
+    if magic != _MAGIC or end + index_bytes + about_bytes + _FOOTER.size != length:
+        _refuse()
+    return end, index_bytes, about_bytes, crc
+
+
+def _refuse() -> NoReturn:
+    raise DamagedCacheError
+
+
+def _as_bytes(text: str) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(os.fsencode(text), dtype=np.uint8)
+
+
+def cache_folder() -> Path:
+    """Where the caches of this user are; it need not exist. `OSError` where the user has no folder at all."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "visus" / "images"
+    except RuntimeError as error:
+        raise OSError(str(error)) from None
+
+
+def describe_source(source: Path, settings: DecodeSettings) -> dict[str, Any]:
+    """What a cache of `source` is about: it serves whoever asks for just this. Another Pillow may give other pixels."""
+    return {"source": os.path.realpath(source), "pillow": PIL.__version__, **asdict(settings)}
+
+
+def cache_path(about: dict[str, Any]) -> Path:
+    """The file for what `describe_source` says."""
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_folder() / (key + _SUFFIX)
+
+
+def room_bytes(folder: Path) -> int:
+    """How much a cache in `folder` may take: half of what is free on its disk."""
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    return shutil.disk_usage(there).free // 2
+
+
+@contextlib.contextmanager
+def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of the cache file `path`; `on_wait` is called if another process has it. `OSError` where there can be none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(_lock_path(path))
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        on_wait()
+        lock.acquire()
+    except NotImplementedError as error:
+        raise OSError(str(error)) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def writing_cache(
+    path: Path, limit_bytes: int, expected: int, about: dict[str, Any]
+) -> Iterator[CacheWriter]:
+    """A writer of about `expected` images, whose file takes the place of `path` in one step once all is written.
+
+    Called under the lock. The file may have `limit_bytes` of pixels.
+    """
+    for left in _unfinished(path):
+        # Of a process that was killed: whoever writes has the lock.
+        left.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        writer = CacheWriter(file, limit_bytes, expected)
+        yield writer
+        writer.finish(about)
+
+
+@dataclass(frozen=True)
+class CacheFile:
+    """One file of the decode-once cache."""
+
+    path: str
+    source: str | None
+    """`None` where the file is damaged."""
+    images: int
+    size_bytes: int
+    last_used: float
+    """Seconds since 1970."""
+    settings: dict[str, Any]
+
+
+def list_caches() -> list[CacheFile]:
+    """The files of the decode-once cache, the one used last first."""
+    folder = cache_folder()
+    found = [_describe(path) for path in folder.glob(f"*{_SUFFIX}")] if folder.is_dir() else []
+    return sorted((each for each in found if each), key=lambda each: each.last_used, reverse=True)
+
+
+def remove_caches(source: str) -> tuple[list[CacheFile], list[CacheFile]]:
+    """Remove the caches of `source` (a path, or `all`): those removed, and those left because they are being written."""
+    wanted = [each for each in list_caches() if source == "all" or each.source == os.path.realpath(source)]
+    removed = [each for each in wanted if _remove(Path(each.path))]
+    if source == "all" and cache_folder().is_dir():
+        for lock in cache_folder().glob(f"*{_SUFFIX}.lock"):
+            _remove(lock.with_suffix(""))
+    return removed, [each for each in wanted if each not in removed]
+
+
+def mark_used(path: Path) -> None:
+    """Note the time, for `list_caches`."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
+def _describe(path: Path) -> CacheFile | None:
+    """`None` for one that has just been removed."""
+    try:
+        status = path.stat()
+        with path.open("rb") as file:
+            end, index_bytes, about_bytes, _ = _read_footer(file, status.st_size)
+            file.seek(end + index_bytes)
+            about = json.loads(file.read(about_bytes))
+        source, images = str(about.pop("source")), int(about.pop("images"))
+    except OSError:
+        return None
+    except (DamagedCacheError, ValueError, KeyError, AttributeError):
+        source, images, about = None, 0, {}
+    return CacheFile(str(path), source, images, status.st_size, status.st_mtime, about)
+
+
+def _remove(path: Path) -> bool:
+    """Whether the file could be removed: not while it is written. A run that uses it keeps what it has mapped."""
+    lock = filelock.FileLock(_lock_path(path))
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        return False
+    try:
+        for each in (path, *_unfinished(path), _lock_path(path)):
+            each.unlink(missing_ok=True)
+    finally:
+        lock.release()
+    return True
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
+def _unfinished(path: Path) -> Iterator[Path]:
+    return path.parent.glob(f".{path.name}.*.tmp")

@@ -1,0 +1,289 @@
+"""Decoding where it can break nothing: in child processes, which may die or hang over a file without taking the run with them.
+
+Each child has one file at a time, so that the one it died of is known. Requests and answers are frames on its standard input and
+output: a letter, a length, and that many bytes. The children are Python processes of their own, not multiprocessing's: those would
+load the caller's main module again, and torch with it. This module loads Pillow and numpy only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import struct
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from visus.data.decode import Pixels, UndecodableError, decode_image, read_size
+from visus.errors import VisusError
+
+Source = str | bytes
+"""A file's path, or all its bytes."""
+
+_FILES_PER_PROCESS = 100
+"""A further process takes 0.2 s to start, in which another one decodes some fifty photographs."""
+_MOST_SECONDS = 60.0
+_REQUEST = struct.Struct("<2sQ")
+_ANSWER = struct.Struct("<cQ")
+_SHAPE = struct.Struct("<3Q")
+_READY, _PIXELS, _SIZE, _REFUSED, _UNREADABLE = b"r", b"p", b"s", b"e", b"u"
+_CHILD = ["-m", "visus.data.isolated"]
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """What `decode_image` is told; the same for all files of a set."""
+
+    channels: int = 3
+    resize: int | None = None
+    interpolation: str = "bilinear"
+    max_pixels: int = 100_000_000
+
+
+class Decoder:
+    """A child process that decodes; another one takes its place when it dies. Used by one thread at a time.
+
+    A file of which two children die, or over which two take longer than `seconds`, is refused like any that is damaged.
+    """
+
+    def __init__(self, settings: DecodeSettings, *, seconds: float = _MOST_SECONDS) -> None:
+        self._settings = settings
+        self._seconds = seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def decode(self, source: Source) -> Pixels:
+        """As `decode_image`."""
+        pixels = self._ask(b"d", source)
+        assert isinstance(pixels, np.ndarray)
+        return pixels
+
+    def size(self, source: Source) -> tuple[int, int]:
+        """As `read_size`."""
+        height, width = self._ask(b"s", source)
+        return int(height), int(width)
+
+    def close(self) -> None:
+        """End the child, whatever it is doing; what is asked for afterwards is refused."""
+        self._closed = True
+        self._end()
+
+    def _ask(self, what: bytes, source: Source) -> Any:
+        for lost in (False, True):
+            process = self._running()
+            try:
+                return self._exchange(process, what, source)
+            except (OSError, EOFError, ValueError):
+                reason = self._end()
+                # A child may have been killed for want of memory, or stopped with the whole machine: the file gets a second one.
+                if lost:
+                    raise UndecodableError(reason) from None
+        raise AssertionError
+
+    def _exchange(self, process: subprocess.Popen[bytes], what: bytes, source: Source) -> Any:
+        """One request and its answer; `OSError`, `EOFError` or `ValueError` where the child is no more, or has lost its way."""
+        assert process.stdin
+        assert process.stdout
+        kind, content = (b"b", source) if isinstance(source, bytes) else (b"f", os.fsencode(source))
+        process.stdin.write(_REQUEST.pack(what + kind, len(content)))
+        process.stdin.write(content)
+        process.stdin.flush()
+        return self._read_answer(cast("BufferedReader", process.stdout))
+
+    def _read_answer(self, answers: BufferedReader) -> Any:
+        kind, length = _ANSWER.unpack(_exactly(answers, _ANSWER.size))
+        if kind == _PIXELS:
+            return self._read_pixels(answers)
+        if length > 2**16:
+            raise ValueError
+        content = _exactly(answers, length)
+        if kind == _SIZE:
+            return struct.unpack("<2Q", content)
+        raise UndecodableError(content.decode("utf-8", "replace"), lasting=kind == _REFUSED)
+
+    def _read_pixels(self, answers: BufferedReader) -> Pixels:
+        shape = _SHAPE.unpack(_exactly(answers, _SHAPE.size))
+        if shape[0] != self._settings.channels or shape[1] * shape[2] > self._settings.max_pixels:
+            raise ValueError
+        pixels = np.empty(shape, dtype=np.uint8)
+        # The buffered reader goes on until the array is full or the child is gone.
+        if answers.readinto(pixels.reshape(-1).data) != pixels.nbytes:
+            raise EOFError
+        return pixels
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._closed:
+            raise UndecodableError("decoding was stopped", lasting=False)
+        if self._process is None:
+            self._process = _start([json.dumps(asdict(self._settings)), str(self._seconds)])
+        return self._process
+
+    def _end(self) -> str:
+        """What the child ended of; it is ended if it lives."""
+        process, self._process = self._process, None
+        if process is None:
+            return "decoding was stopped"
+        assert process.stdin
+        assert process.stdout
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # One that died has closed its end just now.
+            process.wait(0.0 if self._closed else 10.0)
+        code = process.poll()
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError, ValueError):
+                pipe.close()
+        return _obituary(code, self._seconds)
+
+
+def decode_in_order(
+    count: int, read: Callable[[int], Source], settings: DecodeSettings, processes: int | None = None
+) -> Generator[Pixels | UndecodableError, None, None]:
+    """The pixels of `read(0)` to `read(count - 1)`, or why there are none; decoded by as many `processes` as pay, if not given.
+
+    `read` is called in threads, and may raise `UndecodableError`. A few images are held at a time, however many there are.
+    """
+    processes = min(processes or processors(), 1 + count // _FILES_PER_PROCESS)
+    decoders = [Decoder(settings) for _ in range(processes)]
+    idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+    for decoder in decoders:
+        idle.put(decoder)
+
+    def attempt(position: int) -> Pixels | UndecodableError:
+        decoder = idle.get()
+        try:
+            return decoder.decode(read(position))
+        except UndecodableError as error:
+            return error
+        finally:
+            idle.put(decoder)
+
+    # Once to end what is being decoded, and again for a child that was just starting.
+    with contextlib.ExitStack() as children, ThreadPoolExecutor(processes) as pool:
+        for decoder in decoders:
+            children.enter_context(decoder)
+        try:
+            waiting: deque[Future[Pixels | UndecodableError]] = deque()
+            for position in range(count):
+                waiting.append(pool.submit(attempt, position))
+                if len(waiting) > 4 * processes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for decoder in decoders:
+                decoder.close()
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start(arguments: list[str]) -> subprocess.Popen[bytes]:
+    """A child that is ready to decode; `VisusError` where none can be had."""
+    # It finds what this process finds; the threads of numpy's linear algebra would only cost it memory.
+    paths = os.pathsep.join(filter(None, sys.path))
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", *_CHILD, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # An interrupt from the terminal is for the run to answer, not for its children.
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
+        )
+    except OSError as error:
+        raise VisusError(f"expected a child process that decodes, found none: {error.strerror}") from None
+    assert process.stdin
+    assert process.stdout
+    if process.stdout.read(1) != _READY:
+        process.stdin.close()
+        process.stdout.close()
+        raise VisusError(f"expected a child process that decodes, found that it ends with {process.wait()}")
+    return process
+
+
+def _exactly(stream: BufferedReader, length: int) -> bytes:
+    content = stream.read(length)
+    if len(content) != length:
+        raise EOFError
+    return content
+
+
+def _obituary(code: int | None, seconds: float) -> str:
+    """Why a child with this exit code is gone, as a reason for leaving its file out."""
+    if code is None:
+        return "the decoder answered with what is no image"
+    if hasattr(signal, "SIGALRM") and code == -signal.SIGALRM:
+        return f"decoding takes longer than {seconds:g} s"
+    with contextlib.suppress(ValueError):
+        return f"the decoder dies of it ({signal.Signals(-code).name})"
+    return f"the decoder dies of it (exit code {code})"
+
+
+def main() -> None:
+    """What a child does: answer requests until there are no more."""
+    settings, seconds = json.loads(sys.argv[1]), float(sys.argv[2])
+    requests = sys.stdin.buffer
+    with os.fdopen(os.dup(1), "wb") as answers, Path(os.devnull).open("wb") as nowhere:
+        # Decoders written in C print what they think of a file.
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+        answers.write(_READY)
+        answers.flush()
+        while header := requests.read(_REQUEST.size):
+            what, length = _REQUEST.unpack(header)
+            content = requests.read(length)
+            _set_alarm(seconds)
+            pieces = _answer(what, content, settings)
+            _set_alarm(0)
+            for piece in pieces:
+                answers.write(piece)
+            answers.flush()
+
+
+def _set_alarm(seconds: float) -> None:
+    """End this process in `seconds`, even in the midst of foreign code; 0 calls it off. Windows has no such thing."""
+    if hasattr(signal, "setitimer"):
+        # What the parent ignores is ignored here, too.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _answer(what: bytes, content: bytes, settings: dict[str, Any]) -> list[bytes | memoryview]:
+    source = content if what[1:] == b"b" else os.fsdecode(content)
+    try:
+        if what[:1] == b"s":
+            size = struct.pack("<2Q", *read_size(source))
+            return [_ANSWER.pack(_SIZE, len(size)), size]
+        pixels = decode_image(source, **settings)
+    except UndecodableError as error:
+        reason = str(error).encode("utf-8", "replace")[:1000]
+        return [_ANSWER.pack(_REFUSED if error.lasting else _UNREADABLE, len(reason)), reason]
+    return [_ANSWER.pack(_PIXELS, pixels.nbytes), _SHAPE.pack(*pixels.shape), pixels.reshape(-1).data]
+
+
+if __name__ == "__main__":
+    # A parent that has gone takes no answer, and wants none.
+    with contextlib.suppress(BrokenPipeError):
+        main()

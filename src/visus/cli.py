@@ -29,6 +29,8 @@ app = typer.Typer(
 CheckpointArgument = Annotated[Path, typer.Argument(help="A checkpoint, or a run's folder for its best.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, mps, or an index such as 0.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+cache_app = typer.Typer(no_args_is_help=True, help="List and remove decoded images.")
+app.add_typer(cache_app, name="cache")
 
 
 def main() -> None:
@@ -79,6 +81,9 @@ def train(
     erasing: Annotated[float | None, typer.Option(help="Chance that a rectangle is blanked.")] = None,
     max_pixels: Annotated[float | None, typer.Option(help="Megapixels; larger images are left out.")] = None,
     max_bad: Annotated[float | None, typer.Option(help="Share of files that may be left out.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Decoded images: auto, ram, disk or off.")] = None,
+    cache_size: Annotated[str | None, typer.Option(help="Their short side for training, or full.")] = None,
+    workers: Annotated[int | None, typer.Option("-j", "--workers", help="Processes that decode.")] = None,
     label_smoothing: Annotated[float | None, typer.Option()] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option("-b", "--batch-size", help="Images per pass.")] = None,
@@ -268,6 +273,30 @@ def devices(as_json: JsonFlag = False) -> int:
         )
         typer.echo("\n".join(lines))
     return 0
+
+
+@cache_app.command("ls")
+def list_cache(as_json: JsonFlag = False) -> int:
+    """List the files of the decode-once cache, the one used last first."""
+    from visus.data.cache import list_caches
+
+    found = list_caches()
+    if as_json:
+        _print_json([each.to_json() for each in found])
+    else:
+        typer.echo("\n".join(map(str, found)) or "no caches", err=not found)
+    return 0
+
+
+@cache_app.command("rm")
+def remove_cache(source: Annotated[str, typer.Argument(help="A source, as listed, or all.")]) -> int:
+    """Remove the caches of SOURCE, or all."""
+    from visus.data.cache import remove_caches
+
+    removed, left = remove_caches(source)
+    _tell(f"removed {each}" for each in removed)
+    _tell(f"left, since a run is writing it: {each}" for each in left)
+    return 1 if left else 0
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:

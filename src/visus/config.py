@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import pydantic.dataclasses
@@ -17,7 +17,10 @@ from visus.amp import Amp, resolve_amp
 from visus.data.augment import LARGEST_SMALL_SIZE as LARGEST_SMALL_SIZE
 from visus.data.augment import Augment
 from visus.data.batching import batch_sizes
+from visus.data.cache import Cache
+from visus.data.files import cache_in_use
 from visus.data.images import Split
+from visus.data.isolated import processors
 from visus.errors import UsageError
 from visus.files import write_text
 from visus.ops.optim import OptimizerSettings, resolve_optimizer
@@ -58,6 +61,12 @@ class TrainConfig(OptimizerSettings, ScheduleSettings):
     """Megapixels; a larger image is left out."""
     max_bad: float = Field(default=0.01, ge=0, lt=1)
     """Share of the files that may be left out before the run refuses to start."""
+    cache: Cache = "auto"
+    """Where the decoded images of files are kept: `ram`, `disk`, `off` (nowhere), or what fits."""
+    cache_size: Annotated[int, Field(ge=1)] | Literal["full"] | None = None
+    """Short side of the training images in it, where crops are of random size; as in evaluation where it is not given."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes that decode; as many as there are processors, fewer for few files."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     epochs: int = Field(default=10, ge=1)
     batch_size: int | None = Field(default=None, ge=2)
@@ -140,6 +149,8 @@ def resolve_config(
         batch_size=batch_size,
         val_batch_size=config.val_batch_size or batch_size,
         amp=resolve_amp(config.amp, device),
+        cache=cache_in_use(train_part.images),
+        workers=config.workers or processors(),
         threads=config.threads or torch.get_num_threads(),
         name=config.name or f"{Path(config.data).absolute().stem}-{config.model.replace('/', '-')}",
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from visus.config import LARGEST_SMALL_SIZE, TrainConfig, default_batch_size
+from visus.data.augment import cropping
 from visus.data.batching import batch_sizes, measure_preprocessing
 from visus.data.files import decode_once, small_size
 from visus.data.images import Data, Split
@@ -56,7 +57,7 @@ def prepare(config: TrainConfig, display: Display) -> Prepared:
     # Before files are decoded, so that nobody waits for a refusal.
     _check_batch(config, part, size)
     interpolation: Interpolation = pretrained.interpolation if pretrained else "bilinear"
-    data = _decode(data, part.images.channels, config, resize, interpolation, display)
+    data = _decode(data, part.images.channels, config, size, resize, interpolation, display)
     if pretrained is None:
         assert data.train is not None
         return Prepared(data, measure_preprocessing(data.train, size, resize))
@@ -67,10 +68,9 @@ def prepare(config: TrainConfig, display: Display) -> Prepared:
 def prepare_again(config: TrainConfig, preprocessing: Preprocessing, display: Display) -> Prepared:
     """The data that `config` names, for a run that has its record already."""
     data, part = _open_parts(config)
-    resize, interpolation = preprocessing.resize, preprocessing.interpolation
-    return Prepared(
-        _decode(data, part.images.channels, config, resize, interpolation, display), preprocessing
-    )
+    size, resize, interpolation = preprocessing.size, preprocessing.resize, preprocessing.interpolation
+    data = _decode(data, part.images.channels, config, size, resize, interpolation, display)
+    return Prepared(data, preprocessing)
 
 
 def _open_parts(config: TrainConfig) -> tuple[Data, Split]:
@@ -119,19 +119,26 @@ def _decode(
     data: Data,
     channels: int,
     config: TrainConfig,
+    size: tuple[int, int],
     resize: int | None,
     interpolation: str,
     display: Display,
 ) -> Data:
+    # Larger training images serve crops of random size only: others would show a smaller part of them than evaluation does.
+    random_size = cropping(config.augment or "standard", size) == "standard" and resize is not None
     data = decode_once(
         data,
         channels=channels,
         resize=resize,
+        cache_size=config.cache_size if random_size else None,
         interpolation=interpolation,
         max_bad=config.max_bad,
         max_pixels=round(config.max_pixels * 1e6),
         memory_bytes=available_memory_bytes() // 2,
+        cache=config.cache,
+        workers=config.workers,
         progress=lambda done, total: display.count("decoded", done, total),
+        say=display.line,
     )
     for each in data.skipped:
         display.line(f"skipped {each.path}: {each.reason}")

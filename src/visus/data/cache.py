@@ -8,6 +8,7 @@ Nothing here loads torch.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import io
 import json
@@ -27,6 +28,7 @@ import PIL
 
 from visus.data.decode import Pixels
 from visus.data.isolated import DecodeSettings
+from visus.errors import UsageError
 from visus.files import replacing
 
 _MAGIC = b"visus images 1\r\n"
@@ -352,9 +354,28 @@ class CacheFile:
     """`None` where the file is damaged."""
     images: int
     size_bytes: int
-    last_used: float
-    """Seconds since 1970."""
+    last_used: datetime.datetime
     settings: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; the time in ISO 8601, the size in MiB."""
+        return {
+            "path": self.path,
+            "source": self.source,
+            "images": self.images,
+            "size_mb": round(self.size_bytes / 2**20, 3),
+            "last_used": self.last_used.isoformat(timespec="seconds"),
+            "settings": self.settings,
+        }
+
+    def __str__(self) -> str:
+        used = f"{self.size_bytes / 2**20:.1f} MB, used {self.last_used:%Y-%m-%d %H:%M}"
+        if self.source is None:
+            return f"{self.path}: damaged, {used}"
+        side = self.settings.get("resize")
+        size = f"short side {side} ({self.settings.get('interpolation')})" if side else "full size"
+        kind = "grey" if self.settings.get("channels") == 1 else "RGB"
+        return f"{self.source}: {self.images} images, {kind}, {size}, {used}"
 
 
 def list_caches() -> list[CacheFile]:
@@ -365,8 +386,13 @@ def list_caches() -> list[CacheFile]:
 
 
 def remove_caches(source: str) -> tuple[list[CacheFile], list[CacheFile]]:
-    """Remove the caches of `source` (a path, or `all`): those removed, and those left because they are being written."""
+    """Remove the caches of `source` (a path, or `all`): those removed, and those left because they are being written.
+
+    `UsageError` for a source that has none.
+    """
     wanted = [each for each in list_caches() if source == "all" or each.source == os.path.realpath(source)]
+    if not wanted and source != "all":
+        raise UsageError(f"{source}: no decoded images of it are kept; see visus cache ls")
     removed = [each for each in wanted if _remove(Path(each.path))]
     if source == "all" and cache_folder().is_dir():
         for lock in cache_folder().glob(f"*{_SUFFIX}.lock"):
@@ -391,9 +417,10 @@ def _describe(path: Path) -> CacheFile | None:
         source, images = str(about.pop("source")), int(about.pop("images"))
     except OSError:
         return None
-    except (DamagedCacheError, ValueError, KeyError, AttributeError):
+    except (DamagedCacheError, ValueError, KeyError, AttributeError, TypeError):
         source, images, about = None, 0, {}
-    return CacheFile(str(path), source, images, status.st_size, status.st_mtime, about)
+    used = datetime.datetime.fromtimestamp(status.st_mtime).astimezone()
+    return CacheFile(str(path), source, images, status.st_size, used, about)
 
 
 def _remove(path: Path) -> bool:

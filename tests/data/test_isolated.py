@@ -1,0 +1,185 @@
+"""Child processes that decode: what they answer, and what happens when they do not."""
+
+import os
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visus.data import isolated
+from visus.data.decode import UndecodableError, decode_image
+from visus.data.isolated import Decoder, DecodeSettings, decode_in_order
+from visus.errors import VisusError
+
+CHILD = """
+import os, re, signal
+from visus.data import isolated
+whole = isolated.decode_image
+
+def decode(source, **settings):
+    name = os.path.basename(source) if isinstance(source, str) else ""
+    if name.startswith("deadly"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name.startswith("once") and not os.path.exists(source + ".tried"):
+        open(source + ".tried", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name.startswith("leaving"):
+        os._exit(7)
+    if name.startswith("endless"):
+        # In foreign code that keeps the interpreter's lock.
+        re.match("(a+)+$", "a" * 60 + "b")
+    if name.startswith("babbling"):
+        print("a decoder that prints", flush=True)
+        os.write(1, b"p" * 1000)
+    return whole(source, **settings)
+
+isolated.decode_image = decode
+isolated.main()
+"""
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+
+
+@pytest.fixture
+def child(tmp_path, monkeypatch):
+    """Children that do to a file what its name says; a function that makes an image of a name."""
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    monkeypatch.setattr(isolated, "_CHILD", [str(script)])
+
+    def image(name):
+        path = tmp_path / f"{name}.png"
+        Image.fromarray(PIXELS).save(path)
+        return str(path)
+
+    return image
+
+
+@pytest.mark.parametrize(
+    "settings", [DecodeSettings(), DecodeSettings(1, 16, "bicubic"), DecodeSettings(3, 16, "lanczos", 2000)]
+)
+def test_a_child_gives_what_this_process_gives(tmp_path, settings):
+    path = tmp_path / "é \udcff.png"
+    Image.fromarray(PIXELS).save(path)
+    with Decoder(settings) as decoder:
+        for source in (str(path), path.read_bytes()):
+            expected = decode_image(source, **vars(settings))
+            np.testing.assert_array_equal(decoder.decode(source), expected)
+            assert decoder.size(source) == (40, 50)
+
+
+def test_reasons_are_those_of_this_process(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    sources = [str(tmp_path / "a.png"), str(tmp_path / "none.png"), b"", "a\0b"]
+    with Decoder(DecodeSettings()) as decoder:
+        for source in sources:
+            with pytest.raises(UndecodableError) as here:
+                decode_image(source)
+            with pytest.raises(UndecodableError) as there:
+                decoder.decode(source)
+            assert (str(there.value), there.value.lasting) == (str(here.value), here.value.lasting)
+            with pytest.raises(UndecodableError):
+                decoder.size(source)
+
+
+def test_a_child_that_dies_or_hangs_names_its_file_and_no_other(child):
+    names = ["a", "deadly", "b", "leaving", "endless", "c"]
+    reasons = {}
+    with Decoder(DecodeSettings(), seconds=1) as decoder:
+        for name in names:
+            try:
+                np.testing.assert_array_equal(decoder.decode(child(name)), PIXELS.transpose(2, 0, 1))
+            except UndecodableError as error:
+                reasons[name] = (str(error), error.lasting)
+    assert reasons == {
+        "deadly": ("the decoder dies of it (SIGSEGV)", True),
+        "leaving": ("the decoder dies of it (exit code 7)", True),
+        "endless": ("decoding takes longer than 1 s", True),
+    }
+
+
+def test_a_file_whose_child_was_killed_gets_another(child):
+    with Decoder(DecodeSettings()) as decoder:
+        assert decoder.decode(child("once")).shape == (3, 40, 50)
+
+
+def test_what_decoders_print_is_no_answer(child):
+    with Decoder(DecodeSettings()) as decoder:
+        np.testing.assert_array_equal(decoder.decode(child("babbling")), PIXELS.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_results_come_in_order_for_any_number_of_processes(child, processes):
+    paths = [child(f"{'deadly' if number % 40 == 3 else ''}{number}") for number in range(110)]
+    results = decode_in_order(len(paths), paths.__getitem__, DecodeSettings(resize=10), processes)
+    died = [place for place, result in enumerate(results) if isinstance(result, UndecodableError)]
+    assert died == [3, 43, 83]
+
+
+def test_a_source_that_cannot_be_read_is_a_reason():
+    def read(position):
+        raise UndecodableError(f"damaged {position}")
+
+    assert [str(each) for each in decode_in_order(3, read, DecodeSettings())] == [
+        f"damaged {position}" for position in range(3)
+    ]
+
+
+def test_stopping_early_leaves_no_process(child, monkeypatch):
+    started = []
+    start = isolated._start
+    monkeypatch.setattr(isolated, "_start", lambda arguments: started.append(start(arguments)) or started[-1])
+    path = child("a")
+    with closing(decode_in_order(500, lambda _: path, DecodeSettings(), 2)) as results:
+        next(results)
+    assert started
+    assert all(process.poll() is not None for process in started)
+
+
+def test_a_child_that_cannot_start_is_said(monkeypatch, capfd):
+    monkeypatch.setattr(isolated, "_CHILD", ["-c", "raise SystemExit(5)"])
+    with Decoder(DecodeSettings()) as decoder, pytest.raises(VisusError, match="ends with 5"):
+        decoder.decode(b"x")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with Decoder(DecodeSettings()) as decoder, pytest.raises(VisusError, match="found none: No such file"):
+        decoder.decode(b"x")
+
+
+@pytest.mark.parametrize("answer", [b"", b"p", b"p" + bytes(8) + b"\xff" * 24, b"s" + b"\xff" * 8, b"?" * 40])
+def test_an_answer_that_makes_no_sense_is_a_reason(monkeypatch, answer):
+    code = f"import sys; sys.stdin.buffer.read(1); sys.stdout.buffer.write({answer!r})"
+    ready = "import sys; sys.stdout.buffer.write(b'r'); sys.stdout.flush();" + code
+    monkeypatch.setattr(isolated, "_CHILD", ["-c", ready])
+    with Decoder(DecodeSettings()) as decoder, pytest.raises(UndecodableError, match="dies of it"):
+        decoder.decode(b"x" * 100)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_children_end_with_their_parent(tmp_path):
+    code = (
+        "import os, signal, sys\nfrom visus.data.isolated import Decoder, DecodeSettings\n"
+        "decoder = Decoder(DecodeSettings())\n"
+        "try: decoder.size(b'x')\nexcept Exception: pass\n"
+        "print(decoder._process.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    # The child holds this pipe as its own stderr until it is ready only, so the output ends with the parent.
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
+    pid = int(done.stdout)
+    # An end that is waited for, not timed: its descriptor is readable once it is gone.
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    import select
+
+    assert select.select([descriptor], [], [], 60)[0]
+    os.close(descriptor)
+
+
+def test_children_load_no_torch():
+    code = "import sys, visus.data.isolated, visus.data.cache; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -25,6 +25,7 @@ from visus.ops.rng import permutation
 from visus.preprocessing import Preprocessing
 
 _MEASURED_AT_ONCE = 1000
+_NORMALISED_AT_ONCE = 2**17
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +171,16 @@ def batches(
 
 def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 `[N, C, H, W]` as float32 with the record's mean and standard deviation taken out, in channels-last layout."""
-    images = pixels.to(torch.float32, memory_format=torch.channels_last)
     mean = torch.tensor(preprocessing.mean, device=pixels.device).mul_(255)[:, None, None]
     scale = torch.tensor(preprocessing.std, device=pixels.device).mul_(255).reciprocal_()[:, None, None]
-    return images.sub_(mean).mul_(scale)
+    images = torch.empty(
+        pixels.shape, dtype=torch.float32, device=pixels.device, memory_format=torch.channels_last
+    )
+    # Rearranged last, and while in the cache: arithmetic on three values in a row at a time takes three times as long.
+    at_once = max(1, _NORMALISED_AT_ONCE // max(1, pixels[:1].numel()))
+    for part, whole in zip(pixels.split(at_once), images.split(at_once), strict=True):
+        whole.copy_(part.float().sub_(mean).mul_(scale))
+    return images
 
 
 def measure_preprocessing(

@@ -47,11 +47,11 @@ class Operation(IntEnum):
     TRANSLATE_Y = 4
     ROTATE = 5
     """Degrees, counter-clockwise."""
-    BRIGHTNESS = 6
-    """Brightness, colour, contrast and sharpness: 0 leaves the image, -1 takes all of it away."""
-    COLOUR = 7
-    CONTRAST = 8
-    SHARPNESS = 9
+    COLOUR = 6
+    """Colour, sharpness, brightness and contrast: 0 leaves the image, -1 takes all of it away."""
+    SHARPNESS = 7
+    BRIGHTNESS = 8
+    CONTRAST = 9
     POSTERIZE = 10
     """Bits that are kept."""
     SOLARIZE = 11
@@ -60,8 +60,7 @@ class Operation(IntEnum):
     EQUALIZE = 13
 
 
-_MOVES = tuple(range(Operation.SHEAR_X, Operation.ROTATE + 1))
-_SIGNED = range(Operation.SHEAR_X, Operation.SHARPNESS + 1)
+_SIGNED = range(Operation.SHEAR_X, Operation.CONTRAST + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +118,21 @@ def _change(choice: Floats, level: Floats, sign: Floats, largest: Floats) -> Cha
 
 def apply_change(images: Tensor, change: Change) -> Tensor:
     """`images [N, C, H, W]`, each with its operation of `change` done to it."""
-    changed = images.clone()
+    # Brought in order, images of one kind are a slice: copied whole, where indexed assignment takes them value by value.
+    order = np.argsort(change.operations, kind="stable")
+    operations, magnitudes = change.operations[order], change.magnitudes[order]
+    changed = _pick(images, order)
     at_once = max(1, _VALUES_AT_ONCE // max(1, images[:1].numel()))
     for kind, apply in _KINDS.items():
-        chosen = np.flatnonzero(np.isin(change.operations, kind))
-        for begin in range(0, len(chosen), at_once):
-            places = chosen[begin : begin + at_once]
-            where = torch.from_numpy(places).to(images.device)
-            changed[where] = apply(images[where], change.operations[places], change.magnitudes[places])
-    return changed
+        first, end = np.searchsorted(operations, (kind.start, kind.stop))
+        for begin in range(first, end, at_once):
+            block = slice(begin, min(begin + at_once, end))
+            changed[block] = apply(changed[block], operations[block], magnitudes[block])
+    return _pick(changed, np.argsort(order))
+
+
+def _pick(images: Tensor, places: Integers) -> Tensor:
+    return images.index_select(0, torch.from_numpy(places).to(images.device))
 
 
 def _move(images: Tensor, operations: Integers, magnitudes: Floats) -> Tensor:
@@ -175,10 +180,9 @@ def _look_up(images: Tensor, operations: Integers, magnitudes: Floats) -> Tensor
     for operation, make_table in _TABLES.items():
         places = np.flatnonzero(operations == operation)
         if len(places):
-            where = torch.from_numpy(places).to(images.device)
             magnitude = torch.from_numpy(magnitudes[places]).to(images.device)
-            table = make_table(images[where], magnitude[:, None, None])
-            tables[where] = table.clamp(0, 255).to(torch.uint8)
+            table = make_table(_pick(images, places), magnitude[:, None, None]).clamp_(0, 255)
+            tables[torch.from_numpy(places)] = table.to(torch.uint8)
     return tables.gather(2, images.flatten(2).long()).view_as(images)
 
 
@@ -230,7 +234,7 @@ def _recolour(images: Tensor, _: Integers, magnitudes: Floats) -> Tensor:
     if images.shape[1] == 1:
         return images
     own, other = (_float32(each, images)[:, None, None, None] for each in (1 + magnitudes, -magnitudes))
-    blended = images * own + _grey(images)[:, None] * other
+    blended = (images * own).add_(_grey(images)[:, None].mul_(other))
     return blended.clamp_(0, 255).to(torch.uint8)
 
 
@@ -268,10 +272,10 @@ _TABLES = {
     Operation.AUTOCONTRAST: _autocontrast,
     Operation.EQUALIZE: _equalize,
 }
-_KINDS: dict[tuple[int, ...], Callable[[Tensor, Integers, Floats], Tensor]] = {
-    _MOVES: _move,
-    tuple(_TABLES): _look_up,
-    (Operation.COLOUR,): _recolour,
-    (Operation.SHARPNESS,): _sharpen,
+_KINDS: dict[range, Callable[[Tensor, Integers, Floats], Tensor]] = {
+    range(Operation.SHEAR_X, Operation.ROTATE + 1): _move,
+    range(Operation.COLOUR, Operation.COLOUR + 1): _recolour,
+    range(Operation.SHARPNESS, Operation.SHARPNESS + 1): _sharpen,
+    range(Operation.BRIGHTNESS, Operation.EQUALIZE + 1): _look_up,
 }
-"""What is left out stays as it is."""
+"""Of each range of operations how it is done; what is in none stays as it is."""

@@ -1,0 +1,521 @@
+"""A cache changes no pixel, serves later runs, and is never believed where it is damaged."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import visus
+from visus.cli import app
+from visus.config import make_config
+from visus.data import files
+from visus.data.cache import (
+    CacheWriter,
+    DamagedCacheError,
+    MemoryWriter,
+    Stamps,
+    list_caches,
+    locked,
+    read_cache,
+    remove_caches,
+    writing_cache,
+)
+from visus.data.files import decode_once
+from visus.data.isolated import Decoder
+from visus.data.sources import open_source
+from visus.errors import DataError, UsageError
+
+PARTS = ("train", "val", "test")
+MODES = {".jpg": ["RGB", "L", "CMYK"], ".png": ["RGBA", "1", "P"]}
+
+
+def draw(path, number):
+    random = np.random.default_rng(number)
+    pixels = random.integers(0, 256, (*random.integers(20, 60, 2), 3), np.uint8)
+    Image.fromarray(pixels).convert(MODES[path.suffix][number % 3]).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Images of several sizes, modes and formats in two classes, two broken ones; caches in a folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "a source"
+    for part, count in (("train", 7), ("test", 3)):
+        for kind in ("a", "b \udcff"):
+            (root / part / kind).mkdir(parents=True)
+            for number in range(count):
+                suffix = "jpg" if number % 6 in (0, 1, 3) else "png"
+                draw(root / part / kind / f"{number} é.{suffix}", 10 * (kind == "a") + number)
+    (root / "train" / "a" / "broken.png").write_bytes(b"\x89PNG and no more")
+    (root / "test" / "a" / "empty.png").touch()
+    return root
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Of which files pixels are asked for in a child."""
+    names = []
+    decode = Decoder.decode
+
+    def counted(self, source):
+        names.append(source if isinstance(source, bytes) else Path(source).name)
+        return decode(self, source)
+
+    monkeypatch.setattr(Decoder, "decode", counted)
+    return names
+
+
+def opened(source, cache, *, said=None, memory_bytes=10**9, **options):
+    options = {"resize": 16, "max_bad": 0.5, **options}
+    say = None if said is None else said.append
+    return decode_once(
+        open_source(source, val_fraction=0.3), cache=cache, memory_bytes=memory_bytes, say=say, **options
+    )
+
+
+def content(data):
+    """Everything that a run sees of the images."""
+    return {
+        name: [
+            (path, label, part.images.read(place).shape, part.images.read(place).tobytes())
+            for place, (path, label) in enumerate(zip(part.paths, part.labels.tolist(), strict=True))
+        ]
+        for name, part in zip(PARTS, (data.train, data.val, data.test), strict=True)
+    } | {"skipped": data.skipped}
+
+
+def the_file():
+    (found,) = list_caches()
+    return Path(found.path)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("resize", "cache_size"), [(16, None), (None, None), (16, "full"), (16, 24)])
+def test_the_pixels_are_the_same_in_memory_on_disk_and_without(folder, channels, resize, cache_size):
+    options = {"channels": channels, "resize": resize, "cache_size": cache_size}
+    found = {cache: opened(folder, cache, **options) for cache in ("ram", "disk", "off")}
+    again = opened(folder, "disk", **options)
+    assert content(found["ram"]) == content(found["disk"]) == content(found["off"]) == content(again)
+    assert [each.path for each in again.skipped] == ["train/a/broken.png", "test/a/empty.png"]
+    assert [files.cache_in_use(found[cache].train.images) for cache in found] == ["ram", "disk", "off"]
+    assert again.val.images.size == found["off"].val.images.size
+    for part, side in (
+        (again.train, {"full": None, None: resize}.get(cache_size, cache_size)),
+        (again.val, resize),
+    ):
+        for place, path in enumerate(part.paths):
+            with Image.open(folder / path) as image:
+                short = min(image.size)
+            assert min(part.images.read(place).shape[1:]) == min(short, side or short)
+
+
+def test_a_second_run_decodes_nothing_and_names_the_broken_again(folder, asked):
+    first, said = content(opened(folder, "disk")), []
+    assert len(asked) == 22
+    asked.clear()
+    assert content(opened(folder, "disk", said=said)) == first
+    assert not asked
+    (line,) = said
+    assert line.startswith("cache: disk, 0.0 MB of decoded images in ")
+    assert line.endswith(", from an earlier run")
+
+
+def test_other_settings_and_other_parts_are_told_apart(folder, asked):
+    opened(folder, "disk")
+    asked.clear()
+    opened(folder, "disk", resize=17)
+    assert len(asked) == 22
+    assert len(list_caches()) == 2
+    asked.clear()
+    # Another split has other images in its parts, and the same images in all.
+    decode_once(open_source(folder, split_seed=5), cache="disk", resize=16, max_bad=0.5, memory_bytes=10**9)
+    assert not asked
+
+
+def test_only_what_has_changed_is_decoded_again(folder, asked):
+    opened(folder, "disk")
+    asked.clear()
+    draw(folder / "train" / "a" / "1 é.jpg", 99)
+    draw(folder / "train" / "a" / "broken.png", 50)
+    draw(folder / "test" / "a" / "new.png", 51)
+    (folder / "test" / "a" / "2 é.png").unlink()
+    os.utime(folder / "train" / "a" / "3 é.jpg", ns=(1, 1))
+    found = opened(folder, "disk")
+    assert sorted(asked) == ["1 é.jpg", "3 é.jpg", "broken.png", "new.png"]
+    assert content(found) == content(opened(folder, "off"))
+    assert len(list_caches()) == 1
+    asked.clear()
+    opened(folder, "disk")
+    assert not asked
+
+
+def test_what_cannot_be_read_now_is_not_held_against_a_file(folder, asked):
+    link = folder / "train" / "a" / "later.png"
+    link.symlink_to(folder / "elsewhere")
+    found = opened(folder, "disk")
+    assert "No such file or directory" in [each.reason for each in found.skipped]
+    draw(folder / "elsewhere.png", 4)
+    (folder / "elsewhere.png").rename(folder / "elsewhere")
+    asked.clear()
+    assert "train/a/later.png" in content(opened(folder, "disk"))["train"][0][0] or asked == ["later.png"]
+    assert asked == ["later.png"]
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.9, 0.999])
+def test_a_file_that_was_cut_off_is_noticed_and_written_again(folder, share, asked):
+    first, said = content(opened(folder, "disk")), []
+    path = the_file()
+    os.truncate(path, int(path.stat().st_size * share))
+    asked.clear()
+    assert content(opened(folder, "disk", said=said)) == first
+    assert len(asked) == 22
+    assert said[0] == f"cache: {path} is damaged; decoding again"
+    asked.clear()
+    opened(folder, "disk")
+    assert not asked
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_no_changed_byte_changes_a_pixel(folder, seed, asked):
+    first = content(opened(folder, "disk"))
+    path = the_file()
+    whole = bytearray(path.read_bytes())
+    place = np.random.default_rng(seed).integers(len(whole))
+    whole[place] ^= 1 << seed % 8
+    path.write_bytes(whole)
+    asked.clear()
+    assert content(opened(folder, "disk")) == first
+    # Either the index is damaged, and all was decoded again; or an image, and then the next run writes a new file.
+    assert len(asked) == 22 or not path.exists()
+    assert content(opened(folder, "disk")) == first
+    assert path.exists()
+
+
+def test_one_run_decodes_and_the_other_waits(folder, asked):
+    first = content(opened(folder, "disk"))
+    path, said, waiting = the_file(), [], threading.Event()
+    path.unlink()
+    asked.clear()
+
+    def say(line):
+        said.append(line)
+        waiting.set()
+
+    found = []
+    data = open_source(folder, val_fraction=0.3)
+    options = {"cache": "disk", "resize": 16, "max_bad": 0.5, "memory_bytes": 10**9}
+    other = threading.Thread(target=lambda: found.append(decode_once(data, say=say, **options)))
+    with locked(path, lambda: pytest.fail("nobody has it")):
+        other.start()
+        assert waiting.wait(60)
+        assert said == ["cache: another run decodes these images; waiting for it"]
+        assert not asked
+    other.join()
+    assert content(found[0]) == first
+    assert len(asked) == 22
+
+
+def test_runs_at_once_decode_once(folder, tmp_path):
+    code = (
+        "import sys\nfrom visus.data.files import decode_once\nfrom visus.data.isolated import Decoder\n"
+        "from visus.data.sources import open_source\ndecode, asked = Decoder.decode, []\n"
+        "Decoder.decode = lambda self, source: asked.append(source) or decode(self, source)\n"
+        "decode_once(open_source(sys.argv[1]), cache='disk', resize=16, max_bad=0.5, memory_bytes=0)\n"
+        "print(len(asked))"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sorted(int(run.communicate()[0]) for run in runs) == [0, 22]
+
+
+def test_a_set_that_takes_too_much_of_the_disk_is_not_kept(folder, monkeypatch):
+    first, said = content(opened(folder, "off")), []
+    monkeypatch.setattr(files, "room_bytes", lambda _: 4000)
+    assert content(opened(folder, "disk", said=said)) == first
+    assert "cache: off, images are decoded each time: they take more than half of the free disk" in said[-1]
+    assert not [each for each in (folder.parent / "cache").rglob("*") if each.suffix in (".images", ".tmp")]
+
+
+def test_that_it_will_be_too_much_is_seen_early(tmp_path):
+    pixels = np.zeros((1, 10, 10), np.uint8)
+    writer = CacheWriter(BytesIO(), 20_000, 1000)
+    with pytest.raises(OverflowError):
+        for number in range(1000):
+            writer.add(str(number), 1, 1, pixels)
+    assert number == 99
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "room", "cache"), [(10**6, 0, "ram"), (5000, 10**6, "disk"), (5000, 5000, "off")]
+)
+def test_what_is_kept_where_follows_its_measured_size(folder, monkeypatch, asked, memory_bytes, room, cache):
+    monkeypatch.setattr(files, "room_bytes", lambda _: room)
+    said = []
+    found = opened(folder, "auto", memory_bytes=memory_bytes, said=said)
+    assert {files.cache_in_use(part.images) for part in (found.train, found.val, found.test)} == {cache}
+    assert said[-1].startswith(f"cache: {cache}, ")
+    if cache != "off":
+        # What is in memory goes to disk from there. The image that did not fit, and those that were under way, are decoded again.
+        assert len(asked) <= 22 + 6
+    assert content(found) == content(opened(folder, "off"))
+
+
+def test_a_cache_that_is_there_is_used_whatever_the_memory(folder, asked):
+    opened(folder, "disk")
+    asked.clear()
+    assert files.cache_in_use(opened(folder, "auto").train.images) == "disk"
+    assert not asked
+
+
+def test_too_little_memory_is_said(folder):
+    said = []
+    assert content(opened(folder, "ram", memory_bytes=5000, said=said)) == content(opened(folder, "off"))
+    assert said == [
+        "cache: off, images are decoded each time: they take more than the memory there is "
+        "(0.0 MB of memory may be used)"
+    ]
+
+
+@pytest.mark.parametrize("how", ["a file in its place", "no space"])
+def test_a_cache_that_cannot_be_written_is_done_without(folder, monkeypatch, how):
+    first, said = content(opened(folder, "off")), []
+    if how == "no space":
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(CacheWriter, "finish", full)
+    else:
+        (folder.parent / "taken").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent / "taken"))
+    assert content(opened(folder, "disk", said=said)) == first
+    reason = "No space left on device" if how == "no space" else "Not a directory"
+    assert said == [f"cache: off, images are decoded each time: no cache can be written ({reason})"]
+    assert not list(folder.parent.rglob("*.tmp"))
+
+
+def test_an_interrupted_run_leaves_the_old_file(folder):
+    opened(folder, "disk")
+    path = the_file()
+    before = path.read_bytes()
+    draw(folder / "train" / "a" / "1 é.jpg", 99)
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        opened(folder, "disk", progress=interrupt)
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob(".*"))
+    # What a run left that was killed in the midst of it goes with the next one.
+    (path.parent / f".{path.name}.0123abcd.tmp").write_bytes(b"much")
+    assert content(opened(folder, "disk")) == content(opened(folder, "off"))
+    assert not list(path.parent.glob(".*"))
+
+
+def test_progress_counts_what_is_decoded(folder):
+    seen = []
+    opened(folder, "disk", progress=lambda *both: seen.append(both))
+    assert seen == [(done, 22) for done in range(1, 23)]
+    seen.clear()
+    opened(folder, "disk", progress=lambda *both: seen.append(both))
+    assert not seen
+
+
+def test_a_zip_has_a_cache_like_a_folder(folder, tmp_path, asked):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for number in range(12):
+            buffer = BytesIO()
+            Image.new("RGB", (20, 30), (number * 20, 0, 0)).save(buffer, "png")
+            archive.writestr(f"{'ab'[number % 2]}/{number}.png", buffer.getvalue())
+    found = {
+        cache: decode_once(open_source(tmp_path / "all.zip"), cache=cache, resize=16, memory_bytes=10**9)
+        for cache in ("ram", "disk")
+    }
+    asked.clear()
+    again = decode_once(open_source(tmp_path / "all.zip"), cache="disk", resize=16, memory_bytes=10**9)
+    assert not asked
+    for each in (found["disk"], again):
+        for part in ("train", "val"):
+            for one, other in zip(
+                getattr(each, part).images.decoded, getattr(found["ram"], part).images.decoded, strict=True
+            ):
+                np.testing.assert_array_equal(one, other)
+
+
+def test_all_parts_share_one_mapping_and_another_process_maps_for_itself(folder):
+    found = opened(folder, "disk")
+    train, test = found.train.images.decoded, found.test.images.decoded
+    assert np.shares_memory(train.blocks[0], test.blocks[0])
+    assert np.shares_memory(train.blocks[0], train.subset(np.array([1])).blocks[0])
+    packed = pickle.dumps(found.train.images)
+    assert len(packed) < 4000
+    assert len(packed) < train.nbytes
+    copy = pickle.loads(packed)
+    for place in range(len(copy)):
+        np.testing.assert_array_equal(copy.read(place), found.train.images.read(place))
+
+
+def test_images_can_be_changed_without_changing_the_cache(folder):
+    images = opened(folder, "disk").train.images
+    before = images.read(0)
+    images.read(0)[:] = 0
+    np.testing.assert_array_equal(images.read(0), before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_reading_a_whole_cache_takes_no_memory_of_its_own(tmp_path):
+    path = tmp_path / "x.images"
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 500, 700), np.uint8)
+    with writing_cache(path, 10**9, 100, {}) as writer:
+        for number in range(100):
+            writer.add(str(number), 1, 1, pixels)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom visus.data.cache import read_cache\n"
+        "def own(): return int(Path('/proc/self/status').read_text().split('RssAnon:')[1].split()[0])\n"
+        "images = read_cache(Path(sys.argv[1]), 3).images\nimages[0]\nbefore = own()\n"
+        "for each in images: total = int(each.sum())\nprint(images.nbytes // 1024, own() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    whole, grown = map(int, done.stdout.split())
+    assert whole > 100_000
+    assert grown < whole / 8
+
+
+sizes = st.tuples(st.integers(1, 5), st.integers(1, 5))
+names = st.text(st.characters(exclude_characters="\0", exclude_categories=()), min_size=1).filter(
+    lambda name: _can_be_a_name(name)
+)
+
+
+def _can_be_a_name(name):
+    try:
+        return os.fsdecode(os.fsencode(name)) == name
+    except UnicodeEncodeError:
+        return False
+
+
+@settings(deadline=None)
+@given(st.dictionaries(names, st.one_of(sizes, st.text(max_size=9)), max_size=8), st.sampled_from([1, 3]))
+def test_a_file_gives_what_was_written(tmp_path_factory, entries, channels):
+    path = tmp_path_factory.mktemp("one") / "x.images"
+    random = np.random.default_rng(len(entries))
+    written = {
+        name: each if isinstance(each, str) else random.integers(0, 256, (channels, *each), np.uint8)
+        for name, each in entries.items()
+    }
+    with writing_cache(path, 10**6, len(written), {}) as writer:
+        for number, (name, result) in enumerate(written.items()):
+            writer.add(name, number, 10**18 + number, result)
+    read = read_cache(path, channels)
+    assert list(read.names) == list(written)
+    numbers = np.arange(len(written))
+    assert read.find(list(written), Stamps(numbers, 10**18 + numbers)).tolist() == numbers.tolist()
+    others = read.find([*written, "other"], Stamps(np.full(len(written) + 1, -5), np.zeros(len(written) + 1)))
+    assert (others == -1).all()
+    for place, result in zip(read.places, written.values(), strict=True):
+        assert (place < 0) == isinstance(result, str)
+        if place >= 0:
+            np.testing.assert_array_equal(read.images[place], result)
+    assert read.reasons == {name: each for name, each in written.items() if isinstance(each, str)}
+
+
+def test_memory_is_taken_in_blocks_and_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr("visus.data.cache._BLOCK_BYTES", 100)
+    random = np.random.default_rng(0)
+    pixels = [random.integers(0, 256, (1, height, 9), np.uint8) for height in (1, 5, 6, 20, 2)]
+    writer = MemoryWriter(1, sum(each.nbytes for each in pixels))
+    for each in pixels:
+        writer.add(each)
+    with pytest.raises(OverflowError):
+        writer.add(np.zeros((1, 1, 1), np.uint8))
+    found = writer.finish()
+    assert len(found.blocks) > 1
+    assert found.nbytes == sum(each.nbytes for each in pixels)
+    for one, other in zip(found, pixels, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert found.subset(np.array([1, 1])).size == (5, 9)
+    assert found.size is None
+
+
+def test_a_file_that_changed_since_it_could_be_used_is_named(folder):
+    images = opened(folder, "off").train.images
+    images.read(0)
+    (images.root / images.paths[0]).write_bytes(b"no image any more")
+    with pytest.raises(DataError, match=r"train/a/0 é.jpg: expected an image, found .*cannot identify"):
+        images.read(0)
+
+
+def test_the_command_line_lists_and_removes(folder, capfd):
+    def run(*arguments):
+        code = app(["cache", *arguments], standalone_mode=False)
+        return code or 0, capfd.readouterr()
+
+    assert run("ls") == (0, ("", "no caches\n"))
+    opened(folder, "disk")
+    opened(folder, "disk", resize=None, channels=1)
+    code, shown = run("ls", "--json")
+    grey, colour = json.loads(shown.out)
+    assert code == 0
+    assert colour["settings"]["resize"] == 16
+    assert (grey["settings"]["resize"], grey["settings"]["channels"]) == (None, 1)
+    assert {each["source"] for each in (grey, colour)} == {str(folder)}
+    assert {each["images"] for each in (grey, colour)} == {22}
+    lines = run("ls")[1].out.splitlines()
+    assert "22 images, RGB, short side 16 (bilinear)" in lines[1]
+    assert "22 images, grey, full size" in lines[0]
+    os.truncate(grey["path"], 100)
+    damaged = json.loads(run("ls", "--json")[1].out)[0]
+    assert (damaged["source"], damaged["images"]) == (None, 0)
+    assert "damaged" in run("ls")[1].out
+    with pytest.raises(UsageError, match="elsewhere: no decoded images of it"):
+        run("rm", "elsewhere")
+    with locked(Path(colour["path"]), lambda: None):
+        code, shown = run("rm", str(folder))
+        assert code == 1
+        assert shown.err.startswith("left, since a run is writing it: ")
+    assert run("rm", str(folder))[0] == 0
+    assert [each.source for each in list_caches()] == [None]
+    assert run("rm", "all")[0] == 0
+    assert not list(Path(grey["path"]).parent.iterdir())
+    assert remove_caches("all") == ([], [])
+
+
+def test_a_run_keeps_its_images_when_the_cache_is_removed(folder):
+    found = opened(folder, "disk")
+    before = content(found)
+    remove_caches("all")
+    assert content(found) == before
+
+
+def test_a_file_that_is_none_of_ours_is_refused(tmp_path):
+    path = tmp_path / "a.images"
+    for made in (b"", b"x" * 1000, b"\0" * 44):
+        path.write_bytes(made)
+        with pytest.raises(DamagedCacheError):
+            read_cache(path, 3)
+
+
+def test_a_cache_changes_no_digest(folder, tmp_path):
+    for number in range(7, 20):
+        draw(folder / "train" / "a" / f"{number}.png", number)
+        draw(folder / "train" / "b \udcff" / f"{number}.png", 30 + number)
+    options = {"data": str(folder), "model": "small", "img_size": 12, "augment": "standard", "epochs": 1}
+    options |= {"batch_size": 8, "threads": 1, "amp": "off", "max_bad": 0.2, "out": str(tmp_path / "runs")}
+    digests = {}
+    for size, caches in ((None, ("ram", "disk", "off")), ("full", ("disk", "off"))):
+        runs = [visus.train(make_config(**options, cache=cache, cache_size=size)) for cache in caches]
+        assert [len({each.digest for each in runs}), {each.skipped for each in runs}] == [1, {2}]
+        digests[size] = runs[0].digest
+    assert digests[None] != digests["full"]

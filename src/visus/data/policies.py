@@ -27,6 +27,8 @@ from visus.ops.rng import uniform
 Policy = Literal["trivial", "rand"]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+Matrix = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Takes (column, row, 1) of a pixel to the column and row where it comes from."""
 
 LEVELS = 31
 """Steps of each magnitude, from nothing to the largest."""
@@ -138,7 +140,8 @@ def _pick(images: Tensor, places: Integers) -> Tensor:
 def _move(images: Tensor, operations: Integers, magnitudes: Floats) -> Tensor:
     """Sheared, shifted or turned: for each place the nearest pixel of where it comes from, black outside."""
     n, channels, height, width = images.shape
-    matrices = _sources(operations, magnitudes, height, width)
+    moves = zip(operations.tolist(), magnitudes.tolist(), strict=True)
+    matrices = np.array([_MOVES[operation](magnitude, height, width) for operation, magnitude in moves])
     across, down = np.arange(width), np.arange(height)
 
     def coordinate(row: Floats) -> Tensor:
@@ -153,25 +156,26 @@ def _move(images: Tensor, operations: Integers, magnitudes: Floats) -> Tensor:
     return images.flatten(2).gather(2, index).view_as(images).mul_(inside[:, None])
 
 
-def _sources(operations: Integers, magnitudes: Floats, height: int, width: int) -> Floats:
-    """Matrices `[N, 2, 3]` that take (column, row, 1) of a pixel to the column and row where it comes from."""
-    matrices = np.tile(np.eye(2, 3), (len(operations), 1, 1))
-    middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
-    for matrix, operation, magnitude in zip(matrices, operations, magnitudes, strict=True):
-        match operation:
-            case Operation.SHEAR_X:
-                matrix[0, 1:] = magnitude, magnitude / 2
-            case Operation.SHEAR_Y:
-                matrix[1, ::2] = magnitude, magnitude / 2
-            case Operation.TRANSLATE_X:
-                matrix[0, 2] = -math.trunc(magnitude)
-            case Operation.TRANSLATE_Y:
-                matrix[1, 2] = -math.trunc(magnitude)
-            case Operation.ROTATE:
-                cos, sin = math.cos(math.radians(magnitude)), math.sin(math.radians(magnitude))
-                matrix[0] = cos, -sin, middle_x - cos * middle_x + sin * middle_y
-                matrix[1] = sin, cos, middle_y - sin * middle_x - cos * middle_y
-    return matrices
+def _shear_x(columns: float, _: int, __: int) -> Matrix:
+    return (1, columns, columns / 2), (0, 1, 0)
+
+
+def _shear_y(rows: float, _: int, __: int) -> Matrix:
+    return (1, 0, 0), (rows, 1, rows / 2)
+
+
+def _translate_x(columns: float, _: int, __: int) -> Matrix:
+    return (1, 0, -math.trunc(columns)), (0, 1, 0)
+
+
+def _translate_y(rows: float, _: int, __: int) -> Matrix:
+    return (1, 0, 0), (0, 1, -math.trunc(rows))
+
+
+def _rotate(degrees: float, height: int, width: int) -> Matrix:
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x, y = (width - 1) / 2, (height - 1) / 2
+    return (cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y)
 
 
 def _look_up(images: Tensor, operations: Integers, magnitudes: Floats) -> Tensor:
@@ -264,6 +268,14 @@ def _float32(values: Floats, like: Tensor) -> Tensor:
     return torch.from_numpy(values.astype(np.float32)).to(like.device)
 
 
+_MOVES: dict[int, Callable[[float, int, int], Matrix]] = {
+    Operation.SHEAR_X: _shear_x,
+    Operation.SHEAR_Y: _shear_y,
+    Operation.TRANSLATE_X: _translate_x,
+    Operation.TRANSLATE_Y: _translate_y,
+    Operation.ROTATE: _rotate,
+}
+"""Of a magnitude, the height and the width."""
 _TABLES = {
     Operation.BRIGHTNESS: _brightness,
     Operation.CONTRAST: _contrast,

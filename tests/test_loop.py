@@ -65,13 +65,11 @@ def train(state, **options):
 def test_it_equals_a_bare_loop_bit_for_bit():
     state, bare = begin(), begin()
     fit(state.model, BATCHES, optimizer=state.optimizer, epochs=2, seed=5)
-    from visus.ops.rng import derive_seed
-
     step = 0
     bare.model.train()
     for epoch in range(2):
         for images, targets in BATCHES(epoch):
-            torch.manual_seed(derive_seed(5, "model", step, 0))
+            torch.manual_seed(derive_seed(5, "model", step, 0, 0))
             (F.cross_entropy(bare.model(images), targets, reduction="sum") / len(images)).backward()
             bare.optimizer.step()
             bare.optimizer.zero_grad()
@@ -219,7 +217,7 @@ def test_a_step_that_is_not_finite_is_left_out_as_though_its_batch_were_not_ther
     seeds = [step for step in range(len(BATCHES)) if step != 2]
     without.model.train()
     for step, batch in zip(seeds, batches, strict=True):
-        torch.default_generator.manual_seed(derive_seed(0, "model", step, 0))
+        torch.default_generator.manual_seed(derive_seed(0, "model", step, 0, 0))
         F.cross_entropy(without.model(batch.images), batch.targets).backward()
         without.optimizer.step()
         without.optimizer.zero_grad()

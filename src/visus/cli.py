@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
 import time
@@ -103,6 +104,7 @@ def train(
     device: Annotated[str | None, typer.Option(help="auto, cpu, mps, or indices such as 0.")] = None,
     amp: Annotated[str | None, typer.Option(help="Mixed precision: auto, off, bf16 or fp16.")] = None,
     threads: Annotated[int | None, typer.Option(help="Of the CPU.")] = None,
+    batchnorm: Annotated[str | None, typer.Option(help="Of several processes: global or local.")] = None,
     no_deterministic: Annotated[bool | None, typer.Option("--no-deterministic")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     out: Annotated[str | None, typer.Option(help="Folder for runs.")] = None,
@@ -120,26 +122,31 @@ def train(
 ) -> int:
     """Train a model on DATA and evaluate it."""
     given = dict(locals())
-    from visus import training
+    from visus import launching, training
     from visus.config import make_config, read_config
     from visus.display import Display
+    from visus.runs import open_run
 
+    if resume is not None and config is not None:
+        raise UsageError("--config: a run that is resumed keeps its own settings; leave it out")
+    if resume is None and allow_change:
+        raise UsageError("--allow-change: is for a run that is resumed; leave it out, or give --resume RUN")
     settings = _settings(given)
-    with Display(quiet=quiet) as display:
+    source = config or (open_run(resume).config if resume is not None else None)
+    stored = read_config(source) if source else {}
+    asked = {**stored, **settings}
+    if count := launching.processes_to_start(asked.get("device", "auto")):
+        return launching.launch(count, sys.argv[1:])
+    with Display(quiet=quiet or not launching.is_first()) as display:
         if resume is not None:
-            if config is not None:
-                raise UsageError("--config: a run that is resumed keeps its own settings; leave it out")
             run = training.resume(resume, display=display, allow_change=allow_change or (), **settings)
-        elif allow_change:
-            raise UsageError("--allow-change: is for a run that is resumed; leave it out, or give --resume RUN")
+        elif "data" not in asked:
+            raise UsageError("expected DATA to train on, or --resume RUN; see visus train --help")
         else:
-            stored = read_config(config) if config else {}
-            if data is None and "data" not in stored:
-                raise UsageError("expected DATA to train on, or --resume RUN; see visus train --help")
-            run = training.train(make_config(**{**stored, **settings}), display=display)
-    if as_json:
+            run = training.train(make_config(**asked), display=display)
+    if as_json and launching.is_first():
         _print_json(run.to_json())
-    return 1 if run.failure or run.skipped else 0
+    return 1 if (run.failure or run.skipped) and launching.may_fail() else 0
 
 
 @app.command()
@@ -343,7 +350,10 @@ def _explain(error: BaseException, message: str, code: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exception(error)
-    typer.echo(f"visus: {message}", err=True)
+    rank = os.environ.get("RANK", "0")
+    # What ends one process ends them all alike; only of what it alone has met does another than the first speak.
+    if rank == "0" or code in (3, 70):
+        typer.echo(f"visus: {message}" if rank == "0" else f"visus, process {rank}: {message}", err=True)
     return code
 
 

@@ -82,7 +82,9 @@ class TrainConfig(OptimizerSettings, ScheduleSettings):
     amp: Amp = "auto"
     """Mixed precision: `bf16`, `fp16`, `off`, or what a trial on the device shows to pay."""
     threads: int | None = Field(default=None, ge=1)
-    """Of the CPU; bits depend on it, so it is stored and used again on resume."""
+    """Of the CPU, in each process; bits depend on it, so it is stored and used again on resume."""
+    batchnorm: Literal["global", "local"] = "global"
+    """Of several processes: with the statistics of the whole batch, or of each one's share, which is faster."""
     deterministic: bool = True
     seed: int = Field(default=0, ge=0)
     out: str = "runs"
@@ -131,9 +133,9 @@ def plain_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def resolve_config(
-    config: TrainConfig, train_part: Split, preprocessing: Preprocessing, device: torch.device
+    config: TrainConfig, train_part: Split, preprocessing: Preprocessing, device: torch.device, threads: int
 ) -> TrainConfig:
-    """With everything filled in that depends on the data or the machine."""
+    """With everything filled in that depends on the data or the machine, of which this process may use so many `threads`."""
     batch_size = default_batch_size(config, train_part)
     # Files that were left out may have made the set smaller than the batch.
     batch_sizes(len(train_part), batch_size)
@@ -151,7 +153,7 @@ def resolve_config(
         amp=resolve_amp(config.amp, device),
         cache=cache_in_use(train_part.images),
         workers=config.workers or processors(),
-        threads=config.threads or torch.get_num_threads(),
+        threads=config.threads or threads,
         name=config.name or f"{Path(config.data).absolute().stem}-{config.model.replace('/', '-')}",
     )
 

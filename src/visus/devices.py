@@ -70,6 +70,29 @@ def device_indices(name: str, asked: str | None = None) -> tuple[int, ...]:
     return indices
 
 
+def own_device(device: str, local_rank: int, local_size: int) -> torch.device:
+    """The device of one of `local_size` processes on this machine; `UsageError` where there are too few for them."""
+    first = select_device(device)
+    if first.type != "cuda":
+        return first
+    asked = device.strip().lower()
+    indices = device_indices(asked, device) if any(map(str.isdigit, asked)) else tuple(range(local_size))
+    if len(indices) == local_size <= torch.cuda.device_count():
+        return torch.device("cuda", indices[local_rank])
+    raise UsageError(
+        f"expected a device for each process, found {len(indices)} devices for {local_size}; "
+        "start `visus train --device 0,1` from the command line, or torchrun with so many processes"
+    )
+
+
+def default_threads(local_size: int) -> int:
+    """Threads for one of `local_size` processes on this machine: torch's choice, or where there are several an equal share."""
+    if local_size == 1:
+        return torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // local_size)
+
+
 def describe_devices() -> list[DeviceInfo]:
     """Every device of this machine, the CPU first."""
     found = [DeviceInfo("cpu", _processor(), _memory_bytes() // _MIB)]

@@ -39,6 +39,12 @@ class NonFiniteError(VisusError, ArithmeticError):
     exit_code = 3
 
 
+class PeerLost(VisusError):
+    """A process of several that does not answer any more; the run can be resumed."""
+
+    exit_code = 3
+
+
 class Interrupted(VisusError):
     """A run that a signal ended; it can be resumed."""
 

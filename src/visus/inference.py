@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from visus.amp import autocast
+from visus.data.batching import EvaluationBatches
 
 
 @contextmanager
@@ -29,12 +31,34 @@ def predict_logits(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """For each `(images [N, C, H, W], targets)` of `batches`: logits `[N, K]` in float32 and the targets, both on `device`.
 
-    `amp` is `off`, `bf16` or `fp16`. Targets are passed on as they are, so that positions may take their place.
+    `amp` is `off`, `bf16` or `fp16`. Targets are passed on as they are, so that positions may take their place. Where `batches` are
+    dealt to several processes, each gets the outputs of all, in their order.
     """
-    precision = autocast(amp, torch.device(device))
     with eval_mode(model), torch.inference_mode():
-        for images, targets in batches:
-            layout = torch.channels_last if images.dim() == 4 else torch.preserve_format
-            with precision:
-                logits = model(images.to(device, non_blocking=True, memory_format=layout))
-            yield logits.float(), targets.to(device, non_blocking=True)
+        own = _predict(model, batches, torch.device(device), autocast(amp, torch.device(device)))
+        if isinstance(batches, EvaluationBatches) and batches.world_size > 1:
+            yield from _of_all(own, len(batches), batches.world_size, torch.device(device))
+        else:
+            yield from own
+
+
+def _predict(
+    model: nn.Module, batches: Iterable[Any], device: torch.device, precision: AbstractContextManager[Any]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, targets in batches:
+        layout = torch.channels_last if images.dim() == 4 else torch.preserve_format
+        with precision:
+            logits = model(images.to(device, non_blocking=True, memory_format=layout))
+        yield logits.float(), targets.to(device, non_blocking=True)
+
+
+def _of_all(
+    own: Iterator[tuple[Tensor, Tensor]], blocks: int, world_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The outputs of all processes, block by block: so every sum over them is the same whatever the number of processes."""
+    for _ in range(0, blocks, world_size):
+        mine = next(own, None)
+        found: list[Any] = [None] * world_size
+        dist.all_gather_object(found, None if mine is None else [each.cpu() for each in mine])
+        for logits, targets in filter(None, found):
+            yield logits.to(device), targets.to(device)

@@ -6,6 +6,7 @@ images of a batch, `K` the number of classes.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -31,10 +32,12 @@ from visus.display import Display, Progress
 from visus.errors import DataError, Interrupted, NonFiniteError, UsageError
 from visus.evaluation import Scores, evaluate
 from visus.ops.averaging import ExponentialAverage
+from visus.ops.batchnorm import GlobalBatchNorm
 from visus.ops.losses import cross_entropy_sum
 from visus.ops.metrics import correct_counts
 from visus.ops.optim import match_layout
 from visus.ops.rng import derive_seed
+from visus.processes import ALONE, AgreedStop, Processes
 from visus.recording import RunRecorder
 from visus.runs import History, Record, history_of
 from visus.signals import StopSignal
@@ -58,12 +61,10 @@ class TrainingState:
     """Optimizer updates made."""
     epoch_step: int = 0
     """Updates made in the epoch that is not finished."""
-    epoch_images: int = 0
-    """Images seen in it."""
     epoch_seconds: float = 0.0
     """Wall time of it."""
-    totals: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
-    """Its sums so far: loss, normaliser of the loss, correct predictions."""
+    totals: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
+    """Its sums so far: loss, normaliser of the loss, correct predictions, images."""
     images: int = 0
     """Images trained on in finished epochs."""
     seconds: float = 0.0
@@ -97,7 +98,9 @@ def fit(
     state: TrainingState | None = None,
     recorder: RunRecorder | None = None,
     display: Display | None = None,
-    stop: StopSignal | None = None,
+    stop: StopSignal | AgreedStop | None = None,
+    processes: Processes = ALONE,
+    batchnorm: str = "global",
 ) -> History:
     """Train `model` to `epochs` epochs in all, and return its accuracies and losses.
 
@@ -108,7 +111,8 @@ def fit(
     update is made over `accumulate` batches. Where the loss is no longer a number, `on_nonfinite` says to `stop`, or to `skip` that
     update, which costs a wait for the device and a copy of the buffers at each. `seed` drives dropout, through torch's global
     generator. The model is moved to `device`, in channels-last layout. `state` continues a run, and is brought along; `recorder`
-    writes a folder, `display` shows progress.
+    writes a folder, `display` shows progress. Of several `processes`, each gets its share of every batch from `train`; batch norm
+    takes the statistics of the whole batch where `batchnorm` is `global`, of the share where it is `local`.
 
     Raises `NonFiniteError` where the loss is no longer a number, `Interrupted` after a signal that `stop` caught.
     """
@@ -118,7 +122,10 @@ def fit(
     match_layout(optimizer)
     state = state or TrainingState(model, optimizer, scaler=make_scaler(amp, device))
     precision = autocast(amp, device)
-    state.totals = state.totals.to(device)
+    together = processes.size > 1 and batchnorm == "global"
+    normalising = GlobalBatchNorm() if together else contextlib.nullcontext()
+    # Apple's GPUs have no float64.
+    state.totals = state.totals.to(device, torch.float32 if device.type == "mps" else torch.float64)
     display = display or Display(quiet=True)
     records = recorder.run.records() if recorder else []
     for group in optimizer.param_groups:
@@ -133,24 +140,26 @@ def fit(
         for items in _in_groups(_batches(train, epoch, state.epoch_step * accumulate), accumulate):
             _set_learning_rates(optimizer, schedule(state.step))
             undo = _remember(state) if on_nonfinite == "skip" else None
-            normaliser = torch.zeros((), device=device)
+            sums = torch.zeros_like(state.totals)
             for position, item in enumerate(items):
                 batch = to_batch(item, device)
-                _seed_generators(device, derive_seed(seed, "model", state.step, position))
-                with precision:
+                _seed_generators(device, derive_seed(seed, "model", state.step, position, processes.rank))
+                with precision, normalising:
                     logits = model(batch.images)
                 batch_loss, batch_normaliser = loss(logits, batch)
                 if position == 0:
-                    divisor = batch_normaliser.detach()
+                    divisor = batch_normaliser.detach().clone()
+                    processes.add_up([divisor])
                 torch.autograd.backward(state.scaler.scale(batch_loss / divisor))
                 (correct,) = correct_counts(logits.detach(), batch.targets)
-                state.totals += torch.stack((batch_loss.detach(), batch_normaliser, correct))
-                normaliser += batch_normaliser
-                state.epoch_images += len(batch)
+                count = divisor.new_full((), len(batch))
+                sums += torch.stack((batch_loss.detach(), batch_normaliser, correct, count))
+            processes.add_up([*gradients(model), sums])
+            state.totals += sums
             if clip_grad or len(items) > 1:
                 state.scaler.unscale_(optimizer)
             if len(items) > 1:
-                _scale_gradients(model, divisor / normaliser)
+                torch._foreach_mul_(gradients(model), (divisor / sums[1]).to(divisor.dtype))
             if clip_grad:
                 nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
             left_out = undo is not None and not _is_finite(state)
@@ -179,17 +188,14 @@ def fit(
             if stop and stop.received:
                 _stop_if_not_finite(bad_step, state, epoch_lr, train, accumulate)
                 raise _interrupted(stop, state, recorder, records)
-        if not state.epoch_images and state.epoch_step:
-            raise NonFiniteError(
-                f"no step of epoch {epoch + 1} had a finite loss and gradient; try a lower --lr"
-            )
-        if not state.epoch_images:
+        if not state.epoch_step:
             raise DataError(
                 "expected training images, found none in an epoch; a generator serves one epoch only, give a list"
             )
         _stop_if_not_finite(bad_step, state, epoch_lr, train, accumulate)
         state.epoch_seconds = time.perf_counter() - began
         records.append(_training_record(state, epoch, epoch_lr))
+        images = records[-1]["n"]
         _show(display, records[-1])
 
         if val is not None:
@@ -200,7 +206,7 @@ def fit(
         improved = val is not None and (state.best_accuracy is None or scores.accuracy > state.best_accuracy)
         if improved:
             state.best_accuracy, state.best_epoch = scores.accuracy, epoch + 1
-        _finish_epoch(state)
+        _finish_epoch(state, images)
         if recorder:
             recorder.append(records, epoch + 1)
             if improved:
@@ -299,18 +305,18 @@ def _seed_generators(device: torch.device, seed: int) -> None:
         torch.mps.manual_seed(seed)
 
 
-def _scale_gradients(model: nn.Module, factor: Tensor) -> None:
-    torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], factor)
+def gradients(model: nn.Module) -> list[Tensor]:
+    """Those that the backward pass has left."""
+    return [p.grad for p in model.parameters() if p.grad is not None]
 
 
 def _remember(state: TrainingState) -> Callable[[], None]:
     """A function that undoes what a forward and a backward pass are about to change besides the gradients."""
-    totals, images = state.totals.clone(), state.epoch_images
+    totals = state.totals.clone()
     buffers = [(buffer, buffer.clone()) for buffer in state.model.buffers()]
 
     def undo() -> None:
         state.totals.copy_(totals)
-        state.epoch_images = images
         state.skipped_steps += 1
         for buffer, before in buffers:
             buffer.copy_(before)
@@ -321,9 +327,8 @@ def _remember(state: TrainingState) -> Callable[[], None]:
 def _is_finite(state: TrainingState) -> bool:
     """Whether the loss is, and (but where a scaler sees to them) the gradients are. Waits for the device."""
     finite = state.totals[0].isfinite()
-    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
-    if gradients and not state.scaler.is_enabled():
-        finite = finite & torch.stack(torch._foreach_norm(gradients)).isfinite().all()
+    if (found := gradients(state.model)) and not state.scaler.is_enabled():
+        finite = finite & torch.stack(torch._foreach_norm(found)).isfinite().all()
     return bool(finite)
 
 
@@ -347,7 +352,7 @@ def _stop_if_not_finite(
 
 
 def _interrupted(
-    stop: StopSignal, state: TrainingState, recorder: RunRecorder | None, records: list[Record]
+    stop: StopSignal | AgreedStop, state: TrainingState, recorder: RunRecorder | None, records: list[Record]
 ) -> Interrupted:
     """Save what there is, and say how to go on."""
     if not recorder:
@@ -362,27 +367,29 @@ def _interrupted(
     )
 
 
-def _finish_epoch(state: TrainingState) -> None:
+def _finish_epoch(state: TrainingState, images: int) -> None:
     """Move the epoch's counts to those of the run."""
-    state.images += state.epoch_images
+    state.images += images
     state.seconds += state.epoch_seconds
     state.epoch += 1
-    state.epoch_step = state.epoch_images = 0
+    state.epoch_step = 0
     state.epoch_seconds = 0.0
     state.totals.zero_()
 
 
 def _training_record(state: TrainingState, epoch: int, lr: float) -> Record:
-    loss, normaliser, correct = state.totals.tolist()
+    loss, normaliser, correct, images = state.totals.tolist()
+    if not images:
+        raise NonFiniteError(f"no step of epoch {epoch + 1} had a finite loss and gradient; try a lower --lr")
     return {
         "epoch": epoch + 1,
         "phase": "train",
         "loss": loss / normaliser,
-        "accuracy": correct / state.epoch_images,
-        "n": state.epoch_images,
+        "accuracy": correct / images,
+        "n": int(images),
         "lr": lr,
         "seconds": state.epoch_seconds,
-        "images_per_second": state.epoch_images / state.epoch_seconds,
+        "images_per_second": images / state.epoch_seconds,
     }
 
 
@@ -412,13 +419,13 @@ def _show(display: Display, record: Record) -> None:
 
 def _progress(state: TrainingState, updates: int | None, loss: Tensor, normaliser: Tensor) -> Progress:
     """Waits for the device."""
-    total, weight, correct = state.totals.tolist()
+    total, weight, correct, images = state.totals.tolist()
     return Progress(
         iteration=state.epoch_step,
         iterations=updates,
         seconds=state.epoch_seconds,
         loss=float(loss.detach()) / float(normaliser),
-        mean_loss=total / weight,
+        mean_loss=total / weight if weight else math.nan,
         correct=int(correct),
-        n=state.epoch_images,
+        n=int(images),
     )

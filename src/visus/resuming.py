@@ -97,7 +97,7 @@ def describe_changes(run: RunFolder, data: Data) -> str:
 
 def begin_epoch_anew(state: TrainingState, steps_per_epoch: int) -> None:
     """Forget the part of an epoch that is done; steps are counted as though every epoch had had so many."""
-    state.epoch_step = state.epoch_images = 0
+    state.epoch_step = 0
     state.epoch_seconds = 0.0
     state.totals.zero_()
     state.step = state.epoch * steps_per_epoch

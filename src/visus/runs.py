@@ -64,8 +64,14 @@ class RunFolder:
         self.evaluation = self.path / "evaluation.json"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold `run.lock`, so that one process at a time writes here; `UsageError` where another one does."""
+    def locked(self, *, needed: bool = True) -> Iterator[None]:
+        """Hold `run.lock`, so that one process at a time writes here; `UsageError` where another one does.
+
+        With `needed` off, as in a process that does not write, nothing happens.
+        """
+        if not needed:
+            yield
+            return
         lock = filelock.FileLock(self.path / "run.lock")
         try:
             lock.acquire(blocking=False)

@@ -26,9 +26,9 @@ from visus.config import (
 )
 from visus.data.batching import EvaluationBatches, TrainingBatches
 from visus.data.listing import split_rows
-from visus.devices import computing, describe_device, describe_devices, select_device
+from visus.devices import computing, default_threads, describe_device, describe_devices, own_device
 from visus.display import Display
-from visus.errors import CheckpointError, UsageError
+from visus.errors import CheckpointError, DataError, UsageError
 from visus.evaluation import Scores
 from visus.files import write_json
 from visus.loop import TrainingState, fit, restore
@@ -41,6 +41,7 @@ from visus.ops.rng import derive_seed
 from visus.ops.schedules import make_schedule
 from visus.plots import plot_confusion
 from visus.preparing import Prepared, prepare, prepare_again
+from visus.processes import AgreedStop, Processes, find_begun, joined, launch_id
 from visus.recording import RunRecorder, parse_interval
 from visus.resuming import (
     begin_epoch_anew,
@@ -99,6 +100,7 @@ class _Assembly:
     state: TrainingState
     run: RunFolder
     display: Display
+    processes: Processes
 
     @property
     def batches(self) -> TrainingBatches:
@@ -109,6 +111,8 @@ class _Assembly:
             self.config.batch_size or 0,
             self.config.augment or "none",
             derive_seed(self.config.seed, "data"),
+            self.processes.rank,
+            self.processes.size,
             mixup=self.config.mixup,
             cutmix=self.config.cutmix,
             erasing=self.config.erasing,
@@ -116,26 +120,33 @@ class _Assembly:
 
 
 def train(config: TrainConfig, *, display: Display | None = None) -> Run:
-    """Train a model as `config` says, in a new folder, and evaluate it once on the test part where there is one."""
-    display = display or Display(quiet=True)
+    """Train a model as `config` says, in a new folder, and evaluate it once on the test part where there is one.
+
+    Of several processes, as `torchrun` starts them, each calls this alike; those it has started again go on with their run.
+    """
     parse_interval(config.checkpoint_every)
     resolve_optimizer(config)
     resolve_model(config.model)
     check_out(config.out)
-    device = select_device(config.device, batch_size=config.batch_size)
-    if config.weights not in (None, "default"):
-        config = dataclasses.replace(config, weights=str(find_checkpoint(config.weights)))
-    prepared = prepare(config, display)
-    config = resolve_config(config, prepared.train, prepared.preprocessing, device)
-    with computing(threads=config.threads, deterministic=config.deterministic):
-        # The model is made before the folder, so that a mistyped name leaves nothing behind.
-        state = _begin(config, _new_model(config, prepared), device)
-        run = create_run(config.out, config.name or "run")
-        write_config(config, run.config)
-        write_json(run.environment, _environment(config, prepared))
-        _write_split(prepared, run)
-        with run.locked():
-            return _run(_Assembly(config, prepared, device, state, run, display))
+    with joined() as processes:
+        display = _display(display, processes)
+        if begun := processes.from_first(find_begun(config.out, processes)):
+            display.line("started again by torchrun")
+            return _resume(open_run(begun), processes, display)
+        device = own_device(config.device, processes.local_rank, processes.local_size)
+        if config.weights not in (None, "default"):
+            config = dataclasses.replace(config, weights=str(find_checkpoint(config.weights)))
+        prepared = _prepared_alike(prepare(config, display), processes)
+        threads = default_threads(processes.local_size)
+        config = processes.from_first(
+            resolve_config(config, prepared.train, prepared.preprocessing, device, threads)
+        )
+        with computing(threads=config.threads, deterministic=config.deterministic):
+            # The model is made before the folder, so that a mistyped name leaves nothing behind.
+            state = _begin(config, _new_model(config, prepared), device)
+            run = RunFolder(processes.from_first(_new_folder(config, prepared, processes)))
+            with run.locked(needed=processes.first):
+                return _run(_Assembly(config, prepared, device, state, run, display, processes))
 
 
 def resume(
@@ -146,33 +157,86 @@ def resume(
     Of its settings those in `resuming.FREE` may change, others, `data` and `classes` where `allow_change` names them; what is
     changed in the middle of an epoch begins that epoch anew where its batches are others.
     """
-    display = display or Display(quiet=True)
-    run = open_run(path)
-    allowed = setting_names(allow_change)
+    with joined() as processes:
+        display = _display(display, processes)
+        return _resume(open_run(path), processes, display, setting_names(allow_change), **changes)
+
+
+def _resume(
+    run: RunFolder,
+    processes: Processes,
+    display: Display,
+    allowed: Collection[str] = (),
+    **changes: Any,
+) -> Run:
     stored = read_config(run.config)
     config = with_absolute_paths(make_config(**{**stored, **changes}))
     changed = changed_settings(make_config(**stored), config, allowed)
-    device = select_device(config.device)
+    device = own_device(config.device, processes.local_rank, processes.local_size)
     resolve_amp(config.amp, device)
     if others := other_versions(run):
         display.line(f"other versions than when the run began, so bits may differ: {'; '.join(others)}")
-    with run.locked(), computing(threads=config.threads, deterministic=config.deterministic):
-        if run.last.exists() or run.previous.exists():
-            checkpoint = _last_checkpoint(run, display)
-            prepared = prepare_again(config, checkpoint.preprocessing, display)
-            # Its weights come from the checkpoint: those it started from may be gone.
-            model = build_model(config.model, **_model_args(config, prepared))
-            assembly = _Assembly(config, prepared, device, _begin(config, model, device), run, display)
-            others_data = data_has_changed(run, checkpoint, prepared, allowed)
-            _continue(assembly, checkpoint, anew=others_data or bool(changed & _SHAPE_EPOCHS))
-        else:
-            display.line(f"{run.path} has no checkpoint yet; resumed from step 0")
-            prepared = prepare(config, display)
-            state = _begin(config, _new_model(config, prepared), device)
-            assembly = _Assembly(config, prepared, device, state, run, display)
-            run.cut_back(0)
-        write_config(config, run.config)
-        return _run(assembly)
+    with run.locked(needed=processes.first):
+        begun = run.last.exists() or run.previous.exists()
+        checkpoint = _last_checkpoint(run, display) if begun else None
+        config = _own_threads(config, checkpoint, processes, display)
+        with computing(threads=config.threads, deterministic=config.deterministic):
+            if checkpoint:
+                prepared = prepare_again(config, checkpoint.preprocessing, display)
+                # Its weights come from the checkpoint: those it started from may be gone.
+                model = build_model(config.model, **_model_args(config, prepared))
+            else:
+                display.line(f"{run.path} has no checkpoint yet; resumed from step 0")
+                prepared = prepare(config, display)
+                model = _new_model(config, prepared)
+            _prepared_alike(prepared, processes)
+            state = _begin(config, model, device)
+            assembly = _Assembly(config, prepared, device, state, run, display, processes)
+            if checkpoint:
+                others_data = data_has_changed(run, checkpoint, prepared, allowed)
+                _continue(assembly, checkpoint, anew=others_data or bool(changed & _SHAPE_EPOCHS))
+            if processes.first:
+                run.cut_back(state.epoch)
+                write_config(config, run.config)
+            return _run(assembly)
+
+
+def _display(given: Display | None, processes: Processes) -> Display:
+    """What people see comes from the first process."""
+    return given if given and processes.first else Display(quiet=True)
+
+
+def _prepared_alike(prepared: Prepared, processes: Processes) -> Prepared:
+    """`prepared`; `DataError` where the processes do not have the same data."""
+    found = processes.from_each(prepared.fingerprint)
+    if differing := [str(rank) for rank, each in enumerate(found) if each != found[0]]:
+        raise DataError(
+            f"{prepared.data.source}: expected the same images in every process, found others in process "
+            f"{', '.join(differing)} than in process 0; copy the data again"
+        )
+    return prepared
+
+
+def _new_folder(config: TrainConfig, prepared: Prepared, processes: Processes) -> str:
+    """The path of the run's folder, made by the first process."""
+    if not processes.first:
+        return ""
+    run = create_run(config.out, config.name or "run")
+    write_config(config, run.config)
+    write_json(run.environment, _environment(config, prepared, processes))
+    _write_split(prepared, run)
+    return str(run.path)
+
+
+def _own_threads(
+    config: TrainConfig, checkpoint: Checkpoint | None, processes: Processes, display: Display
+) -> TrainConfig:
+    """The threads of the run, unless it had another number of processes."""
+    before = checkpoint.document.get("processes", 1) if checkpoint else processes.size
+    if before == processes.size:
+        return config
+    display.line(f"{processes.size} processes go on with a run of {before}: bits may differ")
+    return dataclasses.replace(config, threads=default_threads(processes.local_size))
 
 
 def _new_model(config: TrainConfig, prepared: Prepared) -> nn.Module:
@@ -208,8 +272,8 @@ def _continue(assembly: _Assembly, checkpoint: Checkpoint, *, anew: bool) -> Non
     if anew:
         begin_epoch_anew(state, -(-len(assembly.batches) // config.accumulate))
         display.line(f"the batches are others than before: epoch {state.epoch + 1} begins anew")
-        _write_split(assembly.prepared, run)
-    run.cut_back(state.epoch)
+        if assembly.processes.first:
+            _write_split(assembly.prepared, run)
     display.line(f"resumed from step {state.step}")
     if checkpoint.config["epochs"] != config.epochs and config.schedule != "constant":
         display.line(
@@ -219,9 +283,11 @@ def _continue(assembly: _Assembly, checkpoint: Checkpoint, *, anew: bool) -> Non
 
 def _run(assembly: _Assembly) -> Run:
     config, prepared, state = assembly.config, assembly.prepared, assembly.state
-    run, display = assembly.run, assembly.display
+    run, display, processes = assembly.run, assembly.display, assembly.processes
     batches = assembly.batches
-    val_batches = EvaluationBatches(prepared.val, prepared.preprocessing, config.val_batch_size or 0)
+    val_batches = EvaluationBatches(
+        prepared.val, prepared.preprocessing, config.val_batch_size or 0, processes.rank, processes.size
+    )
     updates = -(-len(batches) // config.accumulate)
     for line in _introduction(assembly, {"train": len(batches), "val": len(val_batches)}):
         display.line(line)
@@ -246,10 +312,18 @@ def _run(assembly: _Assembly) -> Run:
             on_nonfinite=config.on_nonfinite,
             seed=config.seed,
             state=state,
-            recorder=recorder,
+            recorder=recorder if processes.first else None,
             display=display,
-            stop=stop,
+            stop=AgreedStop(stop, processes),
+            processes=processes,
+            batchnorm=config.batchnorm,
         )
+    return processes.from_first(_finish(assembly, recorder) if processes.first else None)  # type: ignore[return-value]
+
+
+def _finish(assembly: _Assembly, recorder: RunRecorder) -> Run:
+    """What comes after training, in the first process."""
+    run, display = assembly.run, assembly.display
     scores = _test(assembly, recorder)
     result = _result(assembly, scores, recorder)
     recorder.attempt(run.summary, lambda: write_json(run.summary, result.to_json()))
@@ -324,11 +398,19 @@ def _introduction(assembly: _Assembly, iterations: dict[str, int]) -> list[str]:
         describe_device(assembly.device),
         *prepared.data.notes,
         f"dataSize: {sizes}",
-        f"batchSize: {batch_sizes}",
+        f"batchSize: {batch_sizes}{_per_process(config.batch_size or 0, assembly.processes)}",
         f"iterNum: {iterations}",
         f"amp: {config.amp}, threads: {config.threads}, images of {height}x{width}",
         f"run: {assembly.run.path}",
     ]
+
+
+def _per_process(batch_size: int, processes: Processes) -> str:
+    if processes.size == 1:
+        return ""
+    least, more = divmod(batch_size, processes.size)
+    shares = f"{least} or {least + 1}, as it is no multiple of their number" if more else str(least)
+    return f", of each batch {shares} in each of {processes.size} processes"
 
 
 def _model_args(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
@@ -349,6 +431,7 @@ def _document(assembly: _Assembly) -> dict[str, Any]:
         "preprocess": prepared.preprocessing.to_json(),
         "config": plain_settings(config),
         "data": prepared.fingerprint,
+        "processes": assembly.processes.size,
     }
 
 
@@ -358,7 +441,7 @@ def _write_split(prepared: Prepared, run: RunFolder) -> None:
         write(split_rows(prepared.data))
 
 
-def _environment(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
+def _environment(config: TrainConfig, prepared: Prepared, processes: Processes) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -366,4 +449,6 @@ def _environment(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
         "devices": [dataclasses.asdict(each) for each in describe_devices()],
         "seed": config.seed,
         "data": prepared.fingerprint,
+        "processes": processes.size,
+        "launch": launch_id(),
     }

@@ -1,0 +1,177 @@
+"""One, two and three processes on the CPU: the same training, the same figures, and an end for all when one dies."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("several_processes.py")
+SMALL = ["train", "digits", "--model", "small", "-b", "50", "--amp", "off", "--threads", "1"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+def start(size, file, *cases):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [sys.executable, SCRIPT, size, port, file, *cases]
+    return subprocess.run(list(map(str, arguments)), capture_output=True, text=True, check=False, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What one, two, three and four processes found, by their number."""
+    folder = tmp_path_factory.mktemp("found")
+    cases = ["training", "evaluation", "normalisation"]
+    others = {2: ["local_batchnorm", "repeated", "unused_and_frozen"], 3: ["stopped"]}
+    results = {}
+    for size in (1, 2, 3, 4):
+        done = start(
+            size, folder / f"{size}.pt", *(cases if size < 4 else ["evaluation"]), *others.get(size, [])
+        )
+        assert (folder / f"{size}.pt").exists(), done.stderr
+        results[size] = torch.load(folder / f"{size}.pt", weights_only=False)
+    return results
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_training_is_that_of_one_process(found, size):
+    ours, expected = found[size]["training"], found[1]["training"]
+    torch.testing.assert_close(ours["weights"], expected["weights"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours["average"], expected["average"], rtol=1e-4, atol=1e-5)
+    assert ours["history"]["acc"] == expected["history"]["acc"]
+    for phase in ("train", "val"):
+        assert ours["history"]["loss"][phase] == pytest.approx(expected["history"]["loss"][phase], rel=1e-5)
+
+
+def test_batch_norm_by_shares_is_something_else(found):
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(
+            found[2]["local_batchnorm"]["weights"], found[1]["training"]["weights"], rtol=1e-2, atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_batch_norm_over_all_images_is_that_of_one_process(found, size):
+    torch.testing.assert_close(found[size]["normalisation"], found[1]["normalisation"])
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_scores_are_those_of_one_process_to_the_last_digit(found, size):
+    assert found[size]["evaluation"] == found[1]["evaluation"] * size
+
+
+def test_the_same_number_of_processes_gives_the_same_bits(found):
+    assert len({digest for process in found[2]["repeated"] for digest in process}) == 1
+
+
+def test_what_is_not_used_or_not_trained_stays_as_it_is(found):
+    names = ["unused.weight", "unused.bias", "frozen.weight", "frozen.bias"]
+    assert found[2]["unused_and_frozen"] == names
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(found):
+    (step, code), *others = found[3]["stopped"]
+    assert (step in (3, 4), code) == (True, 143)
+    assert others == [(step, code)] * 2
+
+
+def test_the_end_of_one_process_is_said_and_ends_the_others(tmp_path):
+    done = start(3, tmp_path / "none.pt", "one_dies")
+    first, dying, third = re.findall(r"\((\d+), (-?\d+)\)", done.stdout)
+    assert dying[1] == "-9"
+    assert "0" not in (first[1], third[1])
+    assert done.stderr.count(f"process 1 (pid {dying[0]} on") == 2
+    assert "ended before its time" in done.stderr
+
+
+def command(*arguments, out, processes=None, restarts=0):
+    launcher = [*TORCHRUN, f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "-m", "visus"]
+    return [
+        *(launcher if processes else [sys.executable, "-m", "visus"]),
+        *map(str, arguments),
+        "--out",
+        str(out),
+    ]
+
+
+def ranks(name):
+    """The processes of a run by rank; 0 may be there twice, as the launcher has the same arguments."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = folder.joinpath("cmdline").read_bytes().split(b"\0")
+            variables = folder.joinpath("environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(name).encode() in arguments and any(each.startswith(b"RANK=") for each in variables):
+            rank = next(each for each in variables if each.startswith(b"RANK="))
+            found[int(rank.removeprefix(b"RANK="))] = int(folder.name)
+    return found
+
+
+def kill_one(process, out, name):
+    """Kill process 1 after the first epoch."""
+    metrics = out / name / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        time.sleep(0.02)
+    os.kill(ranks(out)[1], 9)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
+def test_a_run_of_two_that_lost_one_goes_on_with_one(tmp_path):
+    options = [*SMALL, "--epochs", "40", "--name", "a"]
+    process = subprocess.Popen(
+        command(*options, out=tmp_path, processes=2), stderr=subprocess.PIPE, text=True
+    )
+    kill_one(process, tmp_path, "a")
+    assert "process 1 (pid" in process.communicate(timeout=30)[1]
+    resumed = [sys.executable, "-m", "visus", "train", "--resume", tmp_path / "a", "--json"]
+    done = subprocess.run(resumed, capture_output=True, text=True, check=True)
+    assert "1 processes go on with a run of 2" in done.stderr
+    assert json.loads(done.stdout)["steps"] == 40 * 26
+
+
+@pytest.mark.slow
+def test_a_run_of_one_goes_on_with_two(tmp_path):
+    options = [*SMALL, "--epochs", "2", "--name", "a", "--quiet"]
+    subprocess.run(command(*options, out=tmp_path), check=True)
+    resumed = ["-m", "visus", "train", "--resume", tmp_path / "a", "--epochs", "3", "--json"]
+    done = subprocess.run(
+        [*TORCHRUN, "--nproc-per-node=2", *resumed], capture_output=True, text=True, check=True
+    )
+    assert "2 processes go on with a run of 1" in done.stderr
+    assert json.loads(done.stdout)["steps"] == 3 * 26
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
+def test_what_torchrun_starts_again_goes_on_in_the_same_folder(tmp_path):
+    options = [*SMALL, "--epochs", "40", "--name", "a", "--json"]
+    launched = command(*options, out=tmp_path, processes=2, restarts=1)
+    process = subprocess.Popen(launched, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    kill_one(process, tmp_path, "a")
+    output, log = process.communicate(timeout=200)
+    assert process.returncode == 0, log
+    assert "started again by torchrun" in log
+    assert json.loads(output)["epochs"] == 40
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_visus_starts_processes_itself_and_ends_with_their_code(tmp_path):
+    code = "import sys; from visus.launching import launch; sys.exit(launch(2, sys.argv[1:]))"
+    launched = [sys.executable, "-c", code, *SMALL, "--epochs", "1", "--out", tmp_path, "--json"]
+    done = subprocess.run(launched, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["epochs"] == 1
+    assert "of each batch 25 in each of 2 processes" in done.stderr
+    refused = subprocess.run([*launched, "--optimizer", "sdg"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.count("unknown optimizer") == 1

@@ -101,7 +101,8 @@ def read_size(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
             warnings.simplefilter("ignore")
             with Image.open(file, formats=_FORMATS) as image:
                 width, height = image.size
-                turned = _orientation(image) >= 5
+                # Of a TIFF Pillow gives the size as it will be, and turns the pixels itself.
+                turned = image.format != "TIFF" and _orientation(image) >= 5
     # As in `decode_image`.
     except Exception as error:
         raise _undecodable(error, file) from None
@@ -196,7 +197,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Integers as 0 to 65535 where none is larger, else as 0 to 2**31 - 1; floats as 0 to 1 where none is larger, else to 255."""
     values: npt.NDArray[Any] = np.asarray(image).astype(np.float64)
     tops = (65535.0, 2.0**31 - 1) if image.mode.startswith("I") else (1.0, 255.0)
-    top = tops[0] if values.max(initial=0) <= tops[0] else tops[1]
+    top = tops[0] if values[np.isfinite(values)].max(initial=0) <= tops[0] else tops[1]
     scaled = np.nan_to_num(np.clip(values * (255 / top), 0, 255))
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 

@@ -102,9 +102,8 @@ class FileImages:
     def stamps(self) -> tuple[Stamps, dict[int, str]]:
         """What tells whether each file is still the same; and by their positions those that cannot be read, and why."""
         if self.archive:
-            time = self.root.stat().st_mtime_ns
             sizes = np.array(self.sizes_bytes(), dtype=np.int64)
-            return Stamps(sizes, np.full_like(sizes, time)), {}
+            return Stamps(sizes, np.full_like(sizes, self.archive.path.stat().st_mtime_ns)), {}
         sizes, times = np.full(len(self), -1, dtype=np.int64), np.full(len(self), -1, dtype=np.int64)
         unreadable: dict[int, str] = {}
         for position, name in enumerate(self.paths):

@@ -202,7 +202,7 @@ def processors() -> int:
 def _start(arguments: list[str]) -> subprocess.Popen[bytes]:
     """A child that is ready to decode; `VisusError` where none can be had."""
     # It finds what this process finds; the threads of numpy's linear algebra would only cost it memory.
-    paths = os.pathsep.join(filter(None, sys.path))
+    paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     try:
         process = subprocess.Popen(
             [sys.executable, "-P", *_CHILD, *arguments],

@@ -114,7 +114,9 @@ def measure(folder: Path, given: argparse.Namespace) -> None:
 
     epochs = {
         cache: partial(
-            timed, count, partial(epoch, TrainingBatches(opened(cache).train, record, 64, "standard"))
+            timed,
+            count,
+            partial(epoch, TrainingBatches(opened(cache).train, record, min(64, count), "standard")),
         )
         for cache in ("ram", "disk", "off")
     }

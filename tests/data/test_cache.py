@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -324,6 +325,23 @@ def test_an_interrupted_run_leaves_the_old_file(folder):
     assert not list(path.parent.glob(".*"))
 
 
+def test_a_run_that_is_killed_leaves_nothing_that_is_believed(folder):
+    code = (
+        "import os, signal, sys\nfrom visus.data.files import decode_once\n"
+        "from visus.data.sources import open_source\n"
+        "def die(done, total):\n    if done == 10: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "data = open_source(sys.argv[1], val_fraction=0.3)\n"
+        "decode_once(data, cache='disk', resize=16, max_bad=0.5, memory_bytes=0, progress=die)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    caches = folder.parent / "cache" / "visus" / "images"
+    assert [each.suffix for each in caches.glob(".*")] == [".tmp"]
+    assert not list_caches()
+    assert content(opened(folder, "disk")) == content(opened(folder, "off"))
+    assert not list(caches.glob(".*"))
+
+
 def test_progress_counts_what_is_decoded(folder):
     seen = []
     opened(folder, "disk", progress=lambda *both: seen.append(both))
@@ -471,10 +489,10 @@ def test_the_command_line_lists_and_removes(folder, capfd):
     assert colour["settings"]["resize"] == 16
     assert (grey["settings"]["resize"], grey["settings"]["channels"]) == (None, 1)
     assert {each["source"] for each in (grey, colour)} == {str(folder)}
-    assert {each["images"] for each in (grey, colour)} == {22}
+    assert {each["images"] for each in (grey, colour)} == {20}
     lines = run("ls")[1].out.splitlines()
-    assert "22 images, RGB, short side 16 (bilinear)" in lines[1]
-    assert "22 images, grey, full size" in lines[0]
+    assert "20 images, RGB, short side 16 (bilinear)" in lines[1]
+    assert "20 images, grey, full size" in lines[0]
     os.truncate(grey["path"], 100)
     damaged = json.loads(run("ls", "--json")[1].out)[0]
     assert (damaged["source"], damaged["images"]) == (None, 0)

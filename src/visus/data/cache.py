@@ -219,7 +219,7 @@ class CacheWriter:
         reasons = json.dumps(self._reasons)
         buffer = io.BytesIO()
         np.savez(buffer, rows=rows, names=_as_bytes(names), reasons=_as_bytes(reasons))
-        index, described = buffer.getvalue(), json.dumps({**about, "images": len(rows)}).encode()
+        index, described = buffer.getvalue(), json.dumps({**about, "images": int((rows[:, 0] >= 0).sum())}).encode()
         crc = zlib.crc32(described, zlib.crc32(index))
         self._file.write(index)
         self._file.write(described)

@@ -43,10 +43,10 @@ def draw_mixing(
     cut = cutmix > 0 and (mixup == 0 or choice < 0.5)
     concentration = cutmix if cut else mixup
     share = float(betaincinv(concentration, concentration, quantile))
-    return _cut(share, down, right, size) if cut else Mixing(share)
+    return cut_box(share, down, right, size) if cut else Mixing(share)
 
 
-def _cut(share: float, down: float, right: float, size: tuple[int, int]) -> Mixing:
+def cut_box(share: float, down: float, right: float, size: tuple[int, int]) -> Mixing:
     """A box of the share that is left, its centre anywhere, cut off at the border; the share is then that of the pixels."""
     height, width = size
     side = math.sqrt(1 - share)

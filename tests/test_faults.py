@@ -36,7 +36,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """220 of the digits: 198 to train on, 7 batches an epoch."""
+    """220 of the digits: 200 to train on, 7 batches an epoch."""
     archive = np.load(files("visus.data").joinpath("builtin/digits.npz"))
     path = tmp_path_factory.mktemp("data") / "some.npz"
     np.savez(path, images=archive["images"][:220], labels=archive["labels"][:220])
@@ -427,8 +427,8 @@ print(json.dumps({"code": code, "steps": steps, "epochs": epochs, "left": left})
 
 
 def disturbed(tmp_path, data, how, begin, end=99):
-    """A run of 4 epochs of 7 steps in a file system of 14 MB, disturbed from epoch `begin` (from 0) until `end`."""
-    mounted = 'mount -t tmpfs -o size=14m tmpfs . && cd . && exec "$@"'
+    """A run of 4 epochs of 7 steps in a file system of 30 MB, disturbed from epoch `begin` (from 0) until `end`."""
+    mounted = 'mount -t tmpfs -o size=30m tmpfs . && cd . && exec "$@"'
     namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounted, "sh"]
     if subprocess.run([*namespace, "true"], cwd=tmp_path, capture_output=True, check=False).returncode:
         pytest.skip("no file system can be mounted here without privileges (unshare, mount)")

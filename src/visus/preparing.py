@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -126,6 +127,8 @@ def _decode(
 ) -> Data:
     # Larger training images serve crops of random size only: others would show a smaller part of them than evaluation does.
     random_size = cropping(config.augment or "standard", size) == "standard" and resize is not None
+    # Processes on one machine share a file, and would each have a copy in memory.
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     data = decode_once(
         data,
         channels=channels,
@@ -134,8 +137,8 @@ def _decode(
         interpolation=interpolation,
         max_bad=config.max_bad,
         max_pixels=round(config.max_pixels * 1e6),
-        memory_bytes=available_memory_bytes() // 2,
-        cache=config.cache,
+        memory_bytes=available_memory_bytes() // (2 * sharing),
+        cache="disk" if config.cache == "auto" and sharing > 1 else config.cache,
         workers=config.workers,
         progress=lambda done, total: display.count("decoded", done, total),
         say=display.line,

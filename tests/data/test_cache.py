@@ -35,7 +35,9 @@ from visus.data.cache import (
 from visus.data.files import decode_once
 from visus.data.isolated import Decoder
 from visus.data.sources import open_source
+from visus.display import Display
 from visus.errors import DataError, UsageError
+from visus.preparing import prepare
 
 PARTS = ("train", "val", "test")
 MODES = {".jpg": ["RGB", "L", "CMYK"], ".png": ["RGBA", "1", "P"]}
@@ -220,7 +222,7 @@ def test_one_run_decodes_and_the_other_waits(folder, asked):
     with locked(path, lambda: pytest.fail("nobody has it")):
         other.start()
         assert waiting.wait(60)
-        assert said == ["cache: another run decodes these images; waiting for it"]
+        assert said == ["cache: another process decodes these images; waiting for it"]
         assert not asked
     other.join()
     assert content(found[0]) == first
@@ -537,3 +539,11 @@ def test_a_cache_changes_no_digest(folder, tmp_path):
         assert [len({each.digest for each in runs}), {each.skipped for each in runs}] == [1, {2}]
         digests[size] = runs[0].digest
     assert digests[None] != digests["full"]
+
+
+def test_processes_on_one_machine_share_a_file(folder, monkeypatch):
+    config = make_config(data=str(folder), img_size=12, augment="standard", batch_size=4, max_bad=0.2)
+    quiet = Display(quiet=True)
+    assert files.cache_in_use(prepare(config, quiet).train.images) == "ram"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert files.cache_in_use(prepare(config, quiet).train.images) == "disk"

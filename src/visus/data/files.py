@@ -303,7 +303,7 @@ def _decode_to_disk(
     """Use the cache file, brought up to date first; `begun` is what was decoded already. Without a cache where it cannot be."""
     try:
         path = cache_path(describe_source(files.root, files.settings))
-        with locked(path, lambda: means.say("cache: another run decodes these images; waiting for it")):
+        with locked(path, lambda: means.say("cache: another process decodes these images; waiting for it")):
             return _use_cache(path, files, stamps, means, begun)
     except OverflowError:
         reason = f"they take more than half of the free disk ({_shown(room_bytes(path.parent))})"

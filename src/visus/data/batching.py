@@ -18,7 +18,7 @@ from visus.data.crops import centre_crop, random_resized_crop
 from visus.data.erasing import erase_
 from visus.data.files import FileImages
 from visus.data.images import ArrayImages, Images, Split
-from visus.data.mixing import Mixing, draw_mixing, mix_images, mix_labels, with_partner
+from visus.data.mixing import Mixing, draw_mixing, mix_images_, mix_labels, with_partner
 from visus.data.policies import POLICIES, apply_change
 from visus.errors import UsageError
 from visus.ops.rng import permutation
@@ -178,8 +178,9 @@ def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     )
     # Rearranged last, and while in the cache: arithmetic on three values in a row at a time takes three times as long.
     at_once = max(1, _NORMALISED_AT_ONCE // max(1, pixels[:1].numel()))
-    for part, whole in zip(pixels.split(at_once), images.split(at_once), strict=True):
-        whole.copy_(part.float().sub_(mean).mul_(scale))
+    for begin in range(0, len(pixels), at_once):
+        block = slice(begin, begin + at_once)
+        images[block].copy_(pixels[block].float().sub_(mean).mul_(scale))
     return images
 
 
@@ -251,4 +252,4 @@ def _batch(split: Split, positions: npt.NDArray[np.int64], images: Tensor) -> Ba
 def _mixed_batch(split: Split, needed: npt.NDArray[np.int64], images: Tensor, mixing: Mixing) -> Batch:
     """The last N of `images [N + 1, C, H, W]`, which are those at `needed`, each mixed with the one before it."""
     targets = mix_labels(torch.from_numpy(split.labels[needed]), len(split.classes), mixing)
-    return Batch(mix_images(images, mixing), targets, torch.from_numpy(needed[1:]))
+    return Batch(mix_images_(images, mixing), targets, torch.from_numpy(needed[1:]))

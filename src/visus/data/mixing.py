@@ -19,6 +19,9 @@ from torch import Tensor
 
 from visus.ops.rng import uniform
 
+_VALUES_AT_ONCE = 2**17
+"""Of an image and its partner; so many fit in a cache."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mixing:
@@ -63,16 +66,21 @@ def with_partner(whole: npt.NDArray[np.int64], rank: int, world_size: int) -> np
     return whole[np.concatenate((places[:1] - 1, places))]
 
 
-def mix_images(images: Tensor, mixing: Mixing) -> Tensor:
-    """The last N of `images [N + 1, C, H, W]` (float), each mixed with the one before it; in their memory layout."""
+def mix_images_(images: Tensor, mixing: Mixing) -> Tensor:
+    """The last N of `images [N + 1, C, H, W]` (float), each mixed with the one before it; in place."""
     own, partners = images[1:], images[:-1]
-    if mixing.box is None:
-        # Each product is rounded before the sum, so that the bits do not depend on where a slice ends.
-        return (own * mixing.share).add_(partners * (1 - mixing.share))
-    top, left, bottom, right = mixing.box
-    mixed = own.clone()
-    mixed[:, :, top:bottom, left:right] = partners[:, :, top:bottom, left:right]
-    return mixed
+    if mixing.box is not None:
+        top, left, bottom, right = mixing.box
+        own[:, :, top:bottom, left:right] = partners[:, :, top:bottom, left:right].clone()
+        return own
+    at_once = max(1, _VALUES_AT_ONCE // max(1, images[:1].numel()))
+    # From the end, so that each is a partner before it is changed. Products are rounded before they are added: bits then do not
+    # depend on where a slice ends.
+    for begin in reversed(range(0, len(own), at_once)):
+        block = slice(begin, begin + at_once)
+        other = partners[block] * (1 - mixing.share)
+        own[block].mul_(mixing.share).add_(other)
+    return own
 
 
 def mix_labels(labels: Tensor, classes: int, mixing: Mixing) -> Tensor:

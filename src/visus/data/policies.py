@@ -4,9 +4,9 @@ Mueller and Hutter, TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmen
 RandAugment: Practical automated data augmentation with a reduced search space, 2019. Operations, spaces and defaults are those of
 torchvision's `TrivialAugmentWide` and `RandAugment`: nearest neighbours, and black where an image has moved away.
 
-Images are uint8 `[N, C, H, W]` with 1 or 3 channels. Arithmetic is such that an image comes out the same in any batch and on any
-device: whole numbers, or float32 with every product rounded before it is added (`add_` with `alpha` rounds once or twice, as it
-falls into a vector or a remainder).
+Images are uint8 `[N, C, H, W]` with 1 or 3 channels. Arithmetic is such that an image comes out the same in any batch: whole
+numbers, or float32 with every product rounded before it is added (`add_` with `alpha` may round once or twice, as a value falls
+into a vector or a remainder).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from visus.errors import PeerLost
 from visus.signals import StopSignal
 
+_PATIENCE_SECONDS = 2.0
 _BUCKET_BYTES = 64 * 2**20
 _Value = TypeVar("_Value")
 
@@ -98,7 +102,7 @@ def joined() -> Iterator[Processes]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    _join()
     peers: tuple[Peer, ...] = ()
     try:
         rank = dist.get_rank()
@@ -106,13 +110,18 @@ def joined() -> Iterator[Processes]:
         yield Processes(rank, size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), peers)
     # torch has no class of its own for a closed connection: gloo raises RuntimeError, the store DistNetworkError.
     except RuntimeError as error:
-        dead = _dead(peers)
-        if not dead and not any(
-            name in f"{type(error)} {error}".lower() for name in ("gloo", "nccl", "dist")
-        ):
+        if not any(name in f"{type(error)} {error}".lower() for name in ("gloo", "nccl", "dist")):
             raise
-        raise PeerLost(_sentence(dead, size)) from error
+        raise PeerLost(_sentence(_dead(peers), size)) from error
     dist.destroy_process_group()
+
+
+def _join() -> None:
+    store, rank, size = next(rendezvous("env://"))
+    # Where torchrun starts processes again it keeps its store, and in it the addresses of those that are no more.
+    own = PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size)
 
 
 def launch_id() -> str | None:
@@ -177,7 +186,14 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _dead(peers: Sequence[Peer]) -> list[Peer]:
-    """Those on this machine that do not run any more."""
+    """Those on this machine that do not run any more; a process closes its connections a little before it is gone."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not (dead := _gone(peers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return dead
+
+
+def _gone(peers: Sequence[Peer]) -> list[Peer]:
     return [each for each in peers if each.host == socket.gethostname() and not _runs(each.pid)]
 
 

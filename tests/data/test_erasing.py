@@ -63,6 +63,16 @@ def test_an_image_does_not_depend_on_its_batch(cut):
     assert not torch.equal(erase_(images.clone(), 3, 2, indices, 0.5), whole)
 
 
-def test_what_is_too_small_for_a_rectangle_stays():
-    images = torch.ones(50, 1, 1, 1)
+@pytest.mark.parametrize("size", [(1, 1), (1, 100), (100, 1)], ids=str)
+def test_what_no_rectangle_fits_into_stays(size):
+    """A rectangle is lower and narrower than the image, as torchvision's."""
+    images = torch.ones(50, 1, *size)
     assert torch.equal(erase_(images.clone(), 0, 0, np.arange(50), 1.0), images)
+
+
+def test_rectangles_reach_every_border():
+    first, last = np.zeros((10, 4)), np.zeros((10, 4))
+    first[:, :2] = last[:, :2] = 0.5
+    last[:, 2:] = 1 - 2**-32
+    assert erased_box(first.ravel(), 20, 30)[:2] == (0, 0)
+    assert erased_box(last.ravel(), 20, 30)[2:] == (20, 30)

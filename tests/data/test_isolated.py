@@ -27,6 +27,8 @@ def decode(source, **settings):
     if name.startswith("once") and not os.path.exists(source + ".tried"):
         open(source + ".tried", "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
+    if name.startswith("greedy"):
+        os.kill(os.getpid(), signal.SIGKILL)
     if name.startswith("leaving"):
         os._exit(7)
     if name.startswith("endless"):
@@ -86,7 +88,7 @@ def test_reasons_are_those_of_this_process(tmp_path):
 
 
 def test_a_child_that_dies_or_hangs_names_its_file_and_no_other(child):
-    names = ["a", "deadly", "b", "leaving", "endless", "c"]
+    names = ["a", "deadly", "b", "leaving", "endless", "greedy", "c"]
     reasons = {}
     with Decoder(DecodeSettings(), seconds=1) as decoder:
         for name in names:
@@ -98,6 +100,7 @@ def test_a_child_that_dies_or_hangs_names_its_file_and_no_other(child):
         "deadly": ("the decoder dies of it (SIGSEGV)", True),
         "leaving": ("the decoder dies of it (exit code 7)", True),
         "endless": ("decoding takes longer than 1 s", True),
+        "greedy": ("the decoder dies of it (SIGKILL)", False),
     }
 
 

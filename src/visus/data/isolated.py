@@ -94,7 +94,7 @@ class Decoder:
                 reason = self._end()
                 # A child may have been killed for want of memory, or stopped with the whole machine: the file gets a second one.
                 if lost:
-                    raise UndecodableError(reason) from None
+                    raise reason from None
         raise AssertionError
 
     def _exchange(self, process: subprocess.Popen[bytes], what: bytes, source: Source) -> Any:
@@ -135,11 +135,11 @@ class Decoder:
             self._process = _start([json.dumps(asdict(self._settings)), str(self._seconds)])
         return self._process
 
-    def _end(self) -> str:
-        """What the child ended of; it is ended if it lives."""
+    def _end(self) -> UndecodableError:
+        """What the child ended of, as a reason for leaving its file out; it is ended if it lives."""
         process, self._process = self._process, None
         if process is None:
-            return "decoding was stopped"
+            return UndecodableError("decoding was stopped", lasting=False)
         assert process.stdin
         assert process.stdout
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -230,15 +230,17 @@ def _exactly(stream: BufferedReader, length: int) -> bytes:
     return content
 
 
-def _obituary(code: int | None, seconds: float) -> str:
-    """Why a child with this exit code is gone, as a reason for leaving its file out."""
+def _obituary(code: int | None, seconds: float) -> UndecodableError:
+    """What a child ended of that has this exit code, or none yet."""
     if code is None:
-        return "the decoder answered with what is no image"
+        return UndecodableError("the decoder answers with what is no image")
     if hasattr(signal, "SIGALRM") and code == -signal.SIGALRM:
-        return f"decoding takes longer than {seconds:g} s"
+        return UndecodableError(f"decoding takes longer than {seconds:g} s")
     with contextlib.suppress(ValueError):
-        return f"the decoder dies of it ({signal.Signals(-code).name})"
-    return f"the decoder dies of it (exit code {code})"
+        name = signal.Signals(-code).name
+        # So the system ends whoever takes too much memory; there may be more of it the next time.
+        return UndecodableError(f"the decoder dies of it ({name})", lasting=name != "SIGKILL")
+    return UndecodableError(f"the decoder dies of it (exit code {code})")
 
 
 def main() -> None:

@@ -54,6 +54,10 @@ class StopAt:
         return self.state.step >= self.step
 
 
+def digest(path):
+    return load_checkpoint(path).document["digest"]
+
+
 def without_durations(run):
     return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_second")} for r in run.records()]
 
@@ -65,7 +69,7 @@ def test_a_run_leaves_metrics_checkpoints_and_curves(tmp_path):
     names = {"metrics.jsonl", "best.safetensors", "last.safetensors", "previous.safetensors"}
     assert set(os.listdir(run.path)) == names | {"loss.png", "accuracy.png", "loss_accuracy.png"}
     last, best = load_checkpoint(run.last), load_checkpoint(run.best)
-    assert last.document["digest"] == recorder.digest == model_digest(state.model.state_dict())
+    assert last.document["digest"] == model_digest(state.model.state_dict())
     assert (last.document["epoch"], last.document["step"]) == (3, 15)
     assert best.document["accuracy"] == max(history["acc"]["val"])
     assert not any(name.startswith("optimizer") for name in best.tensors)
@@ -88,12 +92,9 @@ def test_a_run_goes_on_from_its_folder_to_the_same_bits(tmp_path, step):
     recorder.run.cut_back(resumed.epoch)
     again = RunRecorder(recorder.run)
     train(resumed, again)
-    assert again.digest == whole.digest
+    assert digest(again.run.last) == digest(whole.run.last)
     assert without_durations(again.run) == without_durations(whole.run)
-    assert (
-        load_checkpoint(again.run.best).document["digest"]
-        == load_checkpoint(whole.run.best).document["digest"]
-    )
+    assert digest(again.run.best) == digest(whole.run.best)
 
 
 def test_checkpoints_are_written_by_step(tmp_path, monkeypatch):
@@ -111,7 +112,7 @@ def test_a_full_disk_does_not_end_the_run_and_loses_nothing(tmp_path, monkeypatc
     fit(state.model, BATCHES, VAL, optimizer=state.optimizer, epochs=1, state=state, recorder=recorder)
     good = recorder.run.last.read_bytes()
 
-    def full(*arguments):
+    def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:

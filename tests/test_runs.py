@@ -25,9 +25,13 @@ def record(epoch, phase, accuracy, loss=0.5):
 def run(tmp_path):
     run = create_run(tmp_path, "digits")
     run.config.write_text("model: small\n")
-    for epoch, accuracy in [(1, 0.5), (2, 0.7), (3, 0.9)]:
-        run.append(record(epoch, "train", accuracy))
-        run.append(record(epoch, "val", accuracy / 2))
+    run.write_records(
+        [
+            record(epoch, phase, accuracy)
+            for epoch, best in [(1, 0.5), (2, 0.7), (3, 0.9)]
+            for phase, accuracy in [("train", best), ("val", best / 2)]
+        ]
+    )
     return run
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,18 +111,28 @@ def snapshot(tensors: Tensors) -> Snapshot:
 
 
 def save_checkpoint(
-    path: str | os.PathLike[str], tensors: Tensors | Snapshot, document: Mapping[str, Any]
+    path: str | os.PathLike[str],
+    tensors: Tensors | Snapshot,
+    document: Mapping[str, Any],
+    *,
+    before: Callable[[], object] = str,
 ) -> str:
     """Write a checkpoint, atomically and durably, read it back before it takes its place, and return the digest of `model.*`.
 
-    `document` needs `model`, `classes` and `preprocess` for the file to be used by the command line. `OSError` where the disk is
-    full, the folder cannot be written or what was written reads back otherwise; the file that was there is then untouched.
+    `before` is called once it is whole, about to take its place. `document` needs `model`, `classes` and `preprocess` for the
+    file to be used by the command line. `OSError` where the disk is full, the folder cannot be written or what was written reads back
+    otherwise; the file that was there is then untouched.
     """
     taken = tensors if isinstance(tensors, Snapshot) else snapshot(tensors)
     digest = model_digest(taken.with_prefix("model."))
     full = {**document, "format": FORMAT, "digest": digest, "aliases": taken.aliases}
     full["checksum"] = _checksum(taken.tensors, full)
-    write_tensors(path, taken.tensors, {"visus": _canonical(full)}, check=_verify)
+
+    def check(temporary: Path) -> None:
+        _verify(temporary)
+        before()
+
+    write_tensors(path, taken.tensors, {"visus": _canonical(full)}, check=check)
     return digest
 
 

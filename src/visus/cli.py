@@ -5,6 +5,7 @@ Results go to stdout, everything for people to stderr. Heavy modules are importe
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -26,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train image classifiers, know how far to trust them, and ship them.",
 )
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 CheckpointArgument = Annotated[Path, typer.Argument(help="A checkpoint, or a run's folder for its best.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, mps, or an index such as 0.")]
@@ -57,6 +60,9 @@ def main() -> None:
             code = error.exit_code
         elif _is_out_of_memory(error):
             message = "memory ran out; lower --batch-size or --img-size, or take a smaller model"
+            code = _explain(error, message, 2, debug)
+        elif isinstance(error, OSError) and error.errno in _NO_ROOM:
+            message = f"{error.filename or 'a file'}: could not be written ({error.strerror}); make room, or choose --out"
             code = _explain(error, message, 2, debug)
         else:
             message = f"a fault in visus, please report it: {type(error).__name__}: {error}"

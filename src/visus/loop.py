@@ -132,7 +132,8 @@ def fit(
         group.setdefault("initial_lr", group["lr"])
 
     for epoch in range(state.epoch, epochs):
-        epoch_lr = _set_learning_rates(optimizer, schedule(state.step))
+        # Also where it is gone on with in its middle, an epoch is shown with the rate it began with.
+        epoch_lr = _set_learning_rates(optimizer, schedule(state.step - state.epoch_step))
         display.epoch(epoch, epochs, epoch_lr, state.best_accuracy)
         bad_step = torch.full((), -1, dtype=torch.int64, device=device)
         began = time.perf_counter() - state.epoch_seconds
@@ -208,7 +209,7 @@ def fit(
             state.best_accuracy, state.best_epoch = scores.accuracy, epoch + 1
         _finish_epoch(state, images)
         if recorder:
-            recorder.append(records, epoch + 1)
+            recorder.write_metrics(records)
             if improved:
                 display.line(f"Saving best model to {recorder.run.best}")
                 recorder.save_best(

@@ -35,7 +35,7 @@ def parse_interval(text: str) -> tuple[float | None, int | None]:
 class RunRecorder:
     """Writes a run's folder, checkpoints from a thread of its own while training goes on.
 
-    A write that fails (a full disk) does not end the run: `warn` is told, `failure` keeps the sentence until a later write
+    A write that fails (a full disk) does not end the run: `warn` is told, `failure` keeps the sentence until a later one
     succeeds, and the files that were there stay. `flush` waits for what is still to be written.
     """
 
@@ -49,9 +49,7 @@ class RunRecorder:
         warn: Callable[[str], object] = str,
     ) -> None:
         self.run = run
-        self.failure: str | None = None
-        self.digest: str | None = None
-        """Of the weights in `last.safetensors`."""
+        self._failures: dict[Path, str] = {}
         self._document = dict(document or {"model": CUSTOM, "classes": [], "preprocess": None, "config": {}})
         self._every_seconds, self._every_steps = parse_interval(every)
         self._keep = keep
@@ -62,18 +60,21 @@ class RunRecorder:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._waiting: list[Future[None]] = []
 
+    @property
+    def failure(self) -> str | None:
+        """What could not be written, and has not been since."""
+        return next(iter(self._failures.values()), None)
+
     def due(self, step: int) -> bool:
         """Whether it is time for a checkpoint in the middle of an epoch; one that failed is tried again soon."""
         elapsed = time.monotonic() - self._saved_at
-        if self.failure and elapsed >= _RETRY_SECONDS:
+        if self.run.last in self._failures and elapsed >= _RETRY_SECONDS:
             return True
         return step % self._every_steps == 0 if self._every_steps else elapsed >= (self._every_seconds or 0)
 
-    def append(self, records: list[Record], epoch: int) -> None:
-        """Add the records of `epoch` (from 1) to `metrics.jsonl`."""
-        for record in records:
-            if record["epoch"] == epoch:
-                self.attempt(self.run.metrics, partial(self.run.append, record))
+    def write_metrics(self, records: list[Record]) -> None:
+        """Write `metrics.jsonl`."""
+        self.attempt(self.run.metrics, partial(self.run.write_records, records))
 
     def save_best(self, tensors: Tensors, plain: Mapping[str, Any]) -> None:
         """Write `best.safetensors`, the weights to use, as `tensors` are now."""
@@ -108,13 +109,12 @@ class RunRecorder:
         try:
             write()
         except OSError as error:
-            self.failure = (
+            self._failures[path] = (
                 f"{path}: could not be written ({error.strerror or error}); what was there is untouched"
             )
-            self._warn(self.failure)
+            self._warn(self._failures[path])
         else:
-            if path == self.run.last:
-                self.failure = None
+            self._failures.pop(path, None)
 
     def _submit(self, path: Path, tensors: Tensors, plain: Mapping[str, Any]) -> None:
         # A disk that is slower than the checkpoints come holds the training up, rather than filling the memory.
@@ -126,16 +126,20 @@ class RunRecorder:
 
     def _write(self, path: Path, taken: Snapshot, document: dict[str, Any]) -> None:
         """In the writer's thread."""
-        if path == self.run.last and path.exists():
-            self.attempt(self.run.previous, partial(_link, path, self.run.previous))
         self.attempt(path, partial(self._save, path, taken, document))
 
     def _save(self, path: Path, taken: Snapshot, document: dict[str, Any]) -> None:
-        digest = save_checkpoint(path, taken, document)
-        if path == self.run.last:
-            self.digest = digest
+        if path == self.run.best:
+            save_checkpoint(path, taken, document)
+        else:
+            save_checkpoint(path, taken, document, before=self._keep_previous)
             if self._keep == "all":
                 _link(path, self.run.path / f"step-{document['step']}.safetensors")
+
+    def _keep_previous(self) -> None:
+        """Once the new one is whole, and before it takes the place of the last."""
+        if self.run.last.exists():
+            self.attempt(self.run.previous, partial(_link, self.run.last, self.run.previous))
 
 
 def _link(source: Path, target: Path) -> None:

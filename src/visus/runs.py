@@ -84,10 +84,9 @@ class RunFolder:
         finally:
             lock.release()
 
-    def append(self, record: Record) -> None:
-        """Add a line to `metrics.jsonl`."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+    def write_records(self, records: list[Record]) -> None:
+        """Replace the lines of `metrics.jsonl`, in one step, so that a full disk leaves no half of one."""
+        write_text(self.metrics, "".join(json.dumps(each, allow_nan=False) + "\n" for each in records))
 
     def records(self) -> list[Record]:
         """The lines of `metrics.jsonl`; a last line that was not finished is left out."""
@@ -101,8 +100,12 @@ class RunFolder:
 
     def cut_back(self, epochs: int) -> None:
         """Keep the records of the first `epochs` epochs: those that the checkpoint knows of."""
-        kept = [record for record in self.records() if record["epoch"] <= epochs]
-        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        self.write_records([record for record in self.records() if record["epoch"] <= epochs])
+
+    def remove_leftovers(self) -> None:
+        """Remove what writes have left that were cut short: our temporary files, and those of safetensors."""
+        for path in [*self.path.glob(".*.tmp"), *self.path.glob(".tmp*")]:
+            path.unlink(missing_ok=True)
 
 
 def check_out(out: str | os.PathLike[str]) -> None:

@@ -39,10 +39,14 @@ def write_tensors(
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         try:
             save_file(contiguous, temporary, metadata=dict(metadata))
         except SafetensorError as error:
             raise OSError(str(error)) from error
+        # safetensors lets nobody but the owner read its files; these are like any other.
+        temporary.chmod(mode)
         check(temporary)
 
 

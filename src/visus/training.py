@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from visus.amp import make_scaler, resolve_amp
-from visus.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_tensors
+from visus.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_tensors, model_digest
 from visus.config import (
     TrainConfig,
     make_config,
@@ -50,7 +50,7 @@ from visus.resuming import (
     other_versions,
     setting_names,
 )
-from visus.runs import RunFolder, check_out, create_run, open_run
+from visus.runs import History, RunFolder, check_out, create_run, open_run
 from visus.signals import StopSignal
 from visus.tables import writing_table
 from visus.testing import score_split
@@ -73,7 +73,7 @@ class Run:
     final: dict[str, Any]
     test: dict[str, Any] | None
     checkpoints: dict[str, str]
-    digest: str | None
+    digest: str
     """Of the final weights."""
     skipped: int
     """Files that were left out."""
@@ -198,6 +198,7 @@ def _resume(
             if processes.first:
                 run.cut_back(state.epoch)
                 write_config(config, run.config)
+                _write_missing(assembly)
             return _run(assembly)
 
 
@@ -226,6 +227,16 @@ def _new_folder(config: TrainConfig, prepared: Prepared, processes: Processes) -
     write_json(run.environment, _environment(config, prepared, processes))
     _write_split(prepared, run)
     return str(run.path)
+
+
+def _write_missing(assembly: _Assembly) -> None:
+    """What a process that was killed at its beginning had not written yet; and what it had begun goes."""
+    run, prepared = assembly.run, assembly.prepared
+    run.remove_leftovers()
+    if not run.environment.exists():
+        write_json(run.environment, _environment(assembly.config, prepared, assembly.processes))
+    if not run.split.exists():
+        _write_split(prepared, run)
 
 
 def _own_threads(
@@ -295,7 +306,7 @@ def _run(assembly: _Assembly) -> Run:
         run, _document(assembly), every=config.checkpoint_every, keep=config.keep, warn=display.line
     )
     with StopSignal() as stop:
-        fit(
+        history = fit(
             state.model,
             batches,
             val_batches,
@@ -318,14 +329,17 @@ def _run(assembly: _Assembly) -> Run:
             processes=processes,
             batchnorm=config.batchnorm,
         )
-    return processes.from_first(_finish(assembly, recorder) if processes.first else None)  # type: ignore[return-value]
+    result = _finish(assembly, recorder, history) if processes.first else None
+    return processes.from_first(result)  # type: ignore[return-value]
 
 
-def _finish(assembly: _Assembly, recorder: RunRecorder) -> Run:
+def _finish(assembly: _Assembly, recorder: RunRecorder, history: History) -> Run:
     """What comes after training, in the first process."""
     run, display = assembly.run, assembly.display
+    # Before the best weights take the place of the final ones.
+    digest = model_digest(assembly.state.model.state_dict())
     scores = _test(assembly, recorder)
-    result = _result(assembly, scores, recorder)
+    result = _result(assembly, scores, recorder, history, digest)
     recorder.attempt(run.summary, lambda: write_json(run.summary, result.to_json()))
     display.line(
         f"Best model: {run.best}\nFinal model: {run.last}\nCurves: {run.path / 'loss_accuracy.png'}\n"
@@ -349,8 +363,8 @@ def _test(assembly: _Assembly, recorder: RunRecorder) -> Scores:
     options: Any = {"batch_size": config.val_batch_size, "device": assembly.device, "amp": config.amp}
     try:
         scores = score_split(model, part, prepared.preprocessing, predictions=table, **options)
-    except OSError as error:
-        display.line(f"{table}: could not be written ({error.strerror})")
+    except (OSError, UsageError) as error:
+        display.line(f"{table}: could not be written ({error})")
         scores = score_split(model, part, prepared.preprocessing, **options)
     document = {"split": part.name, **scores.to_json()}
     recorder.attempt(run.evaluation, lambda: write_json(run.evaluation, document))
@@ -366,9 +380,8 @@ def _test(assembly: _Assembly, recorder: RunRecorder) -> Scores:
     return scores
 
 
-def _result(assembly: _Assembly, scores: Scores, recorder: RunRecorder) -> Run:
+def _result(assembly: _Assembly, scores: Scores, recorder: RunRecorder, history: History, digest: str) -> Run:
     run, state, data = assembly.run, assembly.state, assembly.prepared.data
-    final = run.records()[-1]
     test = {"n": scores.n, "accuracy": scores.accuracy, "accuracy_ci95": list(scores.accuracy_ci95)}
     return Run(
         run=str(run.path),
@@ -377,10 +390,10 @@ def _result(assembly: _Assembly, scores: Scores, recorder: RunRecorder) -> Run:
         seconds=state.seconds,
         images_per_second=state.images / state.seconds,
         best={"epoch": state.best_epoch, "accuracy": state.best_accuracy},
-        final={"loss": final["loss"], "accuracy": final["accuracy"]},
+        final={"loss": history["loss"]["val"][-1], "accuracy": history["acc"]["val"][-1]},
         test=test if data.test else None,
         checkpoints={"best": str(run.best), "last": str(run.last)},
-        digest=recorder.digest or load_checkpoint(run.last).document["digest"],
+        digest=digest,
         skipped=len(data.skipped),
         findings=0,
         skipped_steps=state.skipped_steps,

@@ -38,3 +38,11 @@ def test_sizes_are_those_of_the_files(tmp_path):
     (tmp_path / "1.png").unlink()
     sizes = images.sizes_bytes()
     assert sizes == [(tmp_path / "0.png").stat().st_size, -1, (tmp_path / "2.png").stat().st_size]
+
+
+def test_what_was_decoded_once_may_be_decoded_otherwise(tmp_path):
+    data = Data("x", ("cat", "dog", "owl"), a_part(tmp_path, [0, 1, 2, 2], broken=[3]))
+    once = decode_once(data, resize=None, max_bad=0.5, memory_bytes=10**9)
+    again = decode_once(once, resize=2, max_bad=0.5, memory_bytes=10**9)
+    assert [pixels.shape for pixels in once.train.images.decoded] == [(3, 4, 4)] * 3
+    assert [pixels.shape for pixels in again.train.images.decoded] == [(3, 2, 2)] * 3

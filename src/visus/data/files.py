@@ -174,6 +174,7 @@ def decode_once(
                 resize=sides.get(name, resize),
                 interpolation=interpolation,
                 max_pixels=max_pixels,
+                decoded=None,
             ),
         )
         for name, part in every.items()

@@ -28,6 +28,8 @@ from visus.tensorfile import read_header, read_tensors, write_tensors
 
 FORMAT = 1
 CUSTOM = "custom"
+CHECKPOINT_KEY = "visus"
+"""Of the document in the header."""
 
 Tensors = dict[str, Tensor]
 
@@ -120,8 +122,8 @@ def save_checkpoint(
     """Write a checkpoint, atomically and durably, read it back before it takes its place, and return the digest of `model.*`.
 
     `before` is called once it is whole, about to take its place. `document` needs `model`, `classes` and `preprocess` for the
-    file to be used by the command line. `OSError` where the disk is full, the folder cannot be written or what was written reads back
-    otherwise; the file that was there is then untouched.
+    file to be used by the command line. `OSError` where the disk is full, the folder cannot be written or what was written reads
+    back otherwise; the file that was there is then untouched.
     """
     taken = tensors if isinstance(tensors, Snapshot) else snapshot(tensors)
     digest = model_digest(taken.with_prefix("model."))
@@ -132,7 +134,7 @@ def save_checkpoint(
         _verify(temporary)
         before()
 
-    write_tensors(path, taken.tensors, {"visus": _canonical(full)}, check=check)
+    write_tensors(path, taken.tensors, {CHECKPOINT_KEY: _canonical(full)}, check=check)
     return digest
 
 
@@ -164,12 +166,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The JSON document of a checkpoint, without reading its tensors; its checksum is not verified."""
     metadata = read_header(path)
-    if "visus" not in metadata:
+    if CHECKPOINT_KEY not in metadata:
         raise CheckpointError(
             f"{path}: expected a checkpoint of visus, found a file of weights alone; give it as --weights"
         )
     try:
-        document = json.loads(metadata["visus"])
+        document = json.loads(metadata[CHECKPOINT_KEY])
         newer = int(document["format"]) > FORMAT
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: the header is damaged; use another checkpoint") from None

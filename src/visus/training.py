@@ -8,13 +8,21 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from visus.amp import make_scaler, resolve_amp
-from visus.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, load_tensors, model_digest
+from visus.checkpoint import (
+    CHECKPOINT_KEY,
+    Checkpoint,
+    find_checkpoint,
+    load_checkpoint,
+    load_tensors,
+    model_digest,
+)
 from visus.config import (
     TrainConfig,
     make_config,
@@ -53,6 +61,7 @@ from visus.resuming import (
 from visus.runs import History, RunFolder, check_out, create_run, open_run
 from visus.signals import StopSignal
 from visus.tables import writing_table
+from visus.tensorfile import read_header
 from visus.testing import score_split
 
 _SHAPE_EPOCHS = frozenset(["batch_size", "accumulate"])
@@ -135,7 +144,7 @@ def train(config: TrainConfig, *, display: Display | None = None) -> Run:
             return _resume(open_run(begun), processes, display)
         device = own_device(config.device, processes.local_rank, processes.local_size)
         if config.weights not in (None, "default"):
-            config = dataclasses.replace(config, weights=str(find_checkpoint(config.weights)))
+            config = dataclasses.replace(config, weights=str(_weights_file(config.weights)))
         prepared = _prepared_alike(prepare(config, display), processes)
         threads = default_threads(processes.local_size)
         config = processes.from_first(
@@ -200,6 +209,14 @@ def _resume(
                 write_config(config, run.config)
                 _write_missing(assembly)
             return _run(assembly)
+
+
+def _weights_file(given: str) -> Path:
+    """The file to start from; of a run's folder its best checkpoint. One of ours is verified."""
+    path = find_checkpoint(given)
+    if path.suffix == ".safetensors" and CHECKPOINT_KEY in read_header(path):
+        load_checkpoint(path)
+    return path
 
 
 def _display(given: Display | None, processes: Processes) -> Display:

@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,6 @@ from torch import Tensor
 
 from visus.ops.rng import uniform
 
-Policy = Literal["trivial", "rand"]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Matrix = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -33,8 +31,8 @@ Matrix = tuple[tuple[float, float, float], tuple[float, float, float]]
 LEVELS = 31
 """Steps of each magnitude, from nothing to the largest."""
 _RAND_LAYERS, _RAND_LEVEL = 2, 9
-_VALUES_AT_ONCE = 2**17
-"""So many, of 8 bytes as an index, fit in a cache; at 224 x 224 this makes a lookup four times as fast."""
+_VALUES_AT_ONCE = 2**19
+"""So many stay in a cache while they are changed: 100 images of 224 x 224 took 35 ms where all at once took 60 to 72."""
 
 
 class Operation(IntEnum):

@@ -2,7 +2,7 @@
 
     python benchmarks/killtest.py --runs 100 --seed 0
 
-Each run is killed two to five times: at a moment of its duration, or just after the temporary file of a checkpoint has appeared.
+Each run is killed up to five times: at a moment of its duration, or just after the temporary file of a checkpoint has appeared.
 Between the kills every file is read and every checkpoint verified, and the step that each resume starts from is held against the
 newest checkpoint that was seen complete. Processes are forked from one that has imported everything and computed nothing: it has
 one thread, which is asserted, and a child goes on as `python -m visus` would. Needs Linux.
@@ -214,7 +214,8 @@ def reference(case: list[str], out: Path) -> tuple[Outcome, float, int]:
 def choose_kill(chance: random.Random, watch: Watch, seconds: float, share: float) -> Callable[[float], bool]:
     """When to kill: at a moment of the `share` of `seconds` that remains, or at one of the next writes of a checkpoint."""
     if chance.random() < 0.5:
-        moment = chance.uniform(0, seconds * max(share, 0.3))
+        # Less than the whole, so that few runs end before it.
+        moment = chance.uniform(0, 0.7 * seconds * max(share, 0.3))
         return lambda elapsed: elapsed >= moment
     writes = len(watch.temporaries) + chance.randint(1, 4)
     # At once, or anywhere from there to after the rename: writing, verifying and syncing take some 10 ms.

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from torchvision.transforms import v2
 
 from visus.config import make_config
 from visus.data.images import Data
@@ -14,6 +15,7 @@ from visus.errors import UsageError
 from visus.resuming import changed_settings, describe_changes, other_versions, setting_names
 from visus.runs import create_run
 from visus.tables import writing_table
+from visus.training import resume, train
 
 CONFIG = make_config(data="digits", model="small", lr=0.1)
 
@@ -75,3 +77,20 @@ def test_other_versions_are_said(run):
     assert len(other_versions(run)) == 1
     run.environment.unlink()
     assert other_versions(run) == []
+
+
+def test_a_run_with_a_transform_goes_on_with_one_to_the_same_bits(tmp_path):
+    def config(name, epochs):
+        options = {"model": "small", "batch_size": 100, "amp": "off", "out": str(tmp_path)}
+        return make_config(data="digits", epochs=epochs, name=name, schedule="constant", **options)
+
+    pipeline = v2.Compose([v2.RandomRotation(20), v2.RandomHorizontalFlip()])
+    whole = train(config("whole", 2), transform=pipeline)
+    half = train(config("half", 1), transform=pipeline)
+    with pytest.raises(UsageError, match="was trained with a transform"):
+        resume(half.run, epochs=2)
+    assert resume(half.run, epochs=2, transform=pipeline).digest == whole.digest
+    plain = train(config("plain", 1))
+    assert plain.digest != half.digest
+    with pytest.raises(UsageError, match="was trained without a transform"):
+        resume(plain.run, epochs=2, transform=pipeline)

@@ -1,5 +1,6 @@
 from visus.checkpoint import load_checkpoint as load_checkpoint
 from visus.config import TrainConfig as TrainConfig
+from visus.config import make_config as make_config
 from visus.data.batching import EvaluationBatches as EvaluationBatches
 from visus.data.batching import TrainingBatches as TrainingBatches
 from visus.data.batching import batches as batches
@@ -26,6 +27,7 @@ from visus.prediction import predict_files as predict_files
 from visus.recording import RunRecorder as RunRecorder
 from visus.runs import read_history as read_history
 from visus.testing import evaluate_checkpoint as evaluate_checkpoint
+from visus.training import resume as resume
 from visus.training import train as train
 
 __all__: list[str]

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from visus.checkpoint import Checkpoint
 from visus.config import TrainConfig
+from visus.data.foreign import Transform
 from visus.data.images import Data
 from visus.data.listing import split_rows
 from visus.errors import DataError, UsageError, unknown_name
@@ -49,6 +50,18 @@ def changed_settings(before: TrainConfig, after: TrainConfig, allowed: Collectio
             )
         differing.append(name)
     return frozenset(differing)
+
+
+def refuse_other_transform(run: RunFolder, checkpoint: Checkpoint, transform: Transform | None) -> None:
+    """`UsageError` where a run had a transform and is given none, or the other way round; which one it was nobody can tell."""
+    had = checkpoint.document.get("transform", False)
+    if had and transform is None:
+        raise UsageError(
+            f"{run.path}: was trained with a transform, which no file can hold; "
+            "go on in Python: visus.resume(path, transform=...)"
+        )
+    if transform is not None and not had:
+        raise UsageError(f"{run.path}: was trained without a transform; leave it out, or start a new run")
 
 
 def data_has_changed(

@@ -33,6 +33,7 @@ from visus.config import (
     write_config,
 )
 from visus.data.batching import EvaluationBatches, TrainingBatches
+from visus.data.foreign import Transform
 from visus.data.listing import split_rows
 from visus.devices import computing, default_threads, describe_device, describe_devices, own_device
 from visus.display import Display
@@ -56,6 +57,7 @@ from visus.resuming import (
     changed_settings,
     data_has_changed,
     other_versions,
+    refuse_other_transform,
     setting_names,
 )
 from visus.runs import History, RunFolder, check_out, create_run, open_run
@@ -110,6 +112,7 @@ class _Assembly:
     run: RunFolder
     display: Display
     processes: Processes
+    transform: Transform | None = None
 
     @property
     def batches(self) -> TrainingBatches:
@@ -125,12 +128,15 @@ class _Assembly:
             mixup=self.config.mixup,
             cutmix=self.config.cutmix,
             erasing=self.config.erasing,
+            transform=self.transform,
         )
 
 
-def train(config: TrainConfig, *, display: Display | None = None) -> Run:
+def train(config: TrainConfig, *, display: Display | None = None, transform: Transform | None = None) -> Run:
     """Train a model as `config` says, in a new folder, and evaluate it once on the test part where there is one.
 
+    `transform`, such as a pipeline of `torchvision.transforms.v2`, takes the place of `augment`: it gets a training image, uint8
+    `[C, h, w]`, and makes it as large as the model wants it. Random numbers that it draws are seeded for each image.
     Of several processes, as `torchrun` starts them, each calls this alike; those it has started again go on with their run.
     """
     parse_interval(config.checkpoint_every)
@@ -141,7 +147,7 @@ def train(config: TrainConfig, *, display: Display | None = None) -> Run:
         display = _display(display, processes)
         if begun := processes.from_first(find_begun(config.out, processes)):
             display.line("started again by torchrun")
-            return _resume(open_run(begun), processes, display)
+            return _resume(open_run(begun), processes, display, transform)
         device = own_device(config.device, processes.local_rank, processes.local_size)
         if config.weights not in (None, "default"):
             config = dataclasses.replace(config, weights=str(_weights_file(config.weights)))
@@ -155,26 +161,33 @@ def train(config: TrainConfig, *, display: Display | None = None) -> Run:
             state = _begin(config, _new_model(config, prepared), device)
             run = RunFolder(processes.from_first(_new_folder(config, prepared, processes)))
             with run.locked(needed=processes.first):
-                return _run(_Assembly(config, prepared, device, state, run, display, processes))
+                return _run(_Assembly(config, prepared, device, state, run, display, processes, transform))
 
 
 def resume(
-    path: str, *, display: Display | None = None, allow_change: Collection[str] = (), **changes: Any
+    path: str,
+    *,
+    display: Display | None = None,
+    transform: Transform | None = None,
+    allow_change: Collection[str] = (),
+    **changes: Any,
 ) -> Run:
-    """Go on with the run in the folder `path`.
+    """Go on with the run in the folder `path`; a `transform` that it had must be given again.
 
     Of its settings those in `resuming.FREE` may change, others, `data` and `classes` where `allow_change` names them; what is
     changed in the middle of an epoch begins that epoch anew where its batches are others.
     """
     with joined() as processes:
         display = _display(display, processes)
-        return _resume(open_run(path), processes, display, setting_names(allow_change), **changes)
+        allowed = setting_names(allow_change)
+        return _resume(open_run(path), processes, display, transform, allowed, **changes)
 
 
 def _resume(
     run: RunFolder,
     processes: Processes,
     display: Display,
+    transform: Transform | None,
     allowed: Collection[str] = (),
     **changes: Any,
 ) -> Run:
@@ -200,8 +213,9 @@ def _resume(
                 model = _new_model(config, prepared)
             _prepared_alike(prepared, processes)
             state = _begin(config, model, device)
-            assembly = _Assembly(config, prepared, device, state, run, display, processes)
+            assembly = _Assembly(config, prepared, device, state, run, display, processes, transform)
             if checkpoint:
+                refuse_other_transform(run, checkpoint, transform)
                 others_data = data_has_changed(run, checkpoint, prepared, allowed)
                 _continue(assembly, checkpoint, anew=others_data or bool(changed & _SHAPE_EPOCHS))
             if processes.first:
@@ -462,6 +476,7 @@ def _document(assembly: _Assembly) -> dict[str, Any]:
         "config": plain_settings(config),
         "data": prepared.fingerprint,
         "processes": assembly.processes.size,
+        "transform": assembly.transform is not None,
     }
 
 

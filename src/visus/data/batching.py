@@ -17,6 +17,7 @@ from visus.data.augment import Augment, augment, cropping, draw
 from visus.data.crops import centre_crop, random_resized_crop
 from visus.data.erasing import erase_
 from visus.data.files import FileImages
+from visus.data.foreign import Transform, transform_images
 from visus.data.images import ArrayImages, Images, Split
 from visus.data.mixing import Mixing, draw_mixing, mix_images_, mix_labels, with_partner
 from visus.data.policies import POLICIES, apply_change
@@ -85,6 +86,8 @@ class TrainingBatches:
     """As `mixup`, for boxes that an image gets of another; with both each batch has one of them."""
     erasing: float = 0.0
     """Chance that a rectangle of an image is blanked."""
+    transform: Transform | None = None
+    """Somebody else's, in the place of `augment`: gets an image as it is, and makes it as large as the model wants it."""
 
     def __len__(self) -> int:
         return len(batch_sizes(len(self.split), self.batch_size))
@@ -113,6 +116,12 @@ class TrainingBatches:
     def _images(self, epoch: int, positions: npt.NDArray[np.int64]) -> Tensor:
         """Augmented and normalised, `[N, C, H, W]`; each depends on its own position only."""
         size = self.preprocessing.size
+        if self.transform and len(positions):
+            whole = [_one(self.split.images, each) for each in positions]
+            found = transform_images(self.transform, whole, self.seed, epoch, positions.tolist())
+            return (
+                normalise(found, self.preprocessing) if found.dtype == torch.uint8 else _channels_last(found)
+            )
         how = cropping(self.augment, size)
         draws = draw(self.seed, epoch, positions, how)
         pixels = _read(self.split, positions, size, draws if how == "standard" else None)
@@ -243,6 +252,10 @@ def _one(images: Images, position: int) -> Tensor:
         return images.pixels[position]
     assert isinstance(images, FileImages)
     return torch.from_numpy(images.read(position))
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.to(torch.float32, memory_format=torch.channels_last)
 
 
 def _batch(split: Split, positions: npt.NDArray[np.int64], images: Tensor) -> Batch:

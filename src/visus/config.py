@@ -14,8 +14,7 @@ import yaml
 from pydantic import Field
 
 from visus.amp import Amp, resolve_amp
-from visus.data.augment import LARGEST_SMALL_SIZE as LARGEST_SMALL_SIZE
-from visus.data.augment import Augment
+from visus.data.augment import LARGEST_SMALL_SIZE, Augment
 from visus.data.batching import batch_sizes
 from visus.data.cache import Cache
 from visus.data.files import cache_in_use

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,10 +73,13 @@ def predict_files(
     device = select_device(device)
     model = rebuild_model(checkpoint).to(device).to(memory_format=torch.channels_last)
     amp = amp_that_works(checkpoint.config.get("amp", "off"), device)
-    for first in range(0, len(files), _BATCH_SIZE):
-        with computing(threads=checkpoint.config.get("threads")):
-            predictions = _predict(checkpoint, model, files[first : first + _BATCH_SIZE], topk, device, amp)
-        yield from predictions
+    with closing(decode_all(_images(files, checkpoint.preprocessing))) as images:
+        for first in range(0, len(files), _BATCH_SIZE):
+            decoded = list(itertools.islice(images, _BATCH_SIZE))
+            some = files[first : first + _BATCH_SIZE]
+            with computing(threads=checkpoint.config.get("threads")):
+                predictions = _predict(checkpoint, model, some, decoded, topk, device, amp)
+            yield from predictions
 
 
 def write_predictions(predictions: Sequence[Prediction], path: str | os.PathLike[str]) -> None:
@@ -93,11 +98,11 @@ def _predict(
     checkpoint: Checkpoint,
     model: nn.Module,
     files: Sequence[str],
+    decoded: Sequence[Pixels | UndecodableError],
     topk: int,
     device: torch.device,
     amp: str,
 ) -> list[Prediction]:
-    decoded = list(decode_all(_images(files, checkpoint.preprocessing)))
     batches = _batches(decoded, checkpoint.preprocessing)
     found = {
         int(position): _top(probabilities, checkpoint.classes, topk)

@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from visus.config import LARGEST_SMALL_SIZE, TrainConfig, default_batch_size
-from visus.data.augment import cropping
+from visus.config import TrainConfig, default_batch_size
+from visus.data.augment import LARGEST_SMALL_SIZE, cropping
 from visus.data.batching import batch_sizes, measure_preprocessing
 from visus.data.files import decode_once, small_size
 from visus.data.images import Data, Split

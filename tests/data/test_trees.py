@@ -1,8 +1,10 @@
 """The tree that names spell is that of the files with those names."""
 
+import os
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,3 +36,10 @@ def test_names_are_understood_as_the_files_are(names, empty):
             (Path(root) / folder).mkdir(parents=True, exist_ok=True)
         spelled = NameTree(Path(root), [*dict.fromkeys(names), *(f"{folder}/" for folder in folders)])
         assert understood(spelled) == understood(FolderTree(Path(root)))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links to themselves")
+def test_a_link_to_itself_is_a_file_that_nobody_can_open(tmp_path):
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "folder").mkdir()
+    assert FolderTree(tmp_path).entries("") == (["folder"], ["loop.png"])

@@ -46,7 +46,7 @@ class FolderTree:
             with os.scandir(self.path / folder) as found:
                 for entry in found:
                     if not entry.name.startswith(_HIDDEN):
-                        (folders if entry.is_dir() else files).append(entry.name)
+                        (folders if _is_folder(entry) else files).append(entry.name)
         except OSError as error:
             raise self._unlistable(folder, error) from None
         return sorted(folders), sorted(files)
@@ -61,6 +61,14 @@ class FolderTree:
 
     def _unlistable(self, folder: str, error: OSError) -> DataError:
         return DataError(f"{self.path / folder}: cannot be listed: {error.strerror}; check its permissions")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A link to itself is none; whoever opens it will say what it is."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 class NameTree:

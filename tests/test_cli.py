@@ -45,7 +45,13 @@ def test_help_is_quick_and_loads_no_torch():
 
 
 def test_flags_are_the_fields_of_the_settings():
-    flags = set(inspect.signature(cli.train).parameters) - {"config", "resume", "allow_change", "as_json", "quiet"}
+    flags = set(inspect.signature(cli.train).parameters) - {
+        "config",
+        "resume",
+        "allow_change",
+        "as_json",
+        "quiet",
+    }
     flags = flags - {"no_deterministic"} | {"deterministic"}
     assert flags == {field.name for field in dataclasses.fields(TrainConfig)}
 

@@ -1,9 +1,16 @@
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from visus.devices import describe_device, describe_devices, select_device
+from visus.devices import (
+    computing,
+    describe_device,
+    describe_devices,
+    noting_nondeterminism,
+    select_device,
+)
 from visus.errors import UsageError
 
 
@@ -75,3 +82,11 @@ def test_the_cpu_has_a_name_and_memory():
     assert cpu.name
     assert 100 < cpu.memory_mb < 10**8
     assert describe_device(torch.device("cpu")).startswith("Using CPU (")
+
+
+def test_operations_without_a_deterministic_kernel_are_noted():
+    with computing(), noting_nondeterminism() as found:
+        torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+        with pytest.warns(UserWarning, match="something else"):
+            warnings.warn("something else", UserWarning, stacklevel=1)
+    assert found == {"put_"}

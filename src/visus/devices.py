@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import torch
 from visus.errors import UsageError
 
 _MIB = 1024**2
+_NOT_DETERMINISTIC = r"(\S.*?) does not have a deterministic implementation"
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,24 @@ def computing(*, threads: int | None = None, deterministic: bool = True) -> Iter
         torch.use_deterministic_algorithms(deterministic_before, warn_only=warn_only)
         settings.fill_uninitialized_memory = filled
         torch.set_rng_state(generator)
+
+
+@contextmanager
+def noting_nondeterminism() -> Iterator[set[str]]:
+    """A set that gets the names of operations that have no deterministic kernel, instead of torch's warnings of them."""
+    found: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", _NOT_DETERMINISTIC)
+        show = warnings.showwarning
+
+        def note(message: Warning | str, *others: Any, **named: Any) -> None:
+            if match := re.match(_NOT_DETERMINISTIC, str(message)):
+                found.add(match[1])
+            else:
+                show(message, *others, **named)
+
+        warnings.showwarning = note
+        yield found
 
 
 def available_memory_bytes() -> int:

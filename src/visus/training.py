@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 import time
 from collections.abc import Collection
@@ -35,7 +36,14 @@ from visus.config import (
 from visus.data.batching import EvaluationBatches, TrainingBatches
 from visus.data.foreign import Transform
 from visus.data.listing import split_rows
-from visus.devices import computing, default_threads, describe_device, describe_devices, own_device
+from visus.devices import (
+    computing,
+    default_threads,
+    describe_device,
+    describe_devices,
+    noting_nondeterminism,
+    own_device,
+)
 from visus.display import Display
 from visus.errors import CheckpointError, DataError, UsageError
 from visus.evaluation import Scores
@@ -336,7 +344,7 @@ def _run(assembly: _Assembly) -> Run:
     recorder = RunRecorder(
         run, _document(assembly), every=config.checkpoint_every, keep=config.keep, warn=display.line
     )
-    with StopSignal() as stop:
+    with StopSignal() as stop, noting_nondeterminism() as inexact:
         history = fit(
             state.model,
             batches,
@@ -360,8 +368,18 @@ def _run(assembly: _Assembly) -> Run:
             processes=processes,
             batchnorm=config.batchnorm,
         )
+    if inexact and processes.first:
+        _say_inexact(assembly, recorder, inexact)
     result = _finish(assembly, recorder, history) if processes.first else None
     return processes.from_first(result)  # type: ignore[return-value]
+
+
+def _say_inexact(assembly: _Assembly, recorder: RunRecorder, operations: set[str]) -> None:
+    """Tell, and keep in `environment.json`, what makes this run differ from its repetition."""
+    names, path = sorted(operations), assembly.run.environment
+    assembly.display.line(f"not the same bits each time: no deterministic kernel for {', '.join(names)}")
+    environment = json.loads(path.read_text(encoding="utf-8")) | {"not_deterministic": names}
+    recorder.attempt(path, lambda: write_json(path, environment))
 
 
 def _finish(assembly: _Assembly, recorder: RunRecorder, history: History) -> Run:
@@ -496,4 +514,5 @@ def _environment(config: TrainConfig, prepared: Prepared, processes: Processes) 
         "data": prepared.fingerprint,
         "processes": processes.size,
         "launch": launch_id(),
+        "not_deterministic": [],
     }

@@ -58,7 +58,7 @@ def test_flags_are_the_fields_of_the_settings():
 
 def test_training_ends_with_one_document(finished):
     document, log = finished
-    keys = "run epochs steps seconds images_per_second best final test checkpoints digest skipped findings"
+    keys = "run epochs steps seconds images_per_second best final test checkpoints digest skipped findings skipped_steps"
     assert list(document) == keys.split()
     assert (document["epochs"], document["steps"]) == (10, 260)
     assert document["test"]["accuracy"] >= 0.97

@@ -158,6 +158,7 @@ def test_a_damaged_last_checkpoint_is_replaced_by_its_predecessor(finished, tmp_
             "lower --batch-size or --img-size",
         ),
         (["train", "digits", "--model", "small", "--optimizer", "sgdp"], 2, "give another --lr"),
+        (["train", "digits", "--model", "small", "--img-size", "3"], 2, "small cannot take images of 3x3"),
         (["train", "digits", "--checkpoint-every", "often"], 2, "often"),
         (["train", "digits", "--device", "7"], 2, "CUDA unavailable"),
         (["train", "no-such-folder"], 3, "no-such-folder"),

@@ -48,6 +48,7 @@ from visus.display import Display
 from visus.errors import CheckpointError, DataError, UsageError
 from visus.evaluation import Scores
 from visus.files import write_json
+from visus.inference import eval_mode
 from visus.loop import TrainingState, fit, restore
 from visus.models.build import build_model
 from visus.models.names import resolve_model
@@ -167,6 +168,7 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
         with computing(threads=config.threads, deterministic=config.deterministic):
             # The model is made before the folder, so that a mistyped name leaves nothing behind.
             state = _begin(config, _new_model(config, prepared), device)
+            _try_one_image(config, state.model, prepared, device)
             run = RunFolder(processes.from_first(_new_folder(config, prepared, processes)))
             with run.locked(needed=processes.first):
                 return _run(_Assembly(config, prepared, device, state, run, display, processes, transform))
@@ -293,6 +295,21 @@ def _new_model(config: TrainConfig, prepared: Prepared) -> nn.Module:
     """The model at step 0, its random weights a function of the seed."""
     torch.manual_seed(derive_seed(config.seed, "init"))
     return build_model(config.model, weights=config.weights, **_model_args(config, prepared))
+
+
+def _try_one_image(config: TrainConfig, model: nn.Module, prepared: Prepared, device: torch.device) -> None:
+    """`UsageError` where the model cannot take images of that size: some want one size, in others little ones shrink to nothing."""
+    height, width = prepared.preprocessing.size
+    image = torch.zeros(1, prepared.train.images.channels, height, width, device=device)
+    try:
+        with eval_mode(model), torch.inference_mode():
+            model(image)
+    # Libraries say it in ways of their own.
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UsageError(
+            f"{config.model} cannot take images of {height}x{width} ({reason}); choose another --img-size"
+        ) from None
 
 
 def _begin(config: TrainConfig, model: nn.Module, device: torch.device) -> TrainingState:

@@ -61,7 +61,7 @@ def test_training_ends_with_one_document(finished):
     keys = "run epochs steps seconds images_per_second best final test checkpoints digest skipped findings skipped_steps"
     assert list(document) == keys.split()
     assert (document["epochs"], document["steps"]) == (10, 260)
-    assert document["test"]["accuracy"] >= 0.97
+    assert document["test"]["accuracy"] >= 0.95
     low, high = document["test"]["accuracy_ci95"]
     assert low < document["test"]["accuracy"] < high
     assert "dataSize: {'train': 1295, 'val': 143}" in log

@@ -72,9 +72,9 @@ def measure(folder: Path, given: argparse.Namespace) -> None:
     from visus.data.cache import remove_caches
     from visus.data.decode import decode_image
     from visus.data.files import decode_all, decode_once
-    from visus.data.isolated import processors
     from visus.data.sources import open_source
     from visus.preprocessing import Preprocessing
+    from visus.processors import processors
 
     torch.set_num_threads(given.threads)
     every = open_source(folder, val_fraction=0)

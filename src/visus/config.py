@@ -19,12 +19,12 @@ from visus.data.batching import batch_sizes
 from visus.data.cache import Cache
 from visus.data.files import cache_in_use
 from visus.data.images import Split
-from visus.data.isolated import processors
 from visus.errors import UsageError
 from visus.files import write_text
 from visus.ops.optim import OptimizerSettings, resolve_optimizer
 from visus.ops.schedules import ScheduleSettings
 from visus.preprocessing import Preprocessing
+from visus.processors import processors
 
 _DEFAULT_BATCH_SIZE = 100
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from visus.errors import UsageError
+from visus.processors import processors
 
 _MIB = 1024**2
 _NOT_DETERMINISTIC = r"(\S.*?) does not have a deterministic implementation"
@@ -92,8 +93,7 @@ def default_threads(local_size: int) -> int:
     """Threads for one of `local_size` processes on this machine: torch's choice, or where there are several an equal share."""
     if local_size == 1:
         return torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // local_size)
+    return max(1, processors() // local_size)
 
 
 def describe_devices() -> list[DeviceInfo]:

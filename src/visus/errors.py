@@ -6,7 +6,7 @@ Anything that is not a `VisusError` is a fault of ours and exits with 70.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class VisusError(Exception):
@@ -60,3 +60,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     nearest = difflib.get_close_matches(name.lower(), by_lowercase, n=5, cutoff=0.4)
     choices = [by_lowercase[each] for each in nearest] or known[:5]
     return UsageError(f"unknown {kind} {name!r}; the nearest are {', '.join(choices)}")
+
+
+def first_of(names: Sequence[str], most: int = 20) -> str:
+    """The first `most` of `names`, and that there are more."""
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)

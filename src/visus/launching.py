@@ -8,7 +8,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 
-from visus.devices import device_indices, select_device
+from visus.devices import device_indices
 from visus.errors import PeerLost
 
 LAUNCHED = "VISUS_LAUNCHED"
@@ -22,7 +22,6 @@ def processes_to_start(device: str) -> int:
     """
     if "," not in device or "MASTER_ADDR" in os.environ:
         return 0
-    select_device(device)
     return len(device_indices(device.strip().lower(), device))
 
 

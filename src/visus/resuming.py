@@ -13,7 +13,7 @@ from visus.config import TrainConfig
 from visus.data.foreign import Transform
 from visus.data.images import Data
 from visus.data.listing import split_rows
-from visus.errors import DataError, UsageError, unknown_name
+from visus.errors import DataError, UsageError, first_of, unknown_name
 from visus.loop import TrainingState
 from visus.preparing import Prepared
 from visus.runs import RunFolder
@@ -104,7 +104,7 @@ def describe_changes(run: RunFolder, data: Data) -> str:
         "in another part": sorted(moved),
         "of another class": sorted(path for path, part in both if had[path, part] != has[path, part]),
     }
-    parts = [f"{len(paths)} {what} ({_first(paths)})" for what, paths in found.items() if paths]
+    parts = [f"{len(paths)} {what} ({first_of(paths, _SHOWN)})" for what, paths in found.items() if paths]
     return ", ".join(parts) or "images of the same names have another content"
 
 
@@ -131,7 +131,3 @@ def other_versions(run: RunFolder) -> list[str]:
         if stored.get(name) not in (None, now):
             changed.append(f"{name} {stored[name]}, now {now}")
     return changed
-
-
-def _first(paths: list[str]) -> str:
-    return ", ".join(paths[:_SHOWN]) + ", ..." * (len(paths) > _SHOWN)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from visus.errors import DataError
+from visus.errors import DataError, first_of
 
 Labels = npt.NDArray[np.int64]
 
@@ -91,7 +91,7 @@ def map_classes(split: Split, classes: Sequence[str]) -> Split:
     places = {name: place for place, name in enumerate(classes)}
     if unknown := [name for name in split.classes if name not in places]:
         raise DataError(
-            f"expected classes that the model has ({_first(classes)}), found others: {_first(unknown)}; "
+            f"expected classes that the model has ({first_of(classes)}), found others: {first_of(unknown)}; "
             "leave them out, or train a model that knows them"
         )
     numbers = np.array([places[name] for name in split.classes], dtype=np.int64)
@@ -120,7 +120,3 @@ class Data:
     """What was understood, for people to read."""
     skipped: tuple[Skipped, ...] = ()
     """Files that could not be used."""
-
-
-def _first(names: Sequence[str], most: int = 20) -> str:
-    return ", ".join(names[:most]) + ", ..." * (len(names) > most)

@@ -27,6 +27,7 @@ import numpy as np
 
 from visus.data.decode import Pixels, UndecodableError, decode_image, read_size
 from visus.errors import VisusError
+from visus.processors import processors
 
 Source = str | bytes
 """A file's path, or all its bytes."""
@@ -192,11 +193,6 @@ def decode_in_order(
             pool.shutdown(wait=False, cancel_futures=True)
             for decoder in decoders:
                 decoder.close()
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(arguments: list[str]) -> subprocess.Popen[bytes]:

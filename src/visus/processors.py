@@ -1,0 +1,10 @@
+"""How much of the machine this process may use; loads no torch, since children that decode ask too."""
+
+from __future__ import annotations
+
+import os
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -56,6 +56,17 @@ def test_flags_are_the_fields_of_the_settings():
     assert flags == {field.name for field in dataclasses.fields(TrainConfig)}
 
 
+def test_the_demo_reaches_97_percent_of_the_held_out_digits(tmp_path):
+    (line,) = [
+        each
+        for each in Path(__file__).parents[1].joinpath("Makefile").read_text().split("\n")
+        if "visus train" in each
+    ]
+    done = visus(*line.split()[1:], "--out", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["test"]["accuracy"] >= 0.97
+
+
 def test_training_ends_with_one_document(finished):
     document, log = finished
     keys = "run epochs steps seconds images_per_second best final test checkpoints digest skipped findings skipped_steps"

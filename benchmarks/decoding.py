@@ -71,7 +71,8 @@ def measure(folder: Path, given: argparse.Namespace) -> None:
     from visus.data.batching import TrainingBatches
     from visus.data.cache import remove_caches
     from visus.data.decode import decode_image
-    from visus.data.files import decode_all, decode_once
+    from visus.data.files import decode_all
+    from visus.data.keeping import decode_once
     from visus.data.sources import open_source
     from visus.preprocessing import Preprocessing
     from visus.processors import processors

@@ -12,7 +12,7 @@ from PIL import Image
 
 from visus.data.batching import EvaluationBatches, TrainingBatches, measure_preprocessing
 from visus.data.crops import centre_crop, random_resized_crop
-from visus.data.files import decode_once
+from visus.data.keeping import decode_once
 from visus.data.sources import open_source
 from visus.errors import DataError
 

@@ -10,8 +10,9 @@ from functools import cached_property
 from visus.config import TrainConfig, default_batch_size
 from visus.data.augment import LARGEST_SMALL_SIZE, cropping
 from visus.data.batching import batch_sizes, measure_preprocessing
-from visus.data.files import decode_once, small_size
+from visus.data.files import small_size
 from visus.data.images import Data, Split
+from visus.data.keeping import decode_once
 from visus.data.listing import fingerprint
 from visus.data.sources import open_source
 from visus.devices import available_memory_bytes

@@ -16,8 +16,8 @@ from visus.amp import amp_that_works
 from visus.checkpoint import Checkpoint, rebuild_model
 from visus.config import absolute
 from visus.data.batching import EvaluationBatches
-from visus.data.files import decode_once
 from visus.data.images import Data, Skipped, Split, map_classes
+from visus.data.keeping import decode_once
 from visus.data.sources import open_source, read_source
 from visus.devices import available_memory_bytes, computing, select_device
 from visus.errors import UsageError

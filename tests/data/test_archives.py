@@ -14,7 +14,7 @@ from PIL import Image
 
 from visus.data.archives import ZipArchive
 from visus.data.decode import UndecodableError
-from visus.data.files import decode_once
+from visus.data.keeping import decode_once
 from visus.data.sources import open_source
 from visus.errors import DataError
 

@@ -14,8 +14,9 @@ import visus
 from visus.config import make_config
 from visus.data import decode, files, isolated
 from visus.data.decode import UndecodableError, decode_image
-from visus.data.files import decode_all, decode_once
+from visus.data.files import decode_all
 from visus.data.isolated import Decoder, DecodeSettings
+from visus.data.keeping import decode_once
 from visus.data.sources import open_source
 from visus.display import Display
 

@@ -32,8 +32,8 @@ from visus.data.cache import (
     remove_caches,
     writing_cache,
 )
-from visus.data.files import decode_once
 from visus.data.isolated import Decoder
+from visus.data.keeping import decode_once
 from visus.data.sources import open_source
 from visus.display import Display
 from visus.errors import DataError, UsageError
@@ -231,7 +231,7 @@ def test_one_run_decodes_and_the_other_waits(folder, asked):
 
 def test_runs_at_once_decode_once(folder, tmp_path):
     code = (
-        "import sys\nfrom visus.data.files import decode_once\nfrom visus.data.isolated import Decoder\n"
+        "import sys\nfrom visus.data.keeping import decode_once\nfrom visus.data.isolated import Decoder\n"
         "from visus.data.sources import open_source\ndecode, asked = Decoder.decode, []\n"
         "Decoder.decode = lambda self, source: asked.append(source) or decode(self, source)\n"
         "decode_once(open_source(sys.argv[1]), cache='disk', resize=16, max_bad=0.5, memory_bytes=0)\n"
@@ -329,7 +329,7 @@ def test_an_interrupted_run_leaves_the_old_file(folder):
 
 def test_a_run_that_is_killed_leaves_nothing_that_is_believed(folder):
     code = (
-        "import os, signal, sys\nfrom visus.data.files import decode_once\n"
+        "import os, signal, sys\nfrom visus.data.keeping import decode_once\n"
         "from visus.data.sources import open_source\n"
         "def die(done, total):\n    if done == 10: os.kill(os.getpid(), signal.SIGKILL)\n"
         "data = open_source(sys.argv[1], val_fraction=0.3)\n"

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visus.data.files import FileImages, decode_all, decode_once
+from visus.data.files import FileImages, decode_all
 from visus.data.images import Data, Split
+from visus.data.keeping import decode_once
 from visus.errors import DataError
 
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from visus.data.arrays import array_split
-from visus.data.files import decode_once
 from visus.data.images import Data
+from visus.data.keeping import decode_once
 from visus.data.listing import fingerprint, split_rows
 from visus.data.sources import open_source
 

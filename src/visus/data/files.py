@@ -1,38 +1,21 @@
-"""Images in files: decoded once, kept in memory or on disk where they fit, else decoded again whenever they are needed."""
+"""Images in files: read from where they were kept when they were decoded, else decoded again whenever they are needed."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from visus.data.archives import ZipArchive
-from visus.data.arrays import adapt_pixels
-from visus.data.cache import (
-    Cache,
-    DamagedCacheError,
-    Entries,
-    Index,
-    MemoryWriter,
-    Stamps,
-    StoredImages,
-    cache_path,
-    describe_source,
-    locked,
-    mark_used,
-    read_cache,
-    room_bytes,
-    writing_cache,
-)
+from visus.data.cache import DamagedCacheError, Index, Stamps, StoredImages
 from visus.data.decode import Pixels, UndecodableError, decode_image
-from visus.data.images import ArrayImages, Data, Images, Skipped, Split
+from visus.data.images import Images
 from visus.data.isolated import Decoder, DecodeSettings, decode_in_order
 from visus.errors import DataError
 
@@ -119,85 +102,6 @@ class FileImages:
         return Stamps(sizes, times), unreadable
 
 
-@dataclass(frozen=True)
-class _Means:
-    """What `decode_once` may use, and whom it tells."""
-
-    cache: Cache
-    memory_bytes: int
-    workers: int | None
-    progress: Callable[[int, int], None]
-    say: Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """What became of a list of files."""
-
-    reasons: dict[str, str]
-    """Why those are left out that are, by their paths."""
-    images: StoredImages | None = None
-    """The others, in order, where they were kept."""
-
-
-def decode_once(
-    data: Data,
-    *,
-    channels: int = 3,
-    resize: int | None,
-    cache_size: int | Literal["full"] | None = None,
-    interpolation: str = "bilinear",
-    max_bad: float = 0.01,
-    max_pixels: int = 100_000_000,
-    memory_bytes: int,
-    cache: Cache = "ram",
-    workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] | None = None,
-) -> Data:
-    """`data` with every file decoded once, in child processes: bad ones left out and listed, pixels kept as `cache` says.
-
-    `ram` keeps them while they take at most `memory_bytes`; `disk` in a file that later runs use instead of decoding; `off` not at
-    all; `auto` takes `disk` where such a file is there, else `ram` where they fit, else `disk`. What cannot be kept is decoded each
-    time: the pixels are always the same. `cache_size` is the short side of the training images, `resize` where it is not given.
-    Arrays get their channels and their size in the same way. More than `max_bad` of the set bad, or a class without an image left
-    to train on, is a `DataError`. `progress(done, total)` is called for each file, `say` with a line for people.
-    """
-    every = {name: getattr(data, name) for name in ("train", "val", "test")}
-    sides = {"train": resize if cache_size is None else None if cache_size == "full" else cache_size}
-    parts: dict[str, Any] = {
-        name: replace(
-            part,
-            images=replace(
-                part.images,
-                channels=channels,
-                resize=sides.get(name, resize),
-                interpolation=interpolation,
-                max_pixels=max_pixels,
-                decoded=None,
-            ),
-        )
-        for name, part in every.items()
-        if part and isinstance(part.images, FileImages)
-    }
-    total = sum(map(len, parts.values()))
-    means = _Means(cache, memory_bytes, workers, progress or _ignore, say or _ignore)
-    skipped: list[Skipped] = []
-    for names in _of_one_source(parts):
-        whole, bad, kept_bytes = _decode_parts([parts[name] for name in names], means)
-        parts.update(zip(names, whole, strict=True))
-        skipped += bad
-        means = replace(means, memory_bytes=means.memory_bytes - kept_bytes)
-    for name, part in every.items():
-        if part and isinstance(part.images, ArrayImages):
-            pixels = adapt_pixels(part.images.pixels, channels, resize, interpolation)
-            parts[name] = replace(part, images=ArrayImages(pixels))
-    _refuse_too_many(skipped, total, max_bad, data.source)
-    if "train" in parts and skipped:
-        _refuse_lost_classes(every["train"], parts["train"], data.source)
-    return replace(data, **parts, skipped=(*data.skipped, *skipped))
-
-
 def decode_all(
     images: FileImages, workers: int | None = None
 ) -> Generator[Pixels | UndecodableError, None, None]:
@@ -210,227 +114,6 @@ def cache_in_use(images: Images) -> Literal["ram", "disk", "off"]:
     if not isinstance(images, FileImages):
         return "ram"
     return "off" if images.decoded is None else "ram" if images.decoded.path is None else "disk"
-
-
-def _of_one_source(parts: dict[str, Split]) -> list[list[str]]:
-    """The names of `parts`, those together whose files are of one source and decoded in one way."""
-    groups: dict[tuple[Path, DecodeSettings], list[str]] = {}
-    for name, part in parts.items():
-        images = _files(part)
-        groups.setdefault((images.root, images.settings), []).append(name)
-    return list(groups.values())
-
-
-def _decode_parts(parts: list[Split], means: _Means) -> tuple[list[Split], list[Skipped], int]:
-    """`parts` of one source with the images that are whole; the others; and how many bytes of memory are taken."""
-    images = [_files(part) for part in parts]
-    files = replace(images[0], paths=[path for each in images for path in each.paths])
-    stamps, unreadable = files.stamps()
-    readable = np.array([place for place in range(len(files)) if place not in unreadable], dtype=np.int64)
-    decoded = _decode(files.subset(readable), stamps.subset(readable), means)
-    reasons = {files.paths[place]: reason for place, reason in unreadable.items()} | decoded.reasons
-    rank = {path: place for place, path in enumerate(path for path in files.paths if path not in reasons)}
-    whole = [_without(part, reasons, rank, decoded.images) for part in parts]
-    skipped = [
-        Skipped(path, reasons[name])
-        for part, each in zip(parts, images, strict=True)
-        for path, name in zip(part.paths, each.paths, strict=True)
-        if name in reasons
-    ]
-    in_memory = decoded.images is not None and decoded.images.path is None
-    return whole, skipped, decoded.images.nbytes if decoded.images and in_memory else 0
-
-
-def _without(
-    part: Split, reasons: dict[str, str], rank: dict[str, int], decoded: StoredImages | None
-) -> Split:
-    """`part` without the files that there are `reasons` against, its pixels those of `decoded` at their `rank`."""
-    images = _files(part)
-    good = np.array([place for place, path in enumerate(images.paths) if path not in reasons], dtype=np.int64)
-    whole = part.subset(good)
-    ranks = np.array([rank[images.paths[place]] for place in good], dtype=np.int64)
-    kept = None if decoded is None else decoded.subset(ranks)
-    return replace(whole, images=replace(_files(whole), decoded=kept))
-
-
-def _decode(files: FileImages, stamps: Stamps, means: _Means) -> _Decoded:
-    """Decode `files` and keep them as `means` say."""
-    if means.cache == "disk" or (means.cache == "auto" and _is_cached(files)):
-        return _decode_to_disk(files, stamps, means)
-    if means.cache == "off":
-        return _Decoded(_reasons_against(files, means))
-    head, reasons, done = _decode_to_memory(files, means)
-    bounds = f"{_shown(means.memory_bytes)} of memory may be used"
-    if done == len(files):
-        if means.cache == "auto":
-            means.say(f"cache: ram, {_shown(head.nbytes)} of decoded images ({bounds})")
-        return _Decoded(reasons, head)
-    if means.cache == "auto":
-        good = np.array([path not in reasons for path in files.paths[:done]], dtype=np.bool_)
-        places = np.where(good, np.cumsum(good) - 1, -1)
-        begun = Entries(files.paths[:done], stamps.subset(np.arange(done)), head, places, reasons)
-        means.say(f"cache: {_shown(head.nbytes * len(files) // max(1, done))} of decoded images, {bounds}")
-        return _decode_to_disk(files, stamps, means, begun)
-    means.say(f"cache: off, images are decoded each time: they take more than the memory there is ({bounds})")
-    return _Decoded(reasons | _reasons_against(files.subset(np.arange(done, len(files))), means))
-
-
-def _decode_to_memory(files: FileImages, means: _Means) -> tuple[StoredImages, dict[str, str], int]:
-    """As many as fit into memory, why others are left out, and how many files these are together."""
-    writer = MemoryWriter(files.channels, means.memory_bytes)
-    reasons: dict[str, str] = {}
-    with closing(_counted(files, means)) as results:
-        for done, (path, result) in enumerate(zip(files.paths, results, strict=True)):
-            if isinstance(result, UndecodableError):
-                reasons[path] = str(result)
-                continue
-            try:
-                writer.add(result)
-            except OverflowError:
-                return writer.finish(), reasons, done
-    return writer.finish(), reasons, len(files)
-
-
-def _reasons_against(files: FileImages, means: _Means) -> dict[str, str]:
-    """Why those are left out that must be, by their paths; all are decoded to know it."""
-    with closing(_counted(files, means)) as results:
-        pairs = zip(files.paths, results, strict=True)
-        return {path: str(result) for path, result in pairs if isinstance(result, UndecodableError)}
-
-
-def _decode_to_disk(
-    files: FileImages, stamps: Stamps, means: _Means, begun: Entries | None = None
-) -> _Decoded:
-    """Use the cache file, brought up to date first; `begun` is what was decoded already. Without a cache where it cannot be."""
-    try:
-        path = cache_path(describe_source(files.root, files.settings))
-        with locked(path, lambda: means.say("cache: another process decodes these images; waiting for it")):
-            return _use_cache(path, files, stamps, means, begun)
-    except OverflowError:
-        reason = f"they take more than half of the free disk ({_shown(room_bytes(path.parent))})"
-    except (OSError, DamagedCacheError) as error:
-        reason = f"no cache can be written ({getattr(error, 'strerror', None) or error})"
-    means.say(f"cache: off, images are decoded each time: {reason}")
-    return _Decoded(_reasons_against(files, means))
-
-
-def _use_cache(
-    path: Path, files: FileImages, stamps: Stamps, means: _Means, begun: Entries | None
-) -> _Decoded:
-    entries = _read_earlier(path, files.channels, means) or begun
-    found = np.full(len(files), -1) if entries is None else entries.find(files.paths, stamps)
-    passing: dict[str, str] = {}
-    earlier = entries is not None and entries is not begun
-    if entries is None or entries is begun or (found < 0).any():
-        passing = _write_cache(path, files, stamps, means, entries, found)
-        entries = read_cache(path, files.channels)
-        found = entries.find(files.paths, stamps)
-    mark_used(path)
-    reasons = {name: entries.reasons[name] for name in files.paths if name in entries.reasons} | passing
-    places = entries.places[found[found >= 0]]
-    images = entries.images.subset(places[places >= 0])
-    origin = ", from an earlier run" if earlier else ""
-    means.say(f"cache: disk, {_shown(images.nbytes)} of decoded images in {path}{origin}")
-    return _Decoded(reasons, images)
-
-
-def _read_earlier(path: Path, channels: int, means: _Means) -> Entries | None:
-    try:
-        return read_cache(path, channels)
-    except FileNotFoundError:
-        return None
-    except DamagedCacheError:
-        means.say(f"cache: {path} is damaged; decoding again")
-        return None
-
-
-def _write_cache(
-    path: Path,
-    files: FileImages,
-    stamps: Stamps,
-    means: _Means,
-    entries: Entries | None,
-    found: Index,
-) -> dict[str, str]:
-    """Write the cache of `files`: from `entries` what was `found` there, the rest decoded. Returns reasons that may not last."""
-    missing: list[int] = []
-    passing: dict[str, str] = {}
-    room = room_bytes(path.parent)
-    with writing_cache(path, room, len(files), describe_source(files.root, files.settings)) as writer:
-
-        def add(place: int, result: Pixels | str) -> None:
-            writer.add(files.paths[place], int(stamps.sizes[place]), int(stamps.times[place]), result)
-
-        for place, known in enumerate(found):
-            result = _recall(entries, known, files.paths[place])
-            if result is None:
-                missing.append(place)
-            else:
-                add(place, result)
-        rest = files.subset(np.array(missing, dtype=np.int64))
-        with closing(_counted(rest, means)) as results:
-            for place, decoded in zip(missing, results, strict=True):
-                if not isinstance(decoded, UndecodableError):
-                    add(place, decoded)
-                elif decoded.lasting:
-                    add(place, str(decoded))
-                else:
-                    passing[files.paths[place]] = str(decoded)
-    return passing
-
-
-def _recall(entries: Entries | None, known: int, name: str) -> Pixels | str | None:
-    """What `entries` have at `known`: pixels, a reason against the image, or nothing that can be used."""
-    if entries is None or known < 0:
-        return None
-    if entries.places[known] < 0:
-        return entries.reasons[name]
-    try:
-        return entries.images[entries.places[known]]
-    except DamagedCacheError:
-        return None
-
-
-def _counted(files: FileImages, means: _Means) -> Generator[Pixels | UndecodableError, None, None]:
-    for done, result in enumerate(decode_all(files, means.workers), start=1):
-        yield result
-        means.progress(done, len(files))
-
-
-def _is_cached(files: FileImages) -> bool:
-    with contextlib.suppress(OSError):
-        return cache_path(describe_source(files.root, files.settings)).exists()
-    return False
-
-
-def _files(part: Split) -> FileImages:
-    assert isinstance(part.images, FileImages)
-    return part.images
-
-
-def _shown(amount_bytes: int) -> str:
-    return f"{amount_bytes / 2**30:.1f} GB" if amount_bytes >= 2**30 else f"{amount_bytes / 2**20:.1f} MB"
-
-
-def _ignore(*_: object) -> None:
-    """Nobody is told."""
-
-
-def _refuse_too_many(skipped: list[Skipped], total: int, max_bad: float, source: str) -> None:
-    if len(skipped) > max_bad * total:
-        first = "; ".join(f"{each.path}: {each.reason}" for each in skipped[:3])
-        raise DataError(
-            f"{source}: {len(skipped)} of {total} files are no images that can be used, more than --max-bad {max_bad:g} allows "
-            f"({first}{'; ...' if len(skipped) > 3 else ''}); remove them or copy them again"
-        )
-
-
-def _refuse_lost_classes(before: Split, after: Split, source: str) -> None:
-    counts = [np.bincount(part.labels, minlength=len(part.classes)) for part in (before, after)]
-    if lost := [name for name, had, has in zip(before.classes, *counts, strict=True) if had and not has]:
-        raise DataError(
-            f"{source}: expected training images of every class, found none that can be used of {', '.join(lost)}"
-        )
 
 
 def small_size(images: Images, largest: int) -> tuple[int, int] | None:

@@ -18,12 +18,13 @@ from visus.data.batching import EvaluationBatches, TrainingBatches, measure_prep
 from visus.data.sources import open_source
 from visus.errors import Interrupted
 from visus.evaluation import evaluate
-from visus.loop import TrainingState, fit
+from visus.loop import fit
 from visus.models.small import SmallNet
 from visus.ops.averaging import ExponentialAverage
 from visus.ops.batchnorm import GlobalBatchNorm
 from visus.processes import AgreedStop, joined
 from visus.signals import StopSignal
+from visus.state import TrainingState
 
 DATA = open_source("digits")
 # 23 images in batches of 7: the last one has 2, so that one of three processes gets none.

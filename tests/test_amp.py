@@ -11,9 +11,10 @@ from visus.data.batching import EvaluationBatches, TrainingBatches, measure_prep
 from visus.data.sources import open_source
 from visus.errors import UsageError
 from visus.evaluation import evaluate
-from visus.loop import TrainingState, fit, pack, restore
+from visus.loop import fit
 from visus.models.small import SmallNet
 from visus.ops.optim import OptimizerSettings, make_optimizer
+from visus.state import TrainingState, pack, restore
 
 CPU = torch.device("cpu")
 DATA = open_source("digits")

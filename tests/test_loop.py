@@ -16,12 +16,13 @@ from visus.data.batching import EvaluationBatches, TrainingBatches, measure_prep
 from visus.data.sources import open_source
 from visus.display import Display
 from visus.errors import DataError, Interrupted, NonFiniteError, UsageError
-from visus.loop import TrainingState, fit, pack, restore
+from visus.loop import fit
 from visus.models.small import SmallNet
 from visus.ops.averaging import ExponentialAverage
 from visus.ops.optim import OptimizerSettings, make_optimizer
 from visus.ops.rng import derive_seed
 from visus.ops.schedules import ScheduleSettings, make_schedule
+from visus.state import TrainingState, pack, restore
 
 DATA = open_source("digits")
 POSITIONS = torch.arange(205).numpy()

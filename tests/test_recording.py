@@ -12,10 +12,11 @@ from visus.checkpoint import load_checkpoint, model_digest
 from visus.data.batching import EvaluationBatches, TrainingBatches, measure_preprocessing
 from visus.data.sources import open_source
 from visus.errors import Interrupted, UsageError
-from visus.loop import TrainingState, fit, restore
+from visus.loop import fit
 from visus.models.small import SmallNet
 from visus.recording import RunRecorder, parse_interval
 from visus.runs import create_run, read_history
+from visus.state import TrainingState, restore
 
 DATA = open_source("digits")
 TRAIN = DATA.train.subset(torch.arange(150).numpy())

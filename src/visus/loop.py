@@ -11,7 +11,6 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -19,19 +18,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from visus.amp import autocast, make_scaler
-from visus.checkpoint import (
-    Tensors,
-    iterate_parts,
-    load_tensors,
-    pack_optimizer,
-    restore_optimizer,
-    with_prefix,
-)
+from visus.checkpoint import iterate_parts
 from visus.data.batching import Batch, TrainingBatches
 from visus.display import Display, Progress
 from visus.errors import DataError, Interrupted, NonFiniteError, UsageError
 from visus.evaluation import Scores, evaluate
-from visus.ops.averaging import ExponentialAverage
 from visus.ops.batchnorm import GlobalBatchNorm
 from visus.ops.losses import cross_entropy_sum
 from visus.ops.metrics import correct_counts
@@ -41,43 +32,11 @@ from visus.processes import ALONE, AgreedStop, Processes
 from visus.recording import RunRecorder
 from visus.runs import History, Record, history_of
 from visus.signals import StopSignal
+from visus.state import TrainingState, pack, plain_values
 
 Loss = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
 TrainBatches = Callable[[int, int], Iterable[Batch]]
 Pairs = Iterable[Any]
-
-
-@dataclass
-class TrainingState:
-    """All that a resume needs. A new field is saved by being here."""
-
-    model: nn.Module
-    optimizer: Optimizer
-    average: ExponentialAverage | None = None
-    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
-    epoch: int = 0
-    """Epochs that are finished."""
-    step: int = 0
-    """Optimizer updates made."""
-    epoch_step: int = 0
-    """Updates made in the epoch that is not finished."""
-    epoch_seconds: float = 0.0
-    """Wall time of it."""
-    totals: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
-    """Its sums so far: loss, normaliser of the loss, correct predictions, images."""
-    images: int = 0
-    """Images trained on in finished epochs."""
-    seconds: float = 0.0
-    """Wall time of the training phases of finished epochs."""
-    skipped_steps: int = 0
-    """Updates that were left out, since their loss or gradient was not finite."""
-    best_accuracy: float | None = None
-    best_epoch: int | None = None
-
-    @property
-    def weights(self) -> nn.Module:
-        """The weights that are validated and kept as the best: the averaged ones where there are any."""
-        return self.average.module if self.average else self.model
 
 
 def fit(
@@ -232,37 +191,6 @@ def to_batch(item: Any, device: torch.device) -> Batch:
     images = images.to(device, non_blocking=True, memory_format=layout)
     indices = item.indices if isinstance(item, Batch) else torch.full((len(images),), -1)
     return Batch(images, targets.to(device, non_blocking=True), indices)
-
-
-def pack(state: TrainingState) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors of a state by their names in the checkpoint, and the rest as plain values."""
-    optimizer_tensors, optimizer_plain = pack_optimizer(state.optimizer, state.model)
-    parts: dict[str, Tensors] = {"model": state.model.state_dict(), "optimizer": optimizer_tensors}
-    if state.average:
-        parts["ema"] = state.average.module.state_dict()
-    parts["state"] = {f.name: v for f in fields(state) if isinstance(v := getattr(state, f.name), Tensor)}
-    plain = {**plain_values(state), "optimizer": optimizer_plain, "scaler": state.scaler.state_dict()}
-    return dict(iterate_parts(parts)), plain
-
-
-def restore(state: TrainingState, tensors: Tensors, plain: dict[str, Any], origin: object) -> None:
-    """Bring a freshly made `state` to where `pack` found it; `CheckpointError` naming `origin` where it does not fit."""
-    load_tensors(state.model, with_prefix(tensors, "model."), origin)
-    if state.average:
-        load_tensors(state.average.module, with_prefix(tensors, "ema."), origin)
-    restore_optimizer(state.optimizer, state.model, with_prefix(tensors, "optimizer."), plain["optimizer"])
-    if plain["scaler"]:
-        state.scaler.load_state_dict(plain["scaler"])
-    for name, tensor in with_prefix(tensors, "state.").items():
-        setattr(state, name, tensor)
-    for name in plain_values(state):
-        setattr(state, name, plain[name])
-
-
-def plain_values(state: TrainingState) -> dict[str, Any]:
-    """The counts and scores of a state."""
-    values = {f.name: getattr(state, f.name) for f in fields(state)}
-    return {name: v for name, v in values.items() if v is None or isinstance(v, int | float)}
 
 
 def _cross_entropy(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,9 @@ from visus.data.foreign import Transform
 from visus.data.images import Data
 from visus.data.listing import split_rows
 from visus.errors import DataError, UsageError, first_of, unknown_name
-from visus.loop import TrainingState
 from visus.preparing import Prepared
 from visus.runs import RunFolder
+from visus.state import TrainingState
 
 FREE = frozenset(["epochs", "device", "checkpoint_every", "workers", "cache"])
 """Settings of which none changes what a step computes."""

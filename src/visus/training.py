@@ -49,7 +49,7 @@ from visus.errors import CheckpointError, DataError, UsageError
 from visus.evaluation import Scores
 from visus.files import write_json
 from visus.inference import eval_mode
-from visus.loop import TrainingState, fit, restore
+from visus.loop import fit
 from visus.models.build import build_model
 from visus.models.names import resolve_model
 from visus.ops.averaging import ExponentialAverage
@@ -71,6 +71,7 @@ from visus.resuming import (
 )
 from visus.runs import History, RunFolder, check_out, create_run, open_run
 from visus.signals import StopSignal
+from visus.state import TrainingState, restore
 from visus.tables import writing_table
 from visus.tensorfile import read_header
 from visus.testing import score_split

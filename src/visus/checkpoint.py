@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from visus.errors import CheckpointError, UsageError
+from visus.models.lora import merged
 from visus.ops.optim import match_layout
 from visus.preprocessing import Preprocessing
 from visus.runs import RunFolder
@@ -60,7 +61,7 @@ class Checkpoint:
     @property
     def model_tensors(self) -> Tensors:
         """The weights to use, by the model's own names: the averaged ones where there are any."""
-        return with_prefix(self.tensors, "ema.") or with_prefix(self.tensors, "model.")
+        return merged(with_prefix(self.tensors, "ema.") or with_prefix(self.tensors, "model."))
 
 
 def with_prefix(tensors: Tensors, prefix: str) -> Tensors:

@@ -100,6 +100,13 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     momentum: Annotated[float | None, typer.Option()] = None,
     weight_decay: Annotated[float | None, typer.Option()] = None,
+    weight_decay_on: Annotated[str | None, typer.Option(help="all, or weights: no norms, no biases.")] = None,
+    layer_decay: Annotated[float | None, typer.Option(help="Factor on the rate from layer to layer.")] = None,
+    backbone_factor: Annotated[float | None, typer.Option(help="On the rate of all but the head.")] = None,
+    freeze: Annotated[
+        str | None, typer.Option(help="none, backbone, N stages, gradual:EPOCHS; [,]batchnorm.")
+    ] = None,
+    lora: Annotated[int | None, typer.Option(help="Rank of changes to frozen linear layers.")] = None,
     clip_grad: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
     schedule: Annotated[str | None, typer.Option(help="multistep, cosine, onecycle or constant.")] = None,
     milestones: Annotated[str | None, typer.Option(help="Epochs, as in 50,75.")] = None,

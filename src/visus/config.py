@@ -21,6 +21,7 @@ from visus.data.files import cache_in_use
 from visus.data.images import Split
 from visus.errors import UsageError
 from visus.files import write_text
+from visus.models.adapt import AdaptSettings
 from visus.ops.optim import OptimizerSettings, resolve_optimizer
 from visus.ops.schedules import ScheduleSettings
 from visus.preprocessing import Preprocessing
@@ -30,7 +31,7 @@ _DEFAULT_BATCH_SIZE = 100
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=pydantic.ConfigDict(extra="forbid"))
-class TrainConfig(OptimizerSettings, ScheduleSettings):
+class TrainConfig(OptimizerSettings, ScheduleSettings, AdaptSettings):
     """All settings of a run; `None` means chosen by visus, and is filled in before the first step."""
 
     data: str

@@ -23,6 +23,8 @@ from visus.data.batching import Batch, TrainingBatches
 from visus.display import Display, Progress
 from visus.errors import DataError, Interrupted, NonFiniteError, UsageError
 from visus.evaluation import Scores, evaluate
+from visus.models.adapt import train_mode
+from visus.models.lora import merged
 from visus.ops.batchnorm import GlobalBatchNorm
 from visus.ops.losses import cross_entropy_sum
 from visus.ops.metrics import correct_counts
@@ -58,6 +60,7 @@ def fit(
     recorder: RunRecorder | None = None,
     display: Display | None = None,
     stop: StopSignal | AgreedStop | None = None,
+    freeze: Callable[[int], object] | None = None,
     processes: Processes = ALONE,
     batchnorm: str = "global",
 ) -> History:
@@ -70,8 +73,10 @@ def fit(
     update is made over `accumulate` batches. Where the loss is no longer a number, `on_nonfinite` says to `stop`, or to `skip` that
     update, which costs a wait for the device and a copy of the buffers at each. `seed` drives dropout, through torch's global
     generator. The model is moved to `device`, in channels-last layout. `state` continues a run, and is brought along; `recorder`
-    writes a folder, `display` shows progress. Of several `processes`, each gets its share of every batch from `train`; batch norm
-    takes the statistics of the whole batch where `batchnorm` is `global`, of the share where it is `local`.
+    writes a folder, `display` shows progress. `freeze` is called with the number of each epoch, from 0, before it begins, to set
+    which parameters are trained; what is frozen stays in evaluation mode (see `train_mode`). Of several `processes`, each gets its
+    share of every batch from `train`; batch norm takes the statistics of the whole batch where `batchnorm` is `global`, of the
+    share where it is `local`.
 
     Raises `NonFiniteError` where the loss is no longer a number, `Interrupted` after a signal that `stop` caught.
     """
@@ -96,7 +101,9 @@ def fit(
         display.epoch(epoch, epochs, epoch_lr, state.best_accuracy)
         bad_step = torch.full((), -1, dtype=torch.int64, device=device)
         began = time.perf_counter() - state.epoch_seconds
-        model.train()
+        if freeze:
+            freeze(epoch)
+        train_mode(model)
         for items in _in_groups(_batches(train, epoch, state.epoch_step * accumulate), accumulate):
             _set_learning_rates(optimizer, schedule(state.step))
             undo = _remember(state) if on_nonfinite == "skip" else None
@@ -172,7 +179,7 @@ def fit(
             if improved:
                 display.line(f"Saving best model to {recorder.run.best}")
                 recorder.save_best(
-                    dict(iterate_parts({"model": state.weights.state_dict()})), plain_values(state)
+                    dict(iterate_parts({"model": merged(state.weights.state_dict())})), plain_values(state)
                 )
             recorder.save_last(*pack(state))
             if epoch + 1 == epochs or recorder.curves_due():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import sys
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -50,7 +51,9 @@ from visus.evaluation import Scores
 from visus.files import write_json
 from visus.inference import eval_mode
 from visus.loop import fit
+from visus.models.adapt import freezer, learning_rate_factors
 from visus.models.build import build_model
+from visus.models.lora import add_lora, merge_lora
 from visus.models.names import resolve_model
 from visus.ops.averaging import ExponentialAverage
 from visus.ops.losses import cross_entropy_sum
@@ -315,9 +318,19 @@ def _try_one_image(config: TrainConfig, model: nn.Module, prepared: Prepared, de
 
 def _begin(config: TrainConfig, model: nn.Module, device: torch.device) -> TrainingState:
     """All that a run moves, at step 0."""
+    if config.lora:
+        torch.manual_seed(derive_seed(config.seed, "lora"))
+        add_lora(model, config.lora)
     model.to(device).to(memory_format=torch.channels_last)
     average = ExponentialAverage(model, config.ema_decay) if config.ema else None
-    return TrainingState(model, make_optimizer(model, config), average, make_scaler(config.amp, device))
+    if not config.lora:
+        # The optimizer knows all that will ever be trained; what has no gradient yet has no state either.
+        freezer(model, config.freeze)(sys.maxsize)
+    factors = learning_rate_factors(
+        model, layer_decay=config.layer_decay, backbone_factor=config.backbone_factor
+    )
+    optimizer = make_optimizer(model, config, factors)
+    return TrainingState(model, optimizer, average, make_scaler(config.amp, device))
 
 
 def _last_checkpoint(run: RunFolder, display: Display) -> Checkpoint:
@@ -383,6 +396,7 @@ def _run(assembly: _Assembly) -> Run:
             recorder=recorder if processes.first else None,
             display=display,
             stop=AgreedStop(stop, processes),
+            freeze=None if config.lora else freezer(state.model, config.freeze, display.line),
             processes=processes,
             batchnorm=config.batchnorm,
         )
@@ -424,6 +438,7 @@ def _test(assembly: _Assembly, recorder: RunRecorder) -> Scores:
     data, run, model = prepared.data, assembly.run, assembly.state.weights
     part = data.test or prepared.val
     if run.best.exists():
+        merge_lora(model)
         load_tensors(model, load_checkpoint(run.best).model_tensors, run.best)
     began = time.perf_counter()
     table = run.path / "predictions.csv"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -27,7 +29,13 @@ class OptimizerSettings:
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of sgd, and of those of timm's that have one."""
     weight_decay: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """On all parameters; 5e-4 for sgd, 1e-2 for adamw, 0 for others."""
+    """5e-4 for sgd, 1e-2 for adamw, 0 for others."""
+    weight_decay_on: Literal["all", "weights"] = "all"
+    """`weights` spares norms, biases, and what the model itself wants to be spared, such as position embeddings."""
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    """Factor on the learning rate from each layer to the one before it, so that those near the input learn the slowest."""
+    backbone_factor: float = Field(default=1.0, gt=0, le=1)
+    """Factor on the learning rate of all but the head."""
     clip_grad: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient of all parameters together; larger ones are scaled down."""
 
@@ -42,26 +50,35 @@ def resolve_optimizer(settings: OptimizerSettings) -> OptimizerSettings:
     )
 
 
-def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> Optimizer:
+def make_optimizer(
+    model: nn.Module, settings: OptimizerSettings, factors: Mapping[str, float] | None = None
+) -> Optimizer:
     """The optimizer over those parameters of `model` that are trained, fused where torch can.
 
+    `factors` on the learning rate, by the names of the parameters, and the weight decay make groups, that of the head first.
     `UsageError` for an unknown name (with the nearest) or a model in which nothing is trained.
     """
     settings = resolve_optimizer(settings)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise UsageError("expected parameters to train, found all of them frozen; unfreeze some")
-    fused = all(p.device.type in _FUSED_ON and p.is_floating_point() for p in parameters)
     weight_decay = settings.weight_decay or 0.0
+    groups = _groups(model, weight_decay, settings.weight_decay_on, factors or {})
+    fused = all(p.device.type in _FUSED_ON and p.is_floating_point() for p in parameters)
     if settings.optimizer == "sgd":
         momentum, lr = settings.momentum, settings.lr or 0.0
         nesterov = momentum > 0
-        return torch.optim.SGD(
-            parameters, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused
+        optimizer: Optimizer = torch.optim.SGD(
+            groups, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, fused=fused
         )
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, settings.lr or 0.0, weight_decay=weight_decay, fused=fused)
-    return _make_timm_optimizer(parameters, settings, weight_decay)
+    elif settings.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(groups, settings.lr or 0.0, weight_decay=weight_decay, fused=fused)
+    else:
+        optimizer = _make_timm_optimizer(groups, settings, weight_decay)
+    # Only now is the rate known of those that have one of their own.
+    for group in optimizer.param_groups:
+        group["lr"] *= group.pop("factor")
+    return optimizer
 
 
 def match_layout(optimizer: Optimizer) -> None:
@@ -75,8 +92,26 @@ def match_layout(optimizer: Optimizer) -> None:
                 state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
+def _groups(
+    model: nn.Module, weight_decay: float, weight_decay_on: str, factors: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """The trained parameters by their factor and weight decay; the first group is one whose rate is that of the settings."""
+    state_spared: Any = getattr(model, "no_weight_decay", tuple)
+    spared = state_spared()
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = weight_decay_on == "all" or (parameter.dim() > 1 and name not in spared)
+            key = factors.get(name, 1.0), weight_decay if decays else 0.0
+            found.setdefault(key, []).append(parameter)
+    return [
+        {"params": found[key], "factor": key[0], "weight_decay": key[1]}
+        for key in sorted(found, reverse=True)
+    ]
+
+
 def _make_timm_optimizer(
-    parameters: list[nn.Parameter], settings: OptimizerSettings, weight_decay: float
+    groups: list[dict[str, Any]], settings: OptimizerSettings, weight_decay: float
 ) -> Optimizer:
     from timm.optim import create_optimizer_v2, list_optimizers
 
@@ -85,7 +120,7 @@ def _make_timm_optimizer(
         raise unknown_name("optimizer", settings.optimizer, ["sgd", "adamw", *known])
     try:
         optimizer: Optimizer = create_optimizer_v2(
-            parameters,
+            groups,
             opt=settings.optimizer,
             lr=settings.lr,
             momentum=settings.momentum,

@@ -1,0 +1,96 @@
+"""Runs in which a part of the model is frozen or adapted, resumed, and what they leave behind."""
+
+import numpy as np
+import pytest
+import torch
+
+from visus.checkpoint import load_checkpoint, rebuild_model
+from visus.config import make_config
+from visus.errors import UsageError
+from visus.training import resume, train
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """Some of the digits, as a file."""
+    import visus
+
+    data = visus.open_source("digits", val_fraction=0).train
+    path = tmp_path_factory.mktemp("few") / "few.npz"
+    np.savez(path, images=data.images.pixels[:120, 0].numpy(), labels=data.labels[:120])
+    return str(path)
+
+
+def config(data, tmp_path, name, epochs=2, **options):
+    common = {"model": "small", "augment": "none", "batch_size": 40, "amp": "off", "threads": 1, "lr": 0.05}
+    return make_config(data=data, out=str(tmp_path), name=name, epochs=epochs, **{**common, **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"freeze": "gradual:1", "optimizer": "adamw", "lr": 1e-3},
+        {"freeze": "gradual:1", "ema": True, "layer_decay": 0.7, "weight_decay_on": "weights"},
+        {"freeze": "2,batchnorm", "backbone_factor": 0.1},
+        {"freeze": "backbone", "augment": "light"},
+    ],
+)
+def test_a_run_with_frozen_parts_goes_on_to_the_same_bits(few, tmp_path, options):
+    whole = train(config(few, tmp_path, "whole", 3, schedule="constant", **options))
+    half = train(config(few, tmp_path, "half", 1, schedule="constant", **options))
+    assert resume(half.run, epochs=3).digest == whole.digest
+
+
+def test_what_is_frozen_does_not_move_and_has_no_state(few, tmp_path):
+    first = train(config(few, tmp_path, "first", 1))
+    weights = first.checkpoints["last"]
+    run = train(config(few, tmp_path, "second", 1, weights=weights, freeze="2", augment="light"))
+    before, after = load_checkpoint(weights).tensors, load_checkpoint(run.checkpoints["last"]).tensors
+    for name, tensor in before.items():
+        if name.startswith("model."):
+            frozen = name.startswith(("model.features.0.", "model.features.2."))
+            assert torch.equal(tensor, after[name]) == frozen, name
+    states = [name for name in after if name.startswith("optimizer.")]
+    assert states
+    assert not [
+        name for name in states if name.startswith(("optimizer.features.0.", "optimizer.features.2."))
+    ]
+
+
+def test_without_asking_for_anything_a_run_is_what_it_was(few, tmp_path):
+    plain = train(config(few, tmp_path, "plain", 1))
+    asked = config(few, tmp_path, "asked", 1, freeze="none", layer_decay=1.0, backbone_factor=1.0)
+    assert train(asked).digest == plain.digest
+
+
+VIT = {"model": "timm/test_vit", "img_size": 160, "optimizer": "adamw", "lr": 1e-3, "batch_size": 60}
+
+
+def test_an_adapted_transformer_goes_on_to_the_same_bits_and_its_best_is_a_plain_model(few, tmp_path):
+    whole = train(config(few, tmp_path, "whole", 2, schedule="constant", lora=2, ema=True, **VIT))
+    half = train(config(few, tmp_path, "half", 1, schedule="constant", lora=2, ema=True, **VIT))
+    again = resume(half.run, epochs=2)
+    assert again.digest == whole.digest
+    best = load_checkpoint(again.checkpoints["best"])
+    assert not [name for name in best.tensors if "parametrizations" in name]
+    assert not [name for name in best.tensors if name.startswith(("optimizer.", "ema."))]
+    # The last one can be used as well; its averaged weights are merged when it is read.
+    images = torch.rand(2, 1, 160, 160)
+    best, last = (load_checkpoint(half.checkpoints[which]) for which in ("best", "last"))
+    assert [name for name in last.tensors if "parametrizations" in name]
+    with torch.inference_mode():
+        torch.testing.assert_close(rebuild_model(last).eval()(images), rebuild_model(best).eval()(images))
+    trained = sorted({name.split(".")[-2] for name in last.tensors if name.startswith("optimizer.")})
+    assert {"down", "up", "weight", "bias"} == set(trained)
+
+
+def test_adaptation_is_for_models_with_linear_layers(few, tmp_path):
+    with pytest.raises(UsageError, match=r"--lora 2: expected a model with linear layers"):
+        train(config(few, tmp_path, "none", lora=2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_freezing_more_than_there_is_leaves_nothing_behind(few, tmp_path):
+    with pytest.raises(UsageError, match="--freeze 9: expected at most the 5 stages"):
+        train(config(few, tmp_path, "none", freeze="9"))
+    assert not list(tmp_path.iterdir())

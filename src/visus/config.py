@@ -81,6 +81,8 @@ class TrainConfig(OptimizerSettings, ScheduleSettings, AdaptSettings):
     """`auto`, `cpu`, `mps`, or the index of a CUDA device."""
     amp: Amp = "auto"
     """Mixed precision: `bf16`, `fp16`, `off`, or what a trial on the device shows to pay."""
+    compile: bool = False
+    """Train through `torch.compile`."""
     threads: int | None = Field(default=None, ge=1)
     """Of the CPU, in each process; bits depend on it, so it is stored and used again on resume."""
     batchnorm: Literal["global", "local"] = "global"
@@ -95,6 +97,8 @@ class TrainConfig(OptimizerSettings, ScheduleSettings, AdaptSettings):
     """Besides each epoch: an interval such as 30s, 5m or 500steps."""
     keep: Literal["last", "all"] = "last"
     """`all` gives every last checkpoint a numbered name as well, which stays."""
+    profile: bool = False
+    """Measure where the time goes."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do where a loss or gradient is no longer a number: end the run, or leave the step out."""
 

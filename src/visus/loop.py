@@ -31,6 +31,7 @@ from visus.ops.metrics import correct_counts
 from visus.ops.optim import match_layout
 from visus.ops.rng import derive_seed
 from visus.processes import ALONE, AgreedStop, Processes
+from visus.profiling import Profile
 from visus.recording import RunRecorder
 from visus.runs import History, Record, history_of
 from visus.signals import StopSignal
@@ -63,6 +64,8 @@ def fit(
     freeze: Callable[[int], object] | None = None,
     processes: Processes = ALONE,
     batchnorm: str = "global",
+    compile: bool = False,
+    profile: Profile | None = None,
 ) -> History:
     """Train `model` to `epochs` epochs in all, and return its accuracies and losses.
 
@@ -76,7 +79,8 @@ def fit(
     writes a folder, `display` shows progress. `freeze` is called with the number of each epoch, from 0, before it begins, to set
     which parameters are trained; what is frozen stays in evaluation mode (see `train_mode`). Of several `processes`, each gets its
     share of every batch from `train`; batch norm takes the statistics of the whole batch where `batchnorm` is `global`, of the
-    share where it is `local`.
+    share where it is `local`. With `compile` it trains through `torch.compile`, for each size of batch anew; `profile` measures
+    where the time goes.
 
     Raises `NonFiniteError` where the loss is no longer a number, `Interrupted` after a signal that `stop` caught.
     """
@@ -91,6 +95,9 @@ def fit(
     # Apple's GPUs have no float64.
     state.totals = state.totals.to(device, torch.float32 if device.type == "mps" else torch.float64)
     display = display or Display(quiet=True)
+    # Validation runs the model as it is: its figures must come out again elsewhere.
+    run_model = torch.compile(model, dynamic=False) if compile else model
+    phase = profile.phase if profile else _ignore
     records = recorder.run.records() if recorder else []
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
@@ -104,24 +111,31 @@ def fit(
         if freeze:
             freeze(epoch)
         train_mode(model)
+        phase("data")
         for items in _in_groups(_batches(train, epoch, state.epoch_step * accumulate), accumulate):
             _set_learning_rates(optimizer, schedule(state.step))
             undo = _remember(state) if on_nonfinite == "skip" else None
             sums = torch.zeros_like(state.totals)
             for position, item in enumerate(items):
+                phase("copy")
                 batch = to_batch(item, device)
+                phase("forward")
                 _seed_generators(device, derive_seed(seed, "model", state.step, position, processes.rank))
                 with precision, normalising:
-                    logits = model(batch.images)
+                    logits = run_model(batch.images)
                 batch_loss, batch_normaliser = loss(logits, batch)
                 if position == 0:
                     divisor = batch_normaliser.detach().clone()
                     processes.add_up([divisor])
+                phase("backward")
                 torch.autograd.backward(state.scaler.scale(batch_loss / divisor))
+                phase("metrics")
                 (correct,) = correct_counts(logits.detach(), batch.targets)
                 count = divisor.new_full((), len(batch))
                 sums += torch.stack((batch_loss.detach(), batch_normaliser, correct, count))
+            phase("exchange")
             processes.add_up([*gradients(model), sums])
+            phase("optimizer")
             state.totals += sums
             if clip_grad or len(items) > 1:
                 state.scaler.unscale_(optimizer)
@@ -146,15 +160,20 @@ def fit(
             state.epoch_step += 1
             state.epoch_seconds = time.perf_counter() - began
 
+            phase("progress")
+            if profile:
+                profile.step()
             if display.due():
                 _stop_if_not_finite(bad_step, state, epoch_lr, train, accumulate)
                 display.progress(_progress(state, _updates(train, accumulate), batch_loss, batch_normaliser))
             if recorder and recorder.due(state.step):
                 _stop_if_not_finite(bad_step, state, epoch_lr, train, accumulate)
+                phase("checkpoint")
                 recorder.save_last(*pack(state))
             if stop and stop.received:
                 _stop_if_not_finite(bad_step, state, epoch_lr, train, accumulate)
                 raise _interrupted(stop, state, recorder, records)
+            phase("data")
         if not state.epoch_step:
             raise DataError(
                 "expected training images, found none in an epoch; a generator serves one epoch only, give a list"
@@ -166,6 +185,7 @@ def fit(
         _show(display, records[-1])
 
         if val is not None:
+            phase("validation")
             began = time.perf_counter()
             scores = evaluate(state.weights, val, device=device, amp=amp, display=display)
             records.append(_validation_record(scores, epoch, epoch_lr, time.perf_counter() - began))
@@ -174,6 +194,7 @@ def fit(
         if improved:
             state.best_accuracy, state.best_epoch = scores.accuracy, epoch + 1
         _finish_epoch(state, images)
+        phase("checkpoint")
         if recorder:
             recorder.write_metrics(records)
             if improved:
@@ -182,10 +203,12 @@ def fit(
                     dict(iterate_parts({"model": merged(state.weights.state_dict())})), plain_values(state)
                 )
             recorder.save_last(*pack(state))
+            phase("curves")
             if epoch + 1 == epochs or recorder.curves_due():
                 recorder.draw_curves(records)
         if stop and stop.received and epoch + 1 < epochs:
             raise _interrupted(stop, state, recorder, records)
+    phase("checkpoint")
     if recorder:
         recorder.flush()
     return history_of(records)
@@ -198,6 +221,10 @@ def to_batch(item: Any, device: torch.device) -> Batch:
     images = images.to(device, non_blocking=True, memory_format=layout)
     indices = item.indices if isinstance(item, Batch) else torch.full((len(images),), -1)
     return Batch(images, targets.to(device, non_blocking=True), indices)
+
+
+def _ignore(_: str) -> None:
+    """Nothing is measured."""
 
 
 def _cross_entropy(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

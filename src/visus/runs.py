@@ -62,6 +62,8 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.summary = self.path / "summary.json"
         self.evaluation = self.path / "evaluation.json"
+        self.profile = self.path / "profile.json"
+        self.trace = self.path / "trace.json"
 
     @contextmanager
     def locked(self, *, needed: bool = True) -> Iterator[None]:

@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,7 @@ from visus.checkpoint import (
     load_tensors,
     model_digest,
 )
+from visus.compiling import refuse_without_compiler
 from visus.config import (
     TrainConfig,
     make_config,
@@ -63,6 +65,7 @@ from visus.ops.schedules import make_schedule
 from visus.plots import plot_confusion
 from visus.preparing import Prepared, prepare, prepare_again
 from visus.processes import AgreedStop, Processes, find_begun, joined, launch_id
+from visus.profiling import Profile
 from visus.recording import RunRecorder, parse_interval
 from visus.resuming import (
     begin_epoch_anew,
@@ -169,6 +172,7 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
         config = processes.from_first(
             resolve_config(config, prepared.train, prepared.preprocessing, device, threads)
         )
+        _check_compile(config, device, processes)
         with computing(threads=config.threads, deterministic=config.deterministic):
             # The model is made before the folder, so that a mistyped name leaves nothing behind.
             state = _begin(config, _new_model(config, prepared), device)
@@ -210,6 +214,7 @@ def _resume(
     changed = changed_settings(make_config(**stored), config, allowed)
     device = own_device(config.device, processes.local_rank, processes.local_size)
     resolve_amp(config.amp, device)
+    _check_compile(config, device, processes)
     if others := other_versions(run):
         display.line(f"other versions than when the run began, so bits may differ: {'; '.join(others)}")
     with run.locked(needed=processes.first):
@@ -301,6 +306,17 @@ def _new_model(config: TrainConfig, prepared: Prepared) -> nn.Module:
     return build_model(config.model, weights=config.weights, **_model_args(config, prepared))
 
 
+def _check_compile(config: TrainConfig, device: torch.device, processes: Processes) -> None:
+    """`UsageError` where the model is to be compiled and cannot be."""
+    if not config.compile:
+        return
+    if processes.size > 1 and config.batchnorm == "global":
+        raise UsageError(
+            "--compile: batch norm over several processes cannot be compiled; add --batchnorm local, or leave it out"
+        )
+    refuse_without_compiler(device, config.amp)
+
+
 def _try_one_image(config: TrainConfig, model: nn.Module, prepared: Prepared, device: torch.device) -> None:
     """`UsageError` where the model cannot take images of that size: some want one size, in others little ones shrink to nothing."""
     height, width = prepared.preprocessing.size
@@ -375,7 +391,8 @@ def _run(assembly: _Assembly) -> Run:
     recorder = RunRecorder(
         run, _document(assembly), every=config.checkpoint_every, keep=config.keep, warn=display.line
     )
-    with StopSignal() as stop, noting_nondeterminism() as inexact:
+    profiling = Profile(assembly.device) if config.profile and processes.first else None
+    with StopSignal() as stop, noting_nondeterminism() as inexact, profiling or nullcontext():
         history = fit(
             state.model,
             batches,
@@ -399,7 +416,11 @@ def _run(assembly: _Assembly) -> Run:
             freeze=None if config.lora else freezer(state.model, config.freeze, display.line),
             processes=processes,
             batchnorm=config.batchnorm,
+            compile=config.compile,
+            profile=profiling,
         )
+    if profiling:
+        _keep_profile(profiling, run, recorder, display)
     if inexact and processes.first:
         _say_inexact(assembly, recorder, inexact)
     result = _finish(assembly, recorder, history) if processes.first else None
@@ -412,6 +433,15 @@ def _say_inexact(assembly: _Assembly, recorder: RunRecorder, operations: set[str
     assembly.display.line(f"not the same bits each time: no deterministic kernel for {', '.join(names)}")
     environment = json.loads(path.read_text(encoding="utf-8")) | {"not_deterministic": names}
     recorder.attempt(path, lambda: write_json(path, environment))
+
+
+def _keep_profile(profiling: Profile, run: RunFolder, recorder: RunRecorder, display: Display) -> None:
+    """Say where the time went, and keep it, with a trace."""
+    if not profiling.steps:
+        return
+    recorder.attempt(run.profile, lambda: write_json(run.profile, profiling.to_json()))
+    recorder.attempt(run.trace, lambda: profiling.write_trace(run.trace))
+    display.line(f"{profiling}\nTrace for ui.perfetto.dev: {run.trace}")
 
 
 def _finish(assembly: _Assembly, recorder: RunRecorder, history: History) -> Run:

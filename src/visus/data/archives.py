@@ -1,4 +1,4 @@
-"""Images in a zip, read where they lie: nothing is unpacked into anybody's folders."""
+"""Image files that lie in something else than a folder, and a zip of them: nothing is unpacked into anybody's folders."""
 
 from __future__ import annotations
 
@@ -6,14 +6,38 @@ import os
 import posixpath
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from visus.data.decode import UndecodableError
 from visus.errors import DataError
 
 _DEEPEST = 64
 """Each level is a folder to list: a name of 60 kilobytes could make 30,000 of them."""
+
+
+class Archive(Protocol):
+    """Where image files lie that are none of the file system's, by their names there.
+
+    It may be shared by threads, sent to another process and used after a fork.
+    """
+
+    @property
+    def identity(self) -> str:
+        """What names this very source and no other: its real path, or its address."""
+
+    def read(self, name: str, limit_bytes: int) -> bytes:
+        """A whole file; `UndecodableError` where it is damaged, or longer than `limit_bytes`."""
+
+    def sizes_bytes(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
+        """How long each of `names [N]` is: `[N]`."""
+
+    def times(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
+        """When each of `names [N]` was last written, in ns, or another number that changes with its content: `[N]`."""
 
 
 class ZipArchive:
@@ -32,9 +56,18 @@ class ZipArchive:
         """Names of the files, and of the folders that have an entry of their own, with a `/` at the end."""
         return [*self._members, *self._folders]
 
-    def size_bytes(self, name: str) -> int:
-        """How long the file says that it is."""
-        return self._members[name].file_size
+    @property
+    def identity(self) -> str:
+        """The real path of the zip."""
+        return os.path.realpath(self.path)
+
+    def sizes_bytes(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
+        """How long each of `names [N]` says that it is."""
+        return np.fromiter((self._members[name].file_size for name in names), np.int64, len(names))
+
+    def times(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
+        """When the zip was last written, for each of `names [N]`."""
+        return np.full(len(names), self.path.stat().st_mtime_ns, dtype=np.int64)
 
     def read(self, name: str, limit_bytes: int) -> bytes:
         """A whole file; `UndecodableError` where it is damaged, encrypted, or says that it is longer than `limit_bytes`."""

@@ -294,9 +294,9 @@ def cache_folder() -> Path:
         raise OSError(str(error)) from None
 
 
-def describe_source(source: Path, settings: DecodeSettings) -> dict[str, Any]:
+def describe_source(source: str, settings: DecodeSettings) -> dict[str, Any]:
     """What a cache of `source` is about: it serves whoever asks for just this. Another Pillow may give other pixels."""
-    return {"source": os.path.realpath(source), "pillow": PIL.__version__, **asdict(settings)}
+    return {"source": source, "pillow": PIL.__version__, **asdict(settings)}
 
 
 def cache_path(about: dict[str, Any]) -> Path:
@@ -391,7 +391,8 @@ def remove_caches(source: str) -> tuple[list[CacheFile], list[CacheFile]]:
 
     `UsageError` for a source that has none.
     """
-    wanted = [each for each in list_caches() if source == "all" or each.source == os.path.realpath(source)]
+    named = {source, os.path.realpath(source)}
+    wanted = [each for each in list_caches() if source == "all" or each.source in named]
     if not wanted and source != "all":
         raise UsageError(f"{source}: no decoded images of it are kept; see visus cache ls")
     removed = [each for each in wanted if _remove(Path(each.path))]

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from visus.data.archives import ZipArchive
+from visus.data.archives import Archive
 from visus.data.cache import DamagedCacheError, Index, Stamps, StoredImages
 from visus.data.decode import Pixels, UndecodableError, decode_image
 from visus.data.images import Images
@@ -32,7 +32,14 @@ class FileImages:
     interpolation: str = "bilinear"
     max_pixels: int = 100_000_000
     decoded: StoredImages | None = None
-    archive: ZipArchive | None = None
+    archive: Archive | None = None
+    table: Path | None = None
+    """What lists the files, where that is not their folder."""
+
+    @property
+    def identity(self) -> str:
+        """What names their source to the cache."""
+        return self.archive.identity if self.archive else os.path.realpath(self.table or self.root)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -79,14 +86,13 @@ class FileImages:
     def sizes_bytes(self) -> list[int]:
         """How long each file is; -1 where there is none."""
         if self.archive:
-            return [self.archive.size_bytes(path) for path in self.paths]
+            return list(map(int, self.archive.sizes_bytes(self.paths)))
         return [_size_bytes(self.root / path) for path in self.paths]
 
     def stamps(self) -> tuple[Stamps, dict[int, str]]:
         """What tells whether each file is still the same; and by their positions those that cannot be read, and why."""
         if self.archive:
-            sizes = np.array(self.sizes_bytes(), dtype=np.int64)
-            return Stamps(sizes, np.full_like(sizes, self.archive.path.stat().st_mtime_ns)), {}
+            return Stamps(self.archive.sizes_bytes(self.paths), self.archive.times(self.paths)), {}
         sizes, times = np.full(len(self), -1, dtype=np.int64), np.full(len(self), -1, dtype=np.int64)
         unreadable: dict[int, str] = {}
         for position, name in enumerate(self.paths):

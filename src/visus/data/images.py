@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch import Tensor
 from visus.errors import DataError, first_of
 
 Labels = npt.NDArray[np.int64]
+Column = npt.NDArray[np.object_]
+"""`[N]`, text; empty where there is nothing."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Split:
     classes: tuple[str, ...]
     paths: Sequence[str]
     """What identifies each image: its path relative to the source, or its index there."""
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    """What else a table says of each image, by its column's name. Images of one `group` are never in different parts."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,6 +87,7 @@ class Split:
             images=self.images.subset(positions),
             labels=self.labels[positions],
             paths=[self.paths[position] for position in positions],
+            columns={name: values[positions] for name, values in self.columns.items()},
         )
 
 

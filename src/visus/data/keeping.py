@@ -116,10 +116,10 @@ def decode_once(
 
 def _of_one_source(parts: dict[str, Split]) -> list[list[str]]:
     """The names of `parts`, those together whose files are of one source and decoded in one way."""
-    groups: dict[tuple[Path, DecodeSettings], list[str]] = {}
+    groups: dict[tuple[str, DecodeSettings], list[str]] = {}
     for name, part in parts.items():
         images = _files(part)
-        groups.setdefault((images.root, images.settings), []).append(name)
+        groups.setdefault((images.identity, images.settings), []).append(name)
     return list(groups.values())
 
 
@@ -205,7 +205,7 @@ def _decode_to_disk(
 ) -> _Decoded:
     """Use the cache file, brought up to date first; `begun` is what was decoded already. Without a cache where it cannot be."""
     try:
-        path = cache_path(describe_source(files.root, files.settings))
+        path = cache_path(describe_source(files.identity, files.settings))
         with locked(path, lambda: means.say("cache: another process decodes these images; waiting for it")):
             return _use_cache(path, files, stamps, means, begun)
     except OverflowError:
@@ -258,7 +258,7 @@ def _write_cache(
     missing: list[int] = []
     passing: dict[str, str] = {}
     room = room_bytes(path.parent)
-    with writing_cache(path, room, len(files), describe_source(files.root, files.settings)) as writer:
+    with writing_cache(path, room, len(files), describe_source(files.identity, files.settings)) as writer:
 
         def add(place: int, result: Pixels | str) -> None:
             writer.add(files.paths[place], int(stamps.sizes[place]), int(stamps.times[place]), result)
@@ -301,7 +301,7 @@ def _counted(files: FileImages, means: _Means) -> Generator[Pixels | Undecodable
 
 def _is_cached(files: FileImages) -> bool:
     with contextlib.suppress(OSError):
-        return cache_path(describe_source(files.root, files.settings)).exists()
+        return cache_path(describe_source(files.identity, files.settings)).exists()
     return False
 
 

@@ -19,6 +19,7 @@ _HOME = {
     "batches": "visus.data.batching",
     "build_model": "visus.models.build",
     "correct_counts": "visus.ops.metrics",
+    "embed": "visus.features",
     "evaluate": "visus.evaluation",
     "evaluate_checkpoint": "visus.testing",
     "fit": "visus.loop",

@@ -1,19 +1,27 @@
-"""Images per second of `visus.fit`, beside a bare loop and the loop of the notes that visus began with.
+"""Images per second of `visus.fit`, beside a bare loop, the loop of the notes that visus began with, Lightning and fastai.
 
     python benchmarks/loop.py [FOLDER]     # of Fashion-MNIST's IDX files (Debian: dataset-fashion-mnist)
 
 6,000 images, batches of 100, one epoch each, in one process, in turn. All train the same net with the same optimizer, threads and
 deterministic kernels. (a) steps through batches that are ready in memory, channels last, and does nothing else. (b) decodes
-each sample through PIL and `ToTensor` in two workers, and reads the loss and writes to the terminal twice a step.
+each sample through PIL and `ToTensor` in two workers, and reads the loss and writes to the terminal twice a step. Lightning and
+fastai get tensors that are in memory, normalised already, with their own progress bar, accuracy and checkpoint at the end of the
+epoch, where they have them by default; they are left out where they are not installed (`pip install visus[bench]`).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import logging
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -21,7 +29,7 @@ import torch.nn.functional as F
 from measuring import alternate, header, table
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms import ToTensor
 
 import visus
@@ -114,6 +122,85 @@ def ours(name: str, split: Split, record: Preprocessing, augment: str) -> Callab
     return measure
 
 
+def lightning(name: str, split: Split, record: Preprocessing) -> Callable[[], float]:
+    """A `Trainer` with its progress bar and its checkpoint."""
+    import lightning as L
+
+    class Net(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.optimizer = begin(name)
+
+        def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+            images, targets = batch
+            logits = self.model(images)
+            loss = F.cross_entropy(logits, targets)
+            self.log("loss", loss, prog_bar=True)
+            self.log("accuracy", (logits.argmax(1) == targets).float().mean(), on_step=False, on_epoch=True)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return self.optimizer
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    loader = DataLoader(in_memory(split, record), batch_size=_BATCH_SIZE, shuffle=True)
+
+    def measure() -> float:
+        with tempfile.TemporaryDirectory() as folder, quiet():
+            net = Net()
+            trainer = L.Trainer(
+                accelerator="cpu", max_epochs=1, default_root_dir=folder, enable_model_summary=False
+            )
+            began = time.perf_counter()
+            trainer.fit(net, loader)
+            return len(split) / (time.perf_counter() - began)
+
+    return measure
+
+
+def fastai(name: str, split: Split, record: Preprocessing) -> Callable[[], float]:
+    """A `Learner` with its recorder and accuracy."""
+    from fastai.data.core import DataLoaders
+    from fastai.learner import Learner
+    from fastai.metrics import accuracy
+    from fastai.optimizer import OptimWrapper
+
+    loader = DataLoader(in_memory(split, record), batch_size=_BATCH_SIZE, shuffle=True)
+
+    def measure() -> float:
+        with tempfile.TemporaryDirectory() as folder, quiet():
+            model, _ = begin(name)
+            learner = Learner(
+                DataLoaders(loader, [], device=torch.device("cpu")),
+                model,
+                F.cross_entropy,
+                opt_func=lambda params, **_: OptimWrapper(params, torch.optim.SGD, lr=0.05),
+                metrics=accuracy,
+                path=folder,
+            )
+            began = time.perf_counter()
+            learner.fit(1, 0.05)
+            learner.save("last")
+            return len(split) / (time.perf_counter() - began)
+
+    return measure
+
+
+def in_memory(split: Split, record: Preprocessing) -> TensorDataset:
+    """All images as the model takes them."""
+    images, targets = zip(*visus.EvaluationBatches(split, record, len(split)), strict=True)
+    return TensorDataset(images[0], targets[0])
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Bars and warnings go to what looks like a terminal."""
+    with contextlib.redirect_stdout(Terminal()), contextlib.redirect_stderr(Terminal()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+
+
 class Terminal(io.StringIO):
     """What `rich` takes for a terminal."""
 
@@ -139,6 +226,11 @@ def main() -> None:
                 "visus.fit": ours(name, split, record, "none"),
                 "visus.fit, flips and padded crops": ours(name, split, record, "light"),
                 "(b) loop of the notes": notes(name, split),
+                **{
+                    f"{title} {version(title)}": peer(name, split, record)
+                    for title, peer in (("lightning", lightning), ("fastai", fastai))
+                    if find_spec(title)
+                },
             }
             print(f"\n{name}\n\n{table(alternate(candidates, options.repeats), '(a) bare loop', 'images/s')}")
             sys.stdout.flush()

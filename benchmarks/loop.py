@@ -195,10 +195,13 @@ def in_memory(split: Split, record: Preprocessing) -> TensorDataset:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Bars and warnings go to what looks like a terminal."""
-    with contextlib.redirect_stdout(Terminal()), contextlib.redirect_stderr(Terminal()):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+    with (
+        contextlib.redirect_stdout(Terminal()),
+        contextlib.redirect_stderr(Terminal()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 class Terminal(io.StringIO):

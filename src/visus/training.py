@@ -7,7 +7,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -48,7 +48,7 @@ from visus.devices import (
     own_device,
 )
 from visus.display import Display
-from visus.errors import CheckpointError, DataError, UsageError
+from visus.errors import CheckpointError, DataError, UsageError, VisusError
 from visus.evaluation import Scores
 from visus.files import write_json
 from visus.inference import eval_mode
@@ -57,6 +57,8 @@ from visus.models.adapt import freezer, learning_rate_factors
 from visus.models.build import build_model
 from visus.models.lora import add_lora, merge_lora
 from visus.models.names import resolve_model
+from visus.models.sizes import working_sizes
+from visus.models.weights import is_file
 from visus.ops.averaging import ExponentialAverage
 from visus.ops.losses import cross_entropy_sum
 from visus.ops.optim import make_optimizer, resolve_optimizer
@@ -165,7 +167,7 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
             display.line("started again by torchrun")
             return _resume(open_run(begun), processes, display, transform)
         device = own_device(config.device, processes.local_rank, processes.local_size)
-        if config.weights not in (None, "default"):
+        if config.weights and is_file(*resolve_model(config.model), config.weights):
             config = dataclasses.replace(config, weights=str(_weights_file(config.weights)))
         prepared = _prepared_alike(prepare(config, display), processes)
         threads = default_threads(processes.local_size)
@@ -175,8 +177,8 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
         _check_compile(config, device, processes)
         with computing(threads=config.threads, deterministic=config.deterministic):
             # The model is made before the folder, so that a mistyped name leaves nothing behind.
-            state = _begin(config, _new_model(config, prepared), device)
-            _try_one_image(config, state.model, prepared, device)
+            model = _new_model(config, prepared, device, display.line)
+            state = _begin(config, model, device)
             run = RunFolder(processes.from_first(_new_folder(config, prepared, processes)))
             with run.locked(needed=processes.first):
                 return _run(_Assembly(config, prepared, device, state, run, display, processes, transform))
@@ -229,7 +231,7 @@ def _resume(
             else:
                 display.line(f"{run.path} has no checkpoint yet; resumed from step 0")
                 prepared = prepare(config, display)
-                model = _new_model(config, prepared)
+                model = _new_model(config, prepared, device, display.line)
             _prepared_alike(prepared, processes)
             state = _begin(config, model, device)
             assembly = _Assembly(config, prepared, device, state, run, display, processes, transform)
@@ -300,10 +302,32 @@ def _own_threads(
     return dataclasses.replace(config, threads=default_threads(processes.local_size))
 
 
-def _new_model(config: TrainConfig, prepared: Prepared) -> nn.Module:
-    """The model at step 0, its random weights a function of the seed."""
+def _new_model(
+    config: TrainConfig, prepared: Prepared, device: torch.device, say: Callable[[str], object]
+) -> nn.Module:
+    """The model at step 0, its random weights a function of the seed, and tried on an image.
+
+    `UsageError` where the model cannot take images of that size: some want one size, in others little ones shrink to nothing.
+    """
     torch.manual_seed(derive_seed(config.seed, "init"))
-    return build_model(config.model, weights=config.weights, **_model_args(config, prepared))
+    height, width = prepared.preprocessing.size
+    channels = prepared.train.images.channels
+    try:
+        model = build_model(config.model, weights=config.weights, say=say, **_model_args(config, prepared))
+        model.to(device)
+        with eval_mode(model), torch.inference_mode():
+            model(torch.zeros(1, channels, height, width, device=device))
+    except VisusError:
+        raise
+    # Libraries say it in ways of their own.
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        found = " and ".join(map(str, working_sizes(config.model, height, in_channels=channels)))
+        raise UsageError(
+            f"{config.model} cannot take images of {height}x{width} ({reason}); choose another --img-size"
+            + (f", such as {found}" if found else "")
+        ) from None
+    return model
 
 
 def _check_compile(config: TrainConfig, device: torch.device, processes: Processes) -> None:
@@ -315,21 +339,6 @@ def _check_compile(config: TrainConfig, device: torch.device, processes: Process
             "--compile: batch norm over several processes cannot be compiled; add --batchnorm local, or leave it out"
         )
     refuse_without_compiler(device, config.amp)
-
-
-def _try_one_image(config: TrainConfig, model: nn.Module, prepared: Prepared, device: torch.device) -> None:
-    """`UsageError` where the model cannot take images of that size: some want one size, in others little ones shrink to nothing."""
-    height, width = prepared.preprocessing.size
-    image = torch.zeros(1, prepared.train.images.channels, height, width, device=device)
-    try:
-        with eval_mode(model), torch.inference_mode():
-            model(image)
-    # Libraries say it in ways of their own.
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise UsageError(
-            f"{config.model} cannot take images of {height}x{width} ({reason}); choose another --img-size"
-        ) from None
 
 
 def _begin(config: TrainConfig, model: nn.Module, device: torch.device) -> TrainingState:
@@ -543,6 +552,7 @@ def _model_args(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
         "num_classes": len(prepared.data.classes),
         "in_channels": prepared.train.images.channels,
         "stem": config.stem,
+        "img_size": config.img_size,
     }
 
 

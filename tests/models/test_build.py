@@ -5,8 +5,8 @@ from torch import nn
 
 from visus.errors import CheckpointError, UsageError
 from visus.models.build import build_model
+from visus.models.fitting import load_weights
 from visus.models.names import model_names, resolve_model
-from visus.models.weights import load_weights
 
 SAMPLE = [
     "resnet18",

@@ -24,20 +24,22 @@ if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
 
-def build_outline(name: str, num_classes: int | None = None, *, in_channels: int = 3) -> nn.Module:
+def build_outline(
+    name: str, num_classes: int | None = None, *, in_channels: int = 3, img_size: int | None = None
+) -> nn.Module:
     """What `build_model` builds, its parameters on the meta device: they have a shape and no storage."""
     with warnings.catch_warnings():
         # Initialisers say that they do nothing to meta tensors, timm that a name is old: no news to who asks for shapes.
         warnings.simplefilter("ignore")
         try:
             with torch.device("meta"):
-                return build_model(name, num_classes, in_channels=in_channels)
+                return build_model(name, num_classes, in_channels=in_channels, img_size=img_size)
         except VisusError:
             raise
         except Exception:
             # torchvision's RegNets compute their widths with tensors; timm's hybrids, which run their stem, need the way above.
             with _parameters_on_meta():
-                return build_model(name, num_classes, in_channels=in_channels)
+                return build_model(name, num_classes, in_channels=in_channels, img_size=img_size)
 
 
 def fake_mode() -> FakeTensorMode:

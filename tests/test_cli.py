@@ -218,6 +218,9 @@ def test_some_of_the_classes_are_enough_and_go_by_name(finished, tmp_path):
 def test_every_probability_is_written_and_adds_up(finished, tmp_path):
     document, _ = finished
     table, picture = tmp_path / "p.csv", tmp_path / "c.png"
+    visus("evaluate", document["run"], "digits", "--predictions", tmp_path / "p.parquet")
+    stored = Path(document["run"], "predictions.parquet")
+    assert (tmp_path / "p.parquet").read_bytes() == stored.read_bytes()
     options = ["--predictions", table, "--picture", picture, "--ci", 0.8]
     done = visus("evaluate", document["run"], "digits", *options)
     assert done.returncode == 0, done.stderr
@@ -225,7 +228,6 @@ def test_every_probability_is_written_and_adds_up(finished, tmp_path):
     assert picture.stat().st_size > 10_000
     with table.open() as file:
         rows = list(csv.DictReader(file))
-    assert table.read_bytes() == Path(document["run"], "predictions.csv").read_bytes()
     assert sum(row["label"] == row["prediction"] for row in rows) / len(rows) == document["test"]["accuracy"]
     for row in rows:
         shares = {name: float(row[f"p_{name}"]) for name in "0123456789"}
@@ -239,7 +241,7 @@ def test_the_run_folder_holds_what_the_contract_names(finished):
     expected = (
         "config.yaml metrics.jsonl last.safetensors previous.safetensors best.safetensors split.csv loss.png"
     )
-    expected += " accuracy.png loss_accuracy.png environment.json summary.json evaluation.json predictions.csv run.lock"
+    expected += " accuracy.png loss_accuracy.png environment.json summary.json evaluation.json predictions.parquet run.lock"
     assert names == {*expected.split(), "confusion.png"}
     evaluation = json.loads(Path(document["run"], "evaluation.json").read_text())
     assert (evaluation["split"], evaluation["n"]) == ("test", document["test"]["n"])

@@ -10,8 +10,9 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, t
 from torch import nn
 
 from visus.errors import DataError
-from visus.evaluation import evaluate, predict_labels, wilson
+from visus.evaluation import evaluate, predict_labels
 from visus.inference import eval_mode
+from visus.ops.intervals import wilson
 
 
 def scores_of(logits, labels, batch_size=7):

@@ -63,6 +63,11 @@ class Checkpoint:
         """The weights to use, by the model's own names: the averaged ones where there are any."""
         return merged(with_prefix(self.tensors, "ema.") or with_prefix(self.tensors, "model."))
 
+    @property
+    def temperature(self) -> float:
+        """What `visus calibrate` found that logits are to be divided by; 1 before."""
+        return float(self.document.get("temperature", 1.0))
+
 
 def with_prefix(tensors: Tensors, prefix: str) -> Tensors:
     """The tensors whose names begin with `prefix`, without it."""
@@ -193,7 +198,10 @@ def load_tensors(model: nn.Module, tensors: Tensors, origin: object) -> None:
 
 
 def rebuild_model(checkpoint: Checkpoint) -> nn.Module:
-    """The model of a checkpoint with the weights to use; `UsageError` for one that visus did not build."""
+    """The model of a checkpoint with the weights to use, its logits divided by the checkpoint's temperature.
+
+    `UsageError` for one that visus did not build.
+    """
     from visus.models.build import build_model  # loads timm and torchvision
 
     name = checkpoint.document["model"]
@@ -204,7 +212,14 @@ def rebuild_model(checkpoint: Checkpoint) -> nn.Module:
         )
     model = build_model(name, **checkpoint.document["model_args"])
     load_tensors(model, checkpoint.model_tensors, checkpoint.path)
+    if checkpoint.temperature != 1:
+        divide_logits(model, checkpoint.temperature)
     return model
+
+
+def divide_logits(model: nn.Module, temperature: float) -> None:
+    """Let `model` divide what it returns by `temperature` from now on; its weights and their names stay as they are."""
+    model.register_forward_hook(lambda _module, _inputs, logits: logits / temperature)
 
 
 def pack_optimizer(optimizer: Optimizer, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:

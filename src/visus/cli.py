@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -171,6 +171,15 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="train, val or test; test, else val, else all.")] = None,
     device: DeviceOption = "auto",
     ci: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Level of the intervals.")] = 0.95,
+    ci_method: Annotated[
+        Literal["wilson", "exact", "bootstrap"], typer.Option(help="Of the intervals of shares.")
+    ] = "wilson",
+    groups: Annotated[
+        str | None, typer.Option(help="A column of DATA, such as patient: its values are resampled whole.")
+    ] = None,
+    wanted_accuracy: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Find the confidence from which it is this high.")
+    ] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="Write probabilities here: .csv or .parquet.")
     ] = None,
@@ -181,20 +190,23 @@ def evaluate(
     from visus.checkpoint import find_checkpoint, load_checkpoint
     from visus.ops.stopwatch import format_duration
     from visus.plots import plot_confusion
+    from visus.scoring import Wanted
     from visus.testing import evaluate_checkpoint
 
     began = time.perf_counter()
     loaded = load_checkpoint(find_checkpoint(checkpoint))
-    found = evaluate_checkpoint(loaded, data, part=split, device=device, predictions=predictions)
+    wanted = Wanted(level=ci, method=ci_method, accuracy=wanted_accuracy)
+    options: Any = {"device": device, "predictions": predictions, "wanted": wanted, "groups": groups}
+    found = evaluate_checkpoint(loaded, data, part=split, **options)
     _tell([*found.notes, *(f"skipped {each.path}: {each.reason}" for each in found.skipped)])
     if picture:
         plot_confusion(
             found.scores.confusion, loaded.classes, picture, warn=lambda text: typer.echo(text, err=True)
         )
     if as_json:
-        _print_json(found.scores.to_json(ci))
+        _print_json(found.to_json())
     else:
-        typer.echo(f"{found.part}: {found.scores.to_text(ci)}")
+        typer.echo(f"{found.part}: {found.scores}")
     _tell([f"done in {format_duration(time.perf_counter() - began)}"])
     return 1 if found.skipped else 0
 

@@ -1,43 +1,51 @@
 """How good a model is, with intervals.
 
-`N` images, `K` classes. Accuracies are fractions; an interval is (low, high).
+`N` images, `K` classes, `U` units that intervals resample: images, or groups of images. Shares are fractions; an interval is
+(low, high), at the level asked for: 0.95 in what is named `ci95`.
 """
 
 from __future__ import annotations
 
-import io
-import time
+import math
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import asdict, dataclass
-from typing import Any, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from visus.display import Display, Progress
+from visus.display import Display
 from visus.errors import DataError
 from visus.inference import predict_logits
-from visus.ops.calibration_error import debiased_calibration_error, plain_calibration_error
-from visus.ops.intervals import Interval, wilson
-from visus.ops.losses import cross_entropy_sum
-from visus.ops.metrics import correct_counts
-
-Counts = npt.NDArray[np.int64]
-
-
-class ClassScores(TypedDict):
-    """One class; `None` where there is nothing to divide by."""
-
-    name: str
-    n: int
-    correct: int
-    accuracy: float | None
-    ci95: Interval | None
-    precision: float | None
-    recall: float | None
-    f1: float | None
+from visus.ops.abstention import Abstention, Point, coverage_area, coverage_curve, threshold_for
+from visus.ops.calibration_error import (
+    Bin,
+    calibration_error_interval,
+    debiased_calibration_error,
+    plain_calibration_error,
+    reliability_bins,
+    smooth_calibration_error,
+)
+from visus.ops.confusion import Counts, averages, confusion_matrix
+from visus.ops.intervals import Interval, Method
+from visus.ops.resampling import units_of
+from visus.ops.slices import Slice, slice_scores
+from visus.outcomes import Outcomes, collect, follow
+from visus.score_tables import describe
+from visus.scoring import (
+    TOP,
+    Average,
+    ClassScores,
+    Wanted,
+    average,
+    check_groups,
+    class_scores,
+    interval_of,
+    rank_classes,
+    resample,
+    share,
+)
 
 
 @dataclass(frozen=True)
@@ -58,35 +66,62 @@ class Scores:
     """How far confidence is from accuracy: `debiased_calibration_error`."""
     ece_plain: float
     """The same as most others reckon it: `plain_calibration_error`."""
+    loss_ci95: Interval | None
+    top5_ci95: Interval | None
+    brier: float
+    """Mean squared distance of the probabilities from the truth, 0 to 2."""
+    brier_ci95: Interval | None
+    balanced_accuracy: float
+    """The mean of the classes' accuracies."""
+    balanced_accuracy_ci95: Interval | None
+    macro: Average
+    """Every class counts the same."""
+    weighted: Average
+    """Every image counts the same."""
+    ece_ci95: Interval | None
+    smooth_ece: float
+    """`smooth_calibration_error`."""
+    reliability: list[Bin]
+    coverage: list[Point]
+    """Accuracy on the most confident images, at a hundred shares of them."""
+    coverage_area: float
+    """Under that curve."""
+    abstention: Abstention | None
+    """The threshold of the accuracy that was asked for; `None` where none was, or none can be promised."""
+    slices: list[Slice]
+    """Each part of the images that was looked at, and whether it is worse than the rest beyond chance."""
+    majority: dict[str, Any]
+    """`name`, `accuracy`: of answering the commonest class always."""
+    without_prediction: int
+    """Images with an output that is NaN; they count as wrong."""
+    groups: int | None
+    """Groups that intervals resample whole."""
+    ci_level: float
+    ci_method: Method
     skipped: int = 0
     """Images that could not be used."""
 
-    def to_json(self, level: float = 0.95) -> dict[str, Any]:
-        """As plain values; a loss that is not finite is null.
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; a figure that is not finite is null. Where the level is not 0.95, `ci95` in keys is `ci`."""
+        document = _plain(asdict(self))
+        if self.ci_level != 0.95:
+            document = _renamed(document)
+        return dict(document)
 
-        At another `level` than 0.95 the intervals' keys are `accuracy_ci` and `ci`, and `ci_level` stands beside them.
-        """
-        loss = self.loss if np.isfinite(self.loss) else None
-        document = asdict(self) | {"loss": loss, "confusion": self.confusion.tolist()}
-        if level == 0.95:
-            return document
-        correct = round(self.accuracy * self.n)
-        document["per_class"] = [_at_level(each, level) for each in self.per_class]
-        renamed = {k.removesuffix("95"): v for k, v in document.items()}
-        return renamed | {"accuracy_ci": wilson(correct, self.n, level), "ci_level": level}
-
-    def to_text(self, level: float = 0.95) -> str:
-        """As people read it: the totals, and a row for each class."""
-        correct = round(self.accuracy * self.n)
-        header = (
-            f"accuracy on {self.n} images: {_percent(self.accuracy)} "
-            f"({100 * level:g} % interval {_range(wilson(correct, self.n, level))}), "
-            f"top 5: {_percent(self.top5)}, loss: {self.loss:.4f}, calibration error: {self.ece:.4f}"
-        )
-        return f"{header}\n\n{_table([_at_level(each, level) for each in self.per_class])}"
+    def to_text(self) -> str:
+        """As people read it: the totals, what is worth knowing, and a row for each class."""
+        return describe(_renamed(_plain(asdict(self))))
 
     def __str__(self) -> str:
         return self.to_text()
+
+
+class Validation(NamedTuple):
+    """What the loop needs of an epoch."""
+
+    n: int
+    loss: float
+    accuracy: float
 
 
 def evaluate(
@@ -97,6 +132,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     amp: str = "off",
     display: Display | None = None,
+    wanted: Wanted | None = None,
 ) -> Scores:
     """Score `model` on batches of `(images [N, C, H, W], targets [N] or [N, K])`, streaming.
 
@@ -104,55 +140,72 @@ def evaluate(
     no output for.
     """
     outputs = predict_logits(model, batches, device=device, amp=amp)
-    iterations = len(batches) if isinstance(batches, Sized) else None
-    return score(outputs, classes, display=display, iterations=iterations)
+    followed = follow(outputs, display=display, iterations=_length(batches))
+    return score(collect(followed), classes, wanted)
 
 
-def score(
-    outputs: Iterable[tuple[Tensor, Tensor]],
-    classes: Sequence[str] | None = None,
+def validate(
+    model: nn.Module,
+    batches: Iterable[Any],
     *,
+    device: torch.device | str = "cpu",
+    amp: str = "off",
     display: Display | None = None,
-    iterations: int | None = None,
-) -> Scores:
-    """The scores of pairs of logits `[N, K]` and targets; as `evaluate`."""
-    loss: Tensor | float = 0.0
-    top5: Tensor | int = 0
-    hits: Tensor | int = 0
-    labels, predictions, confidences = [], [], []
-    width = seen = 0
-    began = time.perf_counter()
-    for logits, targets in outputs:
-        hard = targets.argmax(dim=1) if targets.dim() == 2 else targets
-        width = logits.shape[1]
-        # A label without an output is found below, where the device is waited for anyway; here it must not index anything.
-        inside = hard.clamp(0, width - 1)
-        batch_loss = cross_entropy_sum(logits.double(), inside)[0]
-        loss = loss + batch_loss
-        top5 = top5 + correct_counts(logits, inside, (5,))[0]
-        labels.append(hard)
-        predictions.append(_predict(logits))
-        confidences.append(logits.softmax(dim=1).amax(dim=1).nan_to_num(0.0))
-        hits, seen = hits + (predictions[-1] == hard).sum(), seen + len(hard)
-        if display and display.due():
-            seconds, means = time.perf_counter() - began, (float(batch_loss) / len(hard), float(loss) / seen)
-            display.progress(Progress(len(labels), iterations, seconds, *means, int(hits), seen, phase="val"))
-    if not labels:
-        raise DataError("expected images to evaluate, found none")
-    true, predicted = torch.cat(labels).cpu().numpy(), torch.cat(predictions).cpu().numpy()
-    confidence = torch.cat(confidences).double().cpu().numpy()
-    table = confusion_matrix(true, predicted, width)
-    n, correct = len(true), int(table.trace())
+) -> Validation:
+    """Loss and accuracy alone, those of `evaluate` digit for digit, at no cost but the model's."""
+    outputs = predict_logits(model, batches, device=device, amp=amp)
+    found = [
+        (each.labels, each.predictions, each.losses)
+        for each in follow(outputs, display=display, iterations=_length(batches))
+    ]
+    labels, predictions, losses = (torch.cat(column).cpu().numpy() for column in zip(*found, strict=True))
+    return Validation(len(labels), float(losses.mean()), float((labels == predictions).mean()))
+
+
+def score(outcomes: Outcomes, classes: Sequence[str] | None = None, wanted: Wanted | None = None) -> Scores:
+    """The scores of `outcomes`; as `evaluate`."""
+    wanted = wanted or Wanted()
+    names = classes or [str(each) for each in range(outcomes.classes)]
+    table = confusion_matrix(outcomes.labels, outcomes.predictions, outcomes.classes)
+    n, correct = len(outcomes.labels), outcomes.correct
+    units = None if wanted.groups is None else units_of(n, check_groups(wanted.groups, n), most=n)
+    resampled = resample(outcomes, wanted)
+    rankings = rank_classes(outcomes, units, wanted.level)
+    means = averages(table.sum(axis=1), table[:, :-1].sum(axis=0), table[:, :-1].diagonal())
+    in_top = outcomes.ranks < TOP if outcomes.classes > TOP else np.ones(n, dtype=bool)
+    calibration = outcomes.confidences, correct
+    commonest = int(table.sum(axis=1).argmax())
+    attributes = {"class": [names[label] for label in outcomes.labels], **wanted.attributes}
     return Scores(
         n=n,
-        loss=float(loss) / n,
-        accuracy=correct / n,
-        accuracy_ci95=wilson(correct, n),
-        top5=int(top5) / n,
-        confusion=table[:, :width],
-        per_class=class_scores(table, classes or [str(each) for each in range(width)]),
-        ece=debiased_calibration_error(confidence, true == predicted),
-        ece_plain=plain_calibration_error(confidence, true == predicted),
+        loss=float(outcomes.losses.mean()),
+        accuracy=float(correct.mean()),
+        accuracy_ci95=share(int(correct.sum()), n, wanted, resampled["accuracy"]) or (0.0, 1.0),
+        top5=float(in_top.mean()),
+        confusion=table[:, :-1],
+        per_class=class_scores(table, names, wanted, resampled, rankings.per_class),
+        ece=debiased_calibration_error(*calibration),
+        ece_plain=plain_calibration_error(*calibration),
+        loss_ci95=interval_of(resampled["loss"]),
+        top5_ci95=share(int(in_top.sum()), n, wanted, resampled["top5"]),
+        brier=float(outcomes.briers.mean()),
+        brier_ci95=interval_of(resampled["brier"]),
+        balanced_accuracy=float(means.macro_recall),
+        balanced_accuracy_ci95=interval_of(resampled["macro_recall"]),
+        macro=average("macro", means, resampled, rankings.macro),
+        weighted=average("weighted", means, resampled, rankings.weighted),
+        ece_ci95=calibration_error_interval(*calibration, wanted.level, units),
+        smooth_ece=smooth_calibration_error(*calibration),
+        reliability=reliability_bins(*calibration, wanted.level),
+        coverage=coverage_curve(*calibration),
+        coverage_area=coverage_area(*calibration),
+        abstention=threshold_for(wanted.accuracy, *calibration, wanted.level) if wanted.accuracy else None,
+        slices=slice_scores(attributes, correct, level=wanted.level, units=units),
+        majority={"name": names[commonest], "accuracy": float(table.sum(axis=1).max() / n)},
+        without_prediction=int(table[:, -1].sum()),
+        groups=None if units is None else int(units.max()) + 1,
+        ci_level=wanted.level,
+        ci_method=wanted.method if units is None else "bootstrap",
     )
 
 
@@ -170,87 +223,23 @@ def predict_labels(
     return true, predicted
 
 
-def confusion_matrix(true: Counts, predicted: Counts, classes: int) -> Counts:
-    """Counts `[classes, classes + 1]` by true and predicted class; the last column holds images without a prediction (NaN)."""
-    if true.min() < 0 or true.max() >= classes:
-        raise DataError(
-            f"expected labels from 0 to {classes - 1}, as the model has outputs, found {true.min()} to {true.max()}"
-        )
-    flat = np.bincount(true * (classes + 1) + predicted, minlength=classes * (classes + 1))
-    return flat.reshape(classes, classes + 1)
+def _length(batches: Iterable[Any]) -> int | None:
+    return len(batches) if isinstance(batches, Sized) else None
 
 
-def class_scores(table: Counts, classes: Sequence[str]) -> list[ClassScores]:
-    """Accuracy (which for one class is its recall), precision and F1 of each class."""
-    scores: list[ClassScores] = []
-    for index, name in enumerate(classes):
-        n, correct, predicted = (
-            int(table[index].sum()),
-            int(table[index, index]),
-            int(table[:, index].sum()),
-        )
-        recall = correct / n if n else None
-        scores.append(
-            {
-                "name": name,
-                "n": n,
-                "correct": correct,
-                "accuracy": recall,
-                "ci95": wilson(correct, n) if n else None,
-                "precision": correct / predicted if predicted else None,
-                "recall": recall,
-                "f1": 2 * correct / (n + predicted) if n + predicted else None,
-            }
-        )
-    return scores
+def _plain(value: Any) -> Any:
+    """What JSON can hold."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _predict(logits: Tensor) -> Tensor:
-    """The class of each image; K, which is none, where an output is NaN."""
-    return torch.where(logits.isnan().any(dim=1), logits.shape[1], logits.argmax(dim=1))
-
-
-def _at_level(scores: ClassScores, level: float) -> dict[str, Any]:
-    """With `ci` at `level` in the place of `ci95`."""
-    interval = wilson(scores["correct"], scores["n"], level) if scores["n"] else None
-    return {("ci" if key == "ci95" else key): value for key, value in scores.items()} | {"ci": interval}
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("class", no_wrap=True)
-    for heading in ("n", "correct", "accuracy", "interval", "precision", "f1"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        shares = [
-            _percent(row["accuracy"]),
-            _range(row["ci"]),
-            _percent(row["precision"]),
-            _percent(row["f1"]),
-        ]
-        table.add_row(_plain(row["name"]), str(row["n"]), str(row["correct"]), *shares)
-    # Wide enough for any name: what goes to a file must not be cut.
-    console = Console(
-        width=200 + max(len(row["name"]) for row in rows), color_system=None, file=io.StringIO()
-    )
-    with console.capture() as captured:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-
-def _plain(name: str) -> Any:
-    """A class name as it is: square brackets are no markup, line breaks no lines."""
-    from rich.text import Text
-
-    return Text(" ".join(name.split()))
-
-
-def _percent(share: float | None) -> str:
-    return "none" if share is None else f"{100 * share:.2f}%"
-
-
-def _range(interval: Interval | None) -> str:
-    return "" if interval is None else f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
+def _renamed(value: Any) -> Any:
+    """`value` with `ci` for `ci95` in its keys."""
+    if isinstance(value, dict):
+        return {key.replace("ci95", "ci"): _renamed(each) for key, each in value.items()}
+    return [_renamed(each) for each in value] if isinstance(value, list) else value

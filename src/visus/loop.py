@@ -22,7 +22,7 @@ from visus.checkpoint import iterate_parts
 from visus.data.batching import Batch, TrainingBatches
 from visus.display import Display, Progress
 from visus.errors import DataError, Interrupted, NonFiniteError, UsageError
-from visus.evaluation import Scores, evaluate
+from visus.evaluation import Validation, validate
 from visus.models.adapt import train_mode
 from visus.models.lora import merged
 from visus.ops.batchnorm import GlobalBatchNorm
@@ -187,7 +187,7 @@ def fit(
         if val is not None:
             phase("validation")
             began = time.perf_counter()
-            scores = evaluate(state.weights, val, device=device, amp=amp, display=display)
+            scores = validate(state.weights, val, device=device, amp=amp, display=display)
             records.append(_validation_record(scores, epoch, epoch_lr, time.perf_counter() - began))
             _show(display, records[-1])
         improved = val is not None and (state.best_accuracy is None or scores.accuracy > state.best_accuracy)
@@ -356,7 +356,7 @@ def _training_record(state: TrainingState, epoch: int, lr: float) -> Record:
     }
 
 
-def _validation_record(scores: Scores, epoch: int, lr: float, seconds: float) -> Record:
+def _validation_record(scores: Validation, epoch: int, lr: float, seconds: float) -> Record:
     if not math.isfinite(scores.loss):
         raise NonFiniteError(
             f"the validation loss is not finite after epoch {epoch + 1} (learning rate {lr:g}); try a lower --lr"

@@ -13,7 +13,7 @@ from visus.data.batching import batch_sizes, measure_preprocessing
 from visus.data.files import small_size
 from visus.data.images import Data, Split
 from visus.data.keeping import decode_once
-from visus.data.listing import fingerprint
+from visus.data.listing import fingerprint, part_fingerprint
 from visus.data.sources import open_source
 from visus.devices import available_memory_bytes
 from visus.display import Display
@@ -32,6 +32,8 @@ class Prepared:
 
     data: Data
     preprocessing: Preprocessing
+    tested: str
+    """The fingerprint of the part that the run is tested on, or of its validation part where it has none, before it was decoded."""
 
     @property
     def train(self) -> Split:
@@ -54,6 +56,7 @@ class Prepared:
 def prepare(config: TrainConfig, display: Display) -> Prepared:
     """The data that `config` names, and its record: measured on the training part, or that of the weights to start from."""
     data, part = _open_parts(config)
+    tested = _tested(data)
     pretrained = pretrained_preprocessing(config.model, config.weights) if config.weights else None
     size, resize = _geometry(config, part, pretrained)
     # Before files are decoded, so that nobody waits for a refusal.
@@ -62,17 +65,18 @@ def prepare(config: TrainConfig, display: Display) -> Prepared:
     data = _decode(data, part.images.channels, config, size, resize, interpolation, display)
     if pretrained is None:
         assert data.train is not None
-        return Prepared(data, measure_preprocessing(data.train, size, resize))
+        return Prepared(data, measure_preprocessing(data.train, size, resize), tested)
     record = pretrained.for_channels(part.images.channels)
-    return Prepared(data, replace(record, size=size, resize=resize))
+    return Prepared(data, replace(record, size=size, resize=resize), tested)
 
 
 def prepare_again(config: TrainConfig, preprocessing: Preprocessing, display: Display) -> Prepared:
     """The data that `config` names, for a run that has its record already."""
     data, part = _open_parts(config)
     size, resize, interpolation = preprocessing.size, preprocessing.resize, preprocessing.interpolation
+    tested = _tested(data)
     data = _decode(data, part.images.channels, config, size, resize, interpolation, display)
-    return Prepared(data, preprocessing)
+    return Prepared(data, preprocessing, tested)
 
 
 def _open_parts(config: TrainConfig) -> tuple[Data, Split]:
@@ -85,6 +89,12 @@ def _open_parts(config: TrainConfig) -> tuple[Data, Split]:
             f"{data.source}: expected images to train and to validate on, found too few; raise --val-fraction"
         )
     return data, data.train
+
+
+def _tested(data: Data) -> str:
+    part = data.test or data.val
+    assert part is not None
+    return part_fingerprint(part)
 
 
 def _geometry(

@@ -65,6 +65,12 @@ class RunFolder:
         self.profile = self.path / "profile.json"
         self.trace = self.path / "trace.json"
 
+    @property
+    def predictions(self) -> Path | None:
+        """The table of predictions, if there is one."""
+        paths = (self.path / "predictions.parquet", self.path / "predictions.csv")
+        return next((each for each in paths if each.is_file()), None)
+
     @contextmanager
     def locked(self, *, needed: bool = True) -> Iterator[None]:
         """Hold `run.lock`, so that one process at a time writes here; `UsageError` where another one does.

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +17,21 @@ from torch import Tensor, nn
 from visus.amp import amp_that_works
 from visus.checkpoint import Checkpoint, rebuild_model
 from visus.config import absolute
+from visus.data.attributes import file_attributes
 from visus.data.batching import EvaluationBatches
 from visus.data.images import Data, Skipped, Split, map_classes
 from visus.data.keeping import decode_once
+from visus.data.listing import part_fingerprint
 from visus.data.sources import open_source, read_source
 from visus.devices import available_memory_bytes, computing, select_device
-from visus.errors import UsageError
+from visus.errors import UsageError, first_of
 from visus.evaluation import Scores, score
 from visus.inference import predict_logits
+from visus.ops.slices import as_slices
+from visus.outcomes import Batch, Outcomes, collect, follow
 from visus.preprocessing import Preprocessing
-from visus.tables import WriteRows, writing_table
+from visus.scoring import Wanted
+from visus.tables import WriteColumns, writing_columns
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,19 @@ class Evaluation:
     """What was understood of the data, for people to read."""
     skipped: tuple[Skipped, ...]
     """Files that could not be used."""
+    fingerprint: str
+    """Of the images: `part_fingerprint`."""
+    temperature: float
+    """That logits were divided by."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `visus evaluate --json`, which is also a run's `evaluation.json`."""
+        return {
+            "split": self.part,
+            **self.scores.to_json(),
+            "fingerprint": self.fingerprint,
+            "temperature": self.temperature,
+        }
 
 
 def evaluate_checkpoint(
@@ -47,16 +67,22 @@ def evaluate_checkpoint(
     part: str | None = None,
     device: torch.device | str = "auto",
     predictions: Path | None = None,
+    wanted: Wanted | None = None,
+    groups: str | None = None,
 ) -> Evaluation:
     """Score the model of `checkpoint` on a part of `source`: its test part, else validation, else all.
 
     The threads, kernels, precision and batch size are those of the training run, so that its figures come out again digit for
-    digit. `predictions` is a file for every image's probabilities. Raises `DataError` for classes that the model lacks.
+    digit. `predictions` is a file for every image's probabilities. `groups` names a column of the source: images with the same
+    value there are resampled together. Raises `DataError` for classes that the model lacks.
     """
     config, device = checkpoint.config, select_device(device)
-    data = _open(checkpoint, source, part)
+    data, fingerprint = open_part(checkpoint, source, part)
     split = data.test
     assert split is not None
+    wanted = wanted or Wanted()
+    if groups is not None:
+        wanted = replace(wanted, groups=_column(split, groups, source))
     with computing(threads=config.get("threads"), deterministic=config.get("deterministic", True)):
         model = rebuild_model(checkpoint).to(device).to(memory_format=torch.channels_last)
         scores = score_split(
@@ -67,8 +93,16 @@ def evaluate_checkpoint(
             device=device,
             amp=amp_that_works(config.get("amp", "off"), device),
             predictions=predictions,
+            wanted=wanted,
         )
-    return Evaluation(split.name, replace(scores, skipped=len(data.skipped)), data.notes, data.skipped)
+    return Evaluation(
+        split.name,
+        replace(scores, skipped=len(data.skipped)),
+        data.notes,
+        data.skipped,
+        fingerprint,
+        checkpoint.temperature,
+    )
 
 
 def score_split(
@@ -80,22 +114,34 @@ def score_split(
     device: torch.device,
     amp: str = "off",
     predictions: Path | None = None,
+    wanted: Wanted | None = None,
 ) -> Scores:
     """Score `model` on `split`, whose classes are the model's; `predictions` is a file (CSV or Parquet) to write, if any.
 
     Its columns are `path`, `label` and `prediction` (both by class name), and `p_<class>` for each class.
     """
-    batches = EvaluationBatches(split, preprocessing, batch_size)
-    outputs = predict_logits(model, batches, device=device, amp=amp)
-    if predictions is None:
-        return score(outputs, split.classes)
-    header = ["path", "label", "prediction", *(f"p_{name}" for name in split.classes)]
-    with writing_table(predictions, header) as write:
-        return score(_recorded(outputs, split, write), split.classes)
+    wanted = wanted or Wanted()
+    brightness: list[Tensor] = []
+    batches = _measured(EvaluationBatches(split, preprocessing, batch_size), preprocessing, brightness)
+    outcomes = _outcomes(predict_logits(model, batches, device=device, amp=amp), split, predictions)
+    columns = {
+        **split_columns(split),
+        **file_attributes(split.images),
+        "brightness": torch.cat(brightness).tolist(),
+    }
+    found = {name: as_slices(values) for name, values in columns.items()}
+    attributes = {name: values for name, values in found.items() if values is not None}
+    return score(outcomes, split.classes, replace(wanted, attributes={**attributes, **wanted.attributes}))
 
 
-def _open(checkpoint: Checkpoint, source: str, part: str | None) -> Data:
-    """`source` with only the part to evaluate, as `test`, decoded, its classes brought to the model's.
+def split_columns(split: Split) -> Mapping[str, Sequence[Any]]:
+    """The columns that the source has for each image besides its path and label."""
+    columns: Mapping[str, Sequence[Any]] = getattr(split, "columns", None) or {}
+    return columns
+
+
+def open_part(checkpoint: Checkpoint, source: str, part: str | None) -> tuple[Data, str]:
+    """`source` with only the part to evaluate, as `test`, decoded, its classes brought to the model's; and its fingerprint.
 
     Only the source that the model was trained on has a validation part made by rule.
     """
@@ -103,10 +149,11 @@ def _open(checkpoint: Checkpoint, source: str, part: str | None) -> Data:
     trained_on = config.get("data") == absolute(source)
     made = {name: config[name] for name in ("val", "val_fraction", "split_seed") if name in config}
     data = open_source(source, **made) if trained_on else read_source(source)
-    split = map_classes(_choose(data, part), checkpoint.classes)
+    chosen = _choose(data, part)
+    fingerprint, split = part_fingerprint(chosen), map_classes(chosen, checkpoint.classes)
     absent = [name for index, name in enumerate(split.classes) if not (split.labels == index).any()]
     notes = (*data.notes, *([f"classes without an image here: {', '.join(absent)}"] if absent else []))
-    return decode_once(
+    decoded = decode_once(
         replace(data, classes=split.classes, train=None, val=None, test=split, notes=notes),
         channels=preprocessing.channels,
         resize=preprocessing.resize,
@@ -115,6 +162,7 @@ def _open(checkpoint: Checkpoint, source: str, part: str | None) -> Data:
         max_pixels=round(config.get("max_pixels", 100) * 1e6),
         memory_bytes=available_memory_bytes() // 2,
     )
+    return decoded, fingerprint
 
 
 def _choose(data: Data, part: str | None) -> Split:
@@ -125,18 +173,45 @@ def _choose(data: Data, part: str | None) -> Split:
     return there[part] if part else next(iter(there.values()))
 
 
-def _recorded(
-    outputs: Iterable[tuple[Tensor, Tensor]], split: Split, write: WriteRows
+def _column(split: Split, name: str, source: str) -> Sequence[Any]:
+    columns = split_columns(split)
+    if name not in columns:
+        there = first_of(list(columns)) or "none besides paths and labels"
+        raise UsageError(f"{source}: expected a column {name!r} of groups, found {there}")
+    return columns[name]
+
+
+def _measured(
+    batches: Iterable[Any], preprocessing: Preprocessing, brightness: list[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`outputs`, passed on, with a row written for every image."""
+    """`batches`, passed on, with the mean brightness of every image, 0 to 1, added to a list."""
+    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+    for images, targets in batches:
+        brightness.append((images.mean(dim=(2, 3)) * std + mean).mean(dim=1))
+        yield images, targets
+
+
+def _outcomes(outputs: Iterable[tuple[Tensor, Tensor]], split: Split, predictions: Path | None) -> Outcomes:
+    header = ["path", "label", "prediction", *(f"p_{name}" for name in split.classes)]
+    with writing_columns(predictions, header) if predictions else nullcontext() as write:
+        followed = follow(outputs)
+        return collect(_recorded(followed, split, write) if write else followed)
+
+
+def _recorded(batches: Iterable[Batch], split: Split, write: WriteColumns) -> Iterator[Batch]:
+    """`batches`, passed on, with a row written for every image; the prediction of an output that is NaN is empty."""
     position = 0
-    for logits, targets in outputs:
-        probabilities = logits.softmax(dim=1).cpu().numpy()
-        predicted = logits.argmax(dim=1).tolist()
-        places = range(position, position + len(logits))
+    names = (*split.classes, "")
+    for batch in batches:
+        probabilities = batch.logits.softmax(dim=1).cpu().numpy()
+        places = range(position, position + len(batch.labels))
         write(
-            [split.paths[place], split.classes[split.labels[place]], split.classes[best], *row]
-            for place, best, row in zip(places, predicted, probabilities, strict=True)
+            [
+                [split.paths[place] for place in places],
+                [split.classes[split.labels[place]] for place in places],
+                [names[best] for best in batch.predictions.tolist()],
+                *probabilities.T,
+            ]
         )
         position = places.stop
-        yield logits, targets
+        yield batch

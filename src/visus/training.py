@@ -21,6 +21,7 @@ from visus.amp import make_scaler, resolve_amp
 from visus.checkpoint import (
     CHECKPOINT_KEY,
     Checkpoint,
+    divide_logits,
     find_checkpoint,
     load_checkpoint,
     load_tensors,
@@ -80,9 +81,9 @@ from visus.resuming import (
 from visus.runs import History, RunFolder, check_out, create_run, open_run
 from visus.signals import StopSignal
 from visus.state import TrainingState, restore
-from visus.tables import writing_table
+from visus.tables import usual_suffix, writing_table
 from visus.tensorfile import read_header
-from visus.testing import score_split
+from visus.testing import Evaluation, score_split
 
 _SHAPE_EPOCHS = frozenset(["batch_size", "accumulate"])
 """Settings without which a place in an epoch means something else."""
@@ -476,19 +477,25 @@ def _test(assembly: _Assembly, recorder: RunRecorder) -> Scores:
     config, prepared, display = assembly.config, assembly.prepared, assembly.display
     data, run, model = prepared.data, assembly.run, assembly.state.weights
     part = data.test or prepared.val
+    temperature = 1.0
     if run.best.exists():
         merge_lora(model)
-        load_tensors(model, load_checkpoint(run.best).model_tensors, run.best)
+        best = load_checkpoint(run.best)
+        load_tensors(model, best.model_tensors, run.best)
+        if (temperature := best.temperature) != 1:
+            divide_logits(model, temperature)
     began = time.perf_counter()
-    table = run.path / "predictions.csv"
+    table = run.path / f"predictions{usual_suffix()}"
     options: Any = {"batch_size": config.val_batch_size, "device": assembly.device, "amp": config.amp}
     try:
         scores = score_split(model, part, prepared.preprocessing, predictions=table, **options)
     except (OSError, UsageError) as error:
         display.line(f"{table}: could not be written ({error})")
         scores = score_split(model, part, prepared.preprocessing, **options)
-    document = {"split": part.name, **scores.to_json()}
-    recorder.attempt(run.evaluation, lambda: write_json(run.evaluation, document))
+    for other in {run.path / "predictions.csv", run.path / "predictions.parquet"} - {table}:
+        other.unlink(missing_ok=True)
+    found = Evaluation(part.name, scores, (), (), prepared.tested, temperature)
+    recorder.attempt(run.evaluation, lambda: write_json(run.evaluation, found.to_json()))
     picture = run.path / "confusion.png"
     recorder.attempt(
         picture, lambda: plot_confusion(scores.confusion, data.classes, picture, warn=display.line)

@@ -37,6 +37,21 @@ def fingerprint(data: Data) -> str:
     return digest.hexdigest()
 
 
+def part_fingerprint(part: Split) -> str:
+    """SHA-256, in hexadecimal, over paths, labels by name, and sizes of files or pixels of arrays of one part, as it was opened.
+
+    The same for every model that is tested on these images, whatever it makes of them before it looks at them.
+    """
+    names = [part.classes[label] if label >= 0 else None for label in part.labels]
+    images = part.images
+    sizes = images.sizes_bytes() if isinstance(images, FileImages) else []
+    digest = hashlib.sha256(json.dumps([list(part.paths), names, sizes]).encode())
+    if isinstance(images, ArrayImages):
+        digest.update(json.dumps(images.pixels.shape).encode())
+        digest.update(images.pixels.numpy().reshape(-1).data)
+    return digest.hexdigest()
+
+
 def _parts(data: Data) -> dict[str, Split]:
     parts = {"train": data.train, "val": data.val, "test": data.test}
     return {name: part for name, part in parts.items() if part is not None}

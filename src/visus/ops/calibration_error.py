@@ -6,14 +6,54 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage, optimize, stats
+
+from visus.ops.intervals import Interval, wilson
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 BINS = 15
+_GRID = 2000
+_NARROWEST = 1e-3
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images of about the same confidence."""
+
+    low: float
+    """The lowest confidence among them."""
+    high: float
+    n: int
+    confidence: float
+    """Their mean."""
+    accuracy: float
+    ci95: Interval
+    """Of the accuracy."""
+
+
+def reliability_bins(confidences: Floats, correct: Bools, level: float = 0.95) -> list[Bin]:
+    """15 bins of equally many images (fewer of fewer than 30), with Wilson's intervals."""
+    found = []
+    for members in _equal_mass(confidences):
+        inside, right = confidences[members], int(correct[members].sum())
+        n = len(members)
+        found.append(
+            Bin(
+                float(inside[0]),
+                float(inside[-1]),
+                n,
+                float(inside.mean()),
+                right / n,
+                wilson(right, n, level),
+            )
+        )
+    return found
 
 
 def debiased_calibration_error(confidences: Floats, correct: Bools) -> float:
@@ -23,14 +63,39 @@ def debiased_calibration_error(confidences: Floats, correct: Bools) -> float:
     the accuracy, a(1 - a) / (n - 1), is taken off the squared gap (Kumar et al., Verified Uncertainty Calibration, 2019; compared
     with others in Roelofs et al., Mitigating Bias in Calibration Error Estimation, 2022). 0 where that leaves less than nothing.
     """
-    order = np.argsort(confidences, kind="stable")
     total = 0.0
-    for members in np.array_split(order, min(BINS, max(1, len(order) // 2))):
+    for members in _equal_mass(confidences):
         accuracy = correct[members].mean()
         gap = confidences[members].mean() - accuracy
         chance = accuracy * (1 - accuracy) / max(1, len(members) - 1)
-        total += len(members) / len(order) * (gap**2 - chance)
+        total += len(members) / len(confidences) * (gap**2 - chance)
     return math.sqrt(max(0.0, total))
+
+
+def calibration_error_interval(
+    confidences: Floats, correct: Bools, level: float = 0.95, units: npt.NDArray[np.int64] | None = None
+) -> Interval:
+    """The interval of the error that `debiased_calibration_error` estimates.
+
+    The gaps of the bins are near normal, so that the sum of their squares follows a noncentral chi-square distribution, whose
+    noncentrality is the error sought: its scale and degrees of freedom are those that give the same mean and variance
+    (Satterthwaite, 1946), and the interval holds the noncentralities under which what was seen is not unlikely. `units [N]`
+    are images that belong together.
+    """
+    bins = _equal_mass(confidences)
+    weights = np.array([len(members) for members in bins]) / len(confidences)
+    gaps = np.array([(confidences[members] - correct[members]).mean() for members in bins])
+    covariance = _gap_covariance(confidences, correct, bins, units)
+    spread = np.sqrt(np.outer(weights, weights)) * covariance
+    mean, square = float(np.trace(spread)), float((spread * spread.T).sum())
+    if not mean > 0:
+        error = math.sqrt(float(weights @ gaps**2))
+        return error, error
+    scale, freedom = square / mean, mean**2 / square
+    seen = float(weights @ gaps**2) / scale
+    tail = (1 - level) / 2
+    low, high = (_noncentrality(seen, freedom, share) for share in (1 - tail, tail))
+    return math.sqrt(scale * low), min(1.0, math.sqrt(scale * high))
 
 
 def plain_calibration_error(confidences: Floats, correct: Bools) -> float:
@@ -38,3 +103,63 @@ def plain_calibration_error(confidences: Floats, correct: Bools) -> float:
     bins = np.clip(np.ceil(confidences * BINS).astype(np.int64) - 1, 0, BINS - 1)
     sums = np.bincount(bins, confidences - correct, minlength=BINS)
     return float(np.abs(sums).sum() / len(confidences))
+
+
+def smooth_calibration_error(confidences: Floats, correct: Bools) -> float:
+    """The smooth calibration error of Blasiok and Nakkiran (Smooth ECE, 2023): no bins, and continuous in the confidences.
+
+    What is left of `correct` less confidence is smoothed along the confidences by a Gaussian that is reflected at 0 and 1; the
+    error is the mean size of the result, at that width of the Gaussian which equals it. On a grid of 2,000 confidences;
+    nothing below 0.001 is told apart.
+    """
+    cells = np.minimum((confidences * _GRID).astype(np.int64), _GRID - 1)
+    residuals = np.bincount(cells, correct - confidences, minlength=_GRID) / len(confidences)
+
+    def excess(width: float) -> float:
+        smooth = ndimage.gaussian_filter1d(residuals, width * _GRID, mode="reflect", truncate=6.0)
+        return float(np.abs(smooth).sum()) - width
+
+    if excess(_NARROWEST) <= 0:
+        return excess(_NARROWEST) + _NARROWEST
+    return float(optimize.brentq(excess, _NARROWEST, 1.0, xtol=1e-6))
+
+
+def _equal_mass(confidences: Floats) -> list[npt.NDArray[np.int64]]:
+    """Positions in bins of equally many images, by rising confidence."""
+    order = np.argsort(confidences, kind="stable")
+    return np.array_split(order, min(BINS, max(1, len(order) // 2)))
+
+
+def _gap_covariance(
+    confidences: Floats,
+    correct: Bools,
+    bins: list[npt.NDArray[np.int64]],
+    units: npt.NDArray[np.int64] | None,
+) -> Floats:
+    """Of the gaps of the bins, whose confidences are taken as given; units that fill several bins tie these together."""
+    deviations = np.zeros(len(confidences))
+    places = np.empty(len(confidences), dtype=np.int64)
+    for place, members in enumerate(bins):
+        right = correct[members]
+        # As a(1 - a) / (n - 1) where no images belong together.
+        deviations[members] = (right - right.mean()) / math.sqrt(len(members) * max(1, len(members) - 1))
+        places[members] = place
+    if units is None:
+        return np.diag(np.bincount(places, deviations**2, minlength=len(bins)))
+    sums = np.zeros((int(units.max()) + 1, len(bins)))
+    np.add.at(sums, (units, places), deviations)
+    return sums.T @ sums
+
+
+def _noncentrality(seen: float, freedom: float, share: float) -> float:
+    """The noncentrality under which a share `share` of all samples is below `seen`; 0 where none has so few."""
+
+    def excess(noncentrality: float) -> float:
+        return float(stats.ncx2.cdf(seen, freedom, noncentrality)) - share
+
+    if stats.chi2.cdf(seen, freedom) <= share:
+        return 0.0
+    top = seen + 1
+    while excess(top) > 0:
+        top *= 2
+    return float(optimize.brentq(excess, 0.0, top))

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 from scipy import stats
 
 Interval = tuple[float, float]
+Method = Literal["wilson", "exact", "bootstrap"]
 
 
 def wilson(correct: int, n: int, level: float = 0.95) -> Interval:
     """Wilson's interval for the proportion `correct` of `n`, `n` at least 1 (Wilson, Probable Inference, 1927)."""
-    interval = stats.binomtest(correct, n).proportion_ci(level, method="wilson")
+    return share_interval(correct, n, level, "wilson")
+
+
+def share_interval(
+    correct: int, n: int, level: float = 0.95, method: Literal["wilson", "exact"] = "wilson"
+) -> Interval:
+    """The interval for the proportion `correct` of `n`, `n` at least 1; `exact` is Clopper and Pearson's, never too short."""
+    interval = stats.binomtest(correct, n).proportion_ci(level, method=method)
     return float(interval.low), float(interval.high)
+
+
+def share_at_least(correct: int, n: int, level: float = 0.95) -> float:
+    """A bound that the true proportion is above with probability `level`, whatever it is (Clopper and Pearson, 1934)."""
+    return float(stats.beta.ppf(1 - level, correct, n - correct + 1)) if correct else 0.0
+
+
+def bounded_interval(figure: float, variance: float, n: float, level: float = 0.95) -> Interval:
+    """The interval of a figure between 0 and 1 whose variance is known: Wilson's, with as many images as a proportion of that
+    variance would have (Korn and Graubard, Confidence Intervals for Proportions With Small Expected Number of Positive Counts,
+    1998, have this for clustered samples). `n` is their number where the variance says nothing, as at 0 and 1.
+    """
+    size = figure * (1 - figure) / variance if variance > 0 and 0 < figure < 1 else n
+    z = float(stats.norm.ppf((1 + level) / 2))
+    middle = (figure + z**2 / (2 * size)) / (1 + z**2 / size)
+    half = z / (1 + z**2 / size) * math.sqrt(figure * (1 - figure) / size + z**2 / (4 * size**2))
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -17,7 +17,7 @@ def correct_counts(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -
     """
     if target.dim() == 2:
         target = target.argmax(dim=1)
-    rank = _rank(output, target)
+    rank = ranks(output, target)
     classes = output.shape[1]
     return [torch.sum(rank < k) if k < classes else torch.sum(rank >= 0) for k in topk]
 
@@ -27,8 +27,8 @@ def accuracy(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -> list
     return [count / len(output) for count in correct_counts(output, target, topk)]
 
 
-def _rank(output: Tensor, target: Tensor) -> Tensor:
-    """How many classes come before the target's `[N]`; K where an output is NaN."""
+def ranks(output: Tensor, target: Tensor) -> Tensor:
+    """How many classes come before the target's `[N]`, as `correct_counts` orders them; K where an output is NaN."""
     own = output.gather(1, target[:, None])
     index = torch.arange(output.shape[1], device=output.device)
     before = (output > own) | ((output == own) & (index < target[:, None]))

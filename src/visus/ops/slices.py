@@ -1,0 +1,122 @@
+"""Parts of a data set on which a model does worse than on the rest. `N` images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from visus.ops.intervals import Interval, wilson
+from visus.ops.significance import holm
+
+Bools = npt.NDArray[np.bool_]
+
+MOST_VALUES = 50
+_FEWEST = 5
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The images that share a value."""
+
+    column: str
+    value: str
+    n: int
+    correct: int
+    accuracy: float
+    ci95: Interval
+    rest_accuracy: float
+    """Of all other images."""
+    p: float
+    """How often chance alone would leave so few right among these."""
+    p_adjusted: float
+    """By Holm's method, for all slices that were looked at."""
+    beyond_chance: bool
+
+
+def slice_scores(
+    attributes: Mapping[str, Sequence[str]],
+    correct: Bools,
+    *,
+    level: float = 0.95,
+    units: npt.NDArray[np.int64] | None = None,
+) -> list[Slice]:
+    """The accuracy of every slice: the images with one value of an attribute `[N]`, of at least 5, where there are others too.
+
+    Whether a slice is worse than the rest is asked of Fisher's exact test, one-sided; where images belong together (`units [N]`),
+    of a z-test whose variance is summed over units. A slice is beyond chance where its p-value, corrected for all that were
+    looked at, is at most 1 - `level`.
+    """
+    found = []
+    for column, values in attributes.items():
+        names, inverse = np.unique(np.asarray(values, dtype=object).astype(str), return_inverse=True)
+        sizes = np.bincount(inverse, minlength=len(names))
+        rights = np.bincount(inverse, correct, minlength=len(names)).astype(np.int64)
+        for place, (name, n, right) in enumerate(zip(names, sizes.tolist(), rights.tolist(), strict=True)):
+            if n < _FEWEST or n == len(correct):
+                continue
+            p = _fisher(right, n, correct) if units is None else _z_test(inverse == place, correct, units)
+            found.append((column, str(name), n, right, p))
+    adjusted = holm([each[-1] for each in found])
+    total, everyone = int(correct.sum()), len(correct)
+    return [
+        Slice(
+            column,
+            name,
+            n,
+            right,
+            right / n,
+            wilson(right, n, level),
+            (total - right) / (everyone - n),
+            p,
+            corrected,
+            corrected <= 1 - level,
+        )
+        for (column, name, n, right, p), corrected in zip(found, adjusted.tolist(), strict=True)
+    ]
+
+
+def as_slices(values: Sequence[Any]) -> list[str] | None:
+    """A column as an attribute: as it is where it has at most 50 values, numbers in quarters; `None` where it tells nothing."""
+    distinct = set(values)
+    if len(distinct) <= MOST_VALUES:
+        return [str(value) for value in values] if len(distinct) > 1 else None
+    try:
+        numbers = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    return quarters(numbers)
+
+
+def quarters(numbers: npt.ArrayLike) -> list[str]:
+    """Numbers `[N]` by the quarter that each is in, named by its range; `unknown` for what is no number."""
+    values = np.asarray(numbers, dtype=np.float64)
+    known = values[np.isfinite(values)]
+    edges = np.unique(np.quantile(known, [0.25, 0.5, 0.75])) if len(known) else np.empty(0)
+    places = np.searchsorted(edges, values, side="left")
+    names = {}
+    for place in range(len(edges) + 1):
+        inside = known[np.searchsorted(edges, known, side="left") == place]
+        if len(inside):
+            names[place] = f"{inside.min():.4g} to {inside.max():.4g}"
+    return [
+        names[place] if np.isfinite(value) else "unknown" for place, value in zip(places, values, strict=True)
+    ]
+
+
+def _fisher(right: int, n: int, correct: Bools) -> float:
+    """P(as few right or fewer among n drawn without replacement)."""
+    return float(stats.hypergeom.cdf(right, len(correct), int(correct.sum()), n))
+
+
+def _z_test(inside: Bools, correct: Bools, units: npt.NDArray[np.int64]) -> float:
+    here, there = correct[inside].mean(), correct[~inside].mean()
+    influence = np.where(inside, (correct - here) / inside.sum(), -(correct - there) / (~inside).sum())
+    variance = float((np.bincount(units, influence) ** 2).sum())
+    if variance == 0:
+        return 1.0 if here >= there else 0.0
+    return float(stats.norm.cdf((here - there) / variance**0.5))

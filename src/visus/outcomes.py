@@ -1,0 +1,167 @@
+"""What a model made of each image: what scores are made of.
+
+`N` images, `K` classes. A few numbers are kept for each image, and of the probabilities, which may be many, one copy.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visus.display import Display, Progress
+from visus.errors import DataError
+from visus.ops.confusion import Counts
+from visus.ops.metrics import ranks
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+_BLOCK = 4096
+_MEMORY_BYTES = 1 << 30
+
+
+class ByClass:
+    """Probabilities `[N, K]`, float32, added image by image and read class by class.
+
+    One copy of them is kept, in blocks of 4,096 images: in memory up to 1 GiB, beyond in a temporary file, which goes when this
+    object does.
+    """
+
+    def __init__(self, memory_bytes: int = _MEMORY_BYTES) -> None:
+        self._memory_bytes = memory_bytes
+        self._blocks: list[npt.NDArray[np.float32]] = []
+        self._pending: list[npt.NDArray[np.float32]] = []
+        self._pending_rows = 0
+        self._bytes = 0
+        self._file: Any = None
+
+    def add(self, probabilities: npt.NDArray[np.float32]) -> None:
+        """The next images' `[n, K]`."""
+        self._pending.append(probabilities)
+        self._pending_rows += len(probabilities)
+        if self._pending_rows >= _BLOCK:
+            self._flush()
+
+    def column(self, place: int) -> npt.NDArray[np.float32]:
+        """One class's `[N]`."""
+        self._flush()
+        return np.concatenate([block[place] for block in self._blocks])
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        block = np.ascontiguousarray(np.concatenate(self._pending).T)
+        self._pending, self._pending_rows = [], 0
+        self._bytes += block.nbytes
+        self._blocks.append(block if self._bytes <= self._memory_bytes else self._on_disk(block))
+
+    def _on_disk(self, block: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        self._file = self._file or tempfile.TemporaryFile(prefix="visus-")  # noqa: SIM115
+        place = self._file.seek(0, 2)
+        block.tofile(self._file)
+        self._file.flush()
+        return np.memmap(self._file, dtype=np.float32, mode="r", offset=place, shape=block.shape)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Of each image, in order."""
+
+    classes: int
+    labels: Counts
+    """`[N]`"""
+    predictions: Counts
+    """`[N]`; K where an output is NaN."""
+    confidences: Floats
+    """The probability of the predicted class `[N]`; 0 where there is none."""
+    losses: Floats
+    """Cross-entropy in nats `[N]`."""
+    briers: Floats
+    """Brier's score `[N]`: the squared distance of the probabilities from the truth, 0 to 2 (Brier, 1950)."""
+    ranks: Counts
+    """How many classes come before the true one `[N]`; K where an output is NaN."""
+    probabilities: ByClass
+
+    @property
+    def correct(self) -> Bools:
+        """`[N]`"""
+        found: Bools = self.labels == self.predictions
+        return found
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What was found of some images, on the device."""
+
+    logits: Tensor
+    labels: Tensor
+    predictions: Tensor
+    losses: Tensor
+
+
+def follow(
+    outputs: Iterable[tuple[Tensor, Tensor]], *, display: Display | None = None, iterations: int | None = None
+) -> Iterator[Batch]:
+    """Labels, predictions and losses of pairs of logits `[n, K]` and targets `[n]` or `[n, K]`, while `display` shows progress."""
+    total_loss: Tensor | float = 0.0
+    hits: Tensor | int = 0
+    seen = 0
+    began = time.perf_counter()
+    for done, (logits, targets) in enumerate(outputs, start=1):
+        labels = targets.argmax(dim=1) if targets.dim() == 2 else targets
+        # A label without an output is found later, where the device is waited for anyway; here it must not index anything.
+        inside = labels.clamp(0, logits.shape[1] - 1)
+        losses = F.cross_entropy(logits.double(), inside, reduction="none")
+        found = Batch(logits, labels, predict(logits), losses)
+        total_loss = total_loss + losses.sum()
+        hits, seen = hits + (found.predictions == labels).sum(), seen + len(labels)
+        if display and display.due():
+            seconds, means = time.perf_counter() - began, (float(losses.mean()), float(total_loss) / seen)
+            display.progress(Progress(done, iterations, seconds, *means, int(hits), seen, phase="val"))
+        yield found
+    if not seen:
+        raise DataError("expected images to evaluate, found none")
+
+
+def collect(batches: Iterable[Batch]) -> Outcomes:
+    """All that scores need of `batches`, on the CPU."""
+    columns: list[tuple[Tensor, ...]] = []
+    kept = ByClass()
+    width = 0
+    for batch in batches:
+        width = batch.logits.shape[1]
+        probabilities = batch.logits.softmax(dim=1)
+        inside = batch.labels.clamp(0, width - 1)
+        exact = probabilities.double()
+        own = exact.gather(1, inside[:, None])[:, 0]
+        briers = exact.square().sum(dim=1) - 2 * own + 1
+        confidences = probabilities.amax(dim=1).nan_to_num(0.0).double()
+        columns.append(
+            (
+                batch.labels,
+                batch.predictions,
+                confidences,
+                batch.losses,
+                briers,
+                ranks(batch.logits, inside),
+            )
+        )
+        kept.add(probabilities.cpu().numpy())
+    labels, predictions, confident, losses, brier, places = (
+        torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)
+    )
+    return Outcomes(width, labels, predictions, confident, losses, brier, places, kept)
+
+
+def predict(logits: Tensor) -> Tensor:
+    """The class of each image; K, which is none, where an output is NaN."""
+    return torch.where(logits.isnan().any(dim=1), logits.shape[1], logits.argmax(dim=1))

@@ -1,0 +1,255 @@
+"""From what a model made of each image to figures with their intervals.
+
+`N` images, `K` classes, `U` units that are resampled: images, or groups of images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+from scipy import sparse
+
+from visus.errors import UsageError
+from visus.ops.confusion import Averages, Counts, averages, class_shares
+from visus.ops.intervals import Interval, Method, bounded_interval, share_interval
+from visus.ops.ranking import ranking
+from visus.ops.resampling import Floats, Units, bootstrap, units_of
+from visus.outcomes import Outcomes
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to say of the outcomes, and how surely."""
+
+    level: float = 0.95
+    """Of the intervals."""
+    method: Method = "wilson"
+    """Of those of shares: `wilson`, `exact` (Clopper and Pearson) or `bootstrap`; all else is resampled."""
+    groups: Sequence[Any] | None = None
+    """For each image what it belongs to, such as a patient; intervals then resample groups."""
+    attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Columns to look at slices of, besides the classes."""
+    accuracy: float | None = None
+    """That a threshold of the confidence is sought for."""
+
+
+class ClassScores(TypedDict):
+    """One class; `None` where there is nothing to divide by."""
+
+    name: str
+    n: int
+    """Images of it."""
+    predicted: int
+    """Images taken for it."""
+    correct: int
+    accuracy: float | None
+    """Of its images: its recall."""
+    ci95: Interval | None
+    precision: float | None
+    precision_ci95: Interval | None
+    recall: float | None
+    f1: float | None
+    f1_ci95: Interval | None
+    auroc: float | None
+    """Against all other classes; the class's probability is the score."""
+    auroc_ci95: Interval | None
+    average_precision: float | None
+    average_precision_ci95: Interval | None
+
+
+@dataclass(frozen=True)
+class Average:
+    """Of the scores of the classes that have images; a class never predicted has a precision of 0."""
+
+    precision: float
+    precision_ci95: Interval | None
+    recall: float
+    recall_ci95: Interval | None
+    f1: float
+    f1_ci95: Interval | None
+    auroc: float | None = None
+    auroc_ci95: Interval | None = None
+    average_precision: float | None = None
+    average_precision_ci95: Interval | None = None
+
+
+class Rankings(NamedTuple):
+    """How the probabilities rank the images."""
+
+    per_class: list[dict[str, Any]]
+    """Area under the ROC curve and average precision of each class, with intervals."""
+    macro: dict[str, Any]
+    """Their means over the classes that have images, not all of them."""
+    weighted: dict[str, Any]
+    """These by the images of each class."""
+
+
+def resample(outcomes: Outcomes, wanted: Wanted) -> dict[str, Floats]:
+    """The bootstrap's intervals `[2]`, or `[K, 2]` of figures of classes, by name; NaN where there is nothing to divide by."""
+    classes, n = outcomes.classes, len(outcomes.labels)
+    units = units_of(n, wanted.groups)
+    sums = _sums(outcomes, units)
+
+    def figures(drawn: Floats) -> Floats:
+        there, said, right = (drawn[:, place * classes : (place + 1) * classes] for place in range(3))
+        images, hits, top, losses, briers = drawn[:, 3 * classes :].T
+        totals = [hits / images, top / images, losses / images, briers / images]
+        columns = [*totals, *averages(there, said, right)]
+        shares = class_shares(there, said, right) if wanted.groups is not None else ()
+        return np.concatenate([np.stack(columns, axis=1), *shares], axis=1)
+
+    intervals = bootstrap(sums, figures, level=wanted.level)
+    names = ["accuracy", "top5", "loss", "brier", *Averages._fields]
+    found = dict(zip(names, intervals, strict=False))
+    per_class = intervals[len(names) :]
+    if len(per_class):
+        found |= dict(zip(("precision", "recall", "f1"), np.split(per_class, 3), strict=True))
+    return found
+
+
+def rank_classes(outcomes: Outcomes, units: Units | None, level: float) -> Rankings:
+    """Each class against the rest, read from the probabilities one class at a time."""
+    n = len(outcomes.labels)
+    shares = np.bincount(outcomes.labels, minlength=outcomes.classes) / n
+    per_class = [dict[str, Any](zip(_RANKING_KEYS, [None] * 4, strict=True)) for _ in shares]
+    figures = np.zeros((outcomes.classes, 2))
+    plain, weighted = np.zeros((2, n)), np.zeros((2, n))
+    ranked = np.flatnonzero((shares > 0) & (shares < 1))
+    for place in ranked.tolist():
+        # An output that is no number is below all that are.
+        scores = np.nan_to_num(outcomes.probabilities.column(place), nan=-1.0)
+        found = ranking(scores, outcomes.labels == place)
+        figures[place], influence = found[:2], np.stack(found[2:])
+        plain += influence / len(ranked)
+        weighted += influence * shares[place]
+        scarcer = n * min(shares[place], 1 - shares[place])
+        per_class[place] = _ranked(figures[place], influence, scarcer, units, level)
+    if not len(ranked):
+        return Rankings(per_class, per_class[0], per_class[0])
+    mean = shares @ figures
+    # Another image of a class adds to its weight, too.
+    weighted += (figures[outcomes.labels].T - mean[:, None]) / n
+    return Rankings(
+        per_class,
+        _ranked(figures[ranked].mean(axis=0), plain, n, units, level),
+        _ranked(mean, weighted, n, units, level),
+    )
+
+
+def class_scores(
+    table: Counts,
+    classes: Sequence[str],
+    wanted: Wanted,
+    resampled: Mapping[str, Floats],
+    rankings: Sequence[Mapping[str, Any]],
+) -> list[ClassScores]:
+    """The scores of each class, from the confusion `[K, K + 1]`. F1 is a function of the share of right images among those that
+    are of a class or taken for it, and its interval that of this share."""
+    there, said, right = table.sum(axis=1), table[:, :-1].sum(axis=0), table[:, :-1].diagonal()
+    shares = class_shares(there, said, right)
+    found = []
+    for place, name in enumerate(classes):
+        n, predicted, correct = int(there[place]), int(said[place]), int(right[place])
+        precision, recall, f1 = (_number(each[place]) for each in shares)
+        spread = {key: resampled[key][place] for key in ("recall", "precision", "f1") if key in resampled}
+        either = share(correct, n + predicted - correct, wanted, None)
+        scores: Any = {
+            "name": name,
+            "n": n,
+            "predicted": predicted,
+            "correct": correct,
+            "accuracy": recall,
+            "ci95": share(correct, n, wanted, spread.get("recall")),
+            "precision": precision,
+            "precision_ci95": share(correct, predicted, wanted, spread.get("precision")),
+            "recall": recall,
+            "f1": f1,
+            "f1_ci95": interval_of(spread["f1"])
+            if "f1" in spread
+            else either and (2 * either[0] / (1 + either[0]), 2 * either[1] / (1 + either[1])),
+            **rankings[place],
+        }
+        found.append(scores)
+    return found
+
+
+def average(
+    kind: str, means: Averages, resampled: Mapping[str, Floats], rankings: Mapping[str, Any]
+) -> Average:
+    """The plain (`macro`) or `weighted` means with their intervals."""
+    figures: dict[str, Any] = {}
+    for name in ("precision", "recall", "f1"):
+        figures[name] = float(getattr(means, f"{kind}_{name}"))
+        figures[f"{name}_ci95"] = interval_of(resampled[f"{kind}_{name}"])
+    return Average(**figures, **rankings)
+
+
+def share(correct: int, n: int, wanted: Wanted, resampled: Floats | None) -> Interval | None:
+    """The interval of a share; `None` where there is nothing to divide by."""
+    if not n:
+        return None
+    if resampled is not None and (wanted.groups is not None or wanted.method == "bootstrap"):
+        return interval_of(resampled)
+    return share_interval(correct, n, wanted.level, "exact" if wanted.method == "exact" else "wilson")
+
+
+def interval_of(pair: Floats) -> Interval | None:
+    """Two numbers as an interval; `None` where they are none."""
+    low, high = pair.tolist()
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+def check_groups(groups: Sequence[Any], n: int) -> Sequence[Any]:
+    """`groups`; `UsageError` where they are not those of `n` images, or one."""
+    if len(groups) != n:
+        raise UsageError(f"expected a group for each of {n} images, found {len(groups)}")
+    if len(set(groups)) < 2:
+        raise UsageError("expected images of at least two groups, found one; leave the groups out")
+    return groups
+
+
+def _sums(outcomes: Outcomes, units: Units) -> sparse.csr_array:
+    """Of each unit `[U, 3 K + 5]`: images of each class, taken for it, right; images, right, right in the top, losses, Brier's."""
+    classes, n = outcomes.classes, len(outcomes.labels)
+    said = outcomes.predictions < classes
+    right = outcomes.correct
+    in_top = (outcomes.ranks < TOP) | (classes <= TOP)
+    blocks = [
+        (units, outcomes.labels, np.ones(n)),
+        (units[said], classes + outcomes.predictions[said], np.ones(int(said.sum()))),
+        (units[right], 2 * classes + outcomes.labels[right], np.ones(int(right.sum()))),
+    ]
+    for place, values in enumerate((np.ones(n), right, in_top, outcomes.losses, outcomes.briers)):
+        blocks.append((units, np.full(n, 3 * classes + place), values.astype(np.float64)))
+    rows, columns, values = (np.concatenate(each) for each in zip(*blocks, strict=True))
+    shape = int(units.max()) + 1, 3 * classes + 5
+    return sparse.coo_array((values, (rows, columns)), shape=shape).tocsr()
+
+
+_RANKING_KEYS = ("auroc", "auroc_ci95", "average_precision", "average_precision_ci95")
+
+
+def _ranked(
+    figures: Floats, influences: Floats, n: float, units: Units | None, level: float
+) -> dict[str, Any]:
+    intervals = [
+        bounded_interval(float(figure), _variance(influence, units), n, level)
+        for figure, influence in zip(figures, influences, strict=True)
+    ]
+    pairs = [float(figures[0]), intervals[0], float(figures[1]), intervals[1]]
+    return dict(zip(_RANKING_KEYS, pairs, strict=True))
+
+
+def _variance(influence: Floats, units: Units | None) -> float:
+    together = influence if units is None else np.bincount(units, influence)
+    return float((together**2).sum())
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None

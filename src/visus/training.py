@@ -67,6 +67,7 @@ from visus.ops.rng import derive_seed
 from visus.ops.schedules import make_schedule
 from visus.plots import plot_confusion
 from visus.preparing import Prepared, prepare, prepare_again
+from visus.probing import compute_features, fed_with_features, trains_head_alone
 from visus.processes import AgreedStop, Processes, find_begun, joined, launch_id
 from visus.profiling import Profile
 from visus.recording import RunRecorder, parse_interval
@@ -402,11 +403,16 @@ def _run(assembly: _Assembly) -> Run:
         run, _document(assembly), every=config.checkpoint_every, keep=config.keep, warn=display.line
     )
     profiling = Profile(assembly.device) if config.profile and processes.first else None
-    with StopSignal() as stop, noting_nondeterminism() as inexact, profiling or nullcontext():
+    features = None
+    if trains_head_alone(config):
+        features = compute_features(
+            state.model, config, batches, val_batches, device=assembly.device, say=display.line
+        )
+    feeding = fed_with_features(state.model, state.weights) if features else nullcontext()
+    with StopSignal() as stop, noting_nondeterminism() as inexact, profiling or nullcontext(), feeding:
         history = fit(
             state.model,
-            batches,
-            val_batches,
+            *(features or (batches, val_batches)),
             optimizer=state.optimizer,
             epochs=config.epochs,
             schedule=make_schedule(config, epochs=config.epochs, steps_per_epoch=updates),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from visus.amp import make_scaler, resolve_amp
+from visus.amp import resolve_amp
+from visus.assembling import begin, check_compile, model_args, new_model
 from visus.checkpoint import (
     CHECKPOINT_KEY,
     Checkpoint,
@@ -27,7 +26,6 @@ from visus.checkpoint import (
     load_tensors,
     model_digest,
 )
-from visus.compiling import refuse_without_compiler
 from visus.config import (
     TrainConfig,
     make_config,
@@ -49,20 +47,17 @@ from visus.devices import (
     own_device,
 )
 from visus.display import Display
-from visus.errors import CheckpointError, DataError, UsageError, VisusError
+from visus.errors import CheckpointError, DataError, UsageError
 from visus.evaluation import Scores
 from visus.files import write_json
-from visus.inference import eval_mode
 from visus.loop import fit
-from visus.models.adapt import freezer, learning_rate_factors
+from visus.models.adapt import freezer
 from visus.models.build import build_model
-from visus.models.lora import add_lora, merge_lora
+from visus.models.lora import merge_lora
 from visus.models.names import resolve_model
-from visus.models.sizes import working_sizes
 from visus.models.weights import is_file
-from visus.ops.averaging import ExponentialAverage
 from visus.ops.losses import cross_entropy_sum
-from visus.ops.optim import make_optimizer, resolve_optimizer
+from visus.ops.optim import resolve_optimizer
 from visus.ops.rng import derive_seed
 from visus.ops.schedules import make_schedule
 from visus.plots import plot_confusion
@@ -176,11 +171,11 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
         config = processes.from_first(
             resolve_config(config, prepared.train, prepared.preprocessing, device, threads)
         )
-        _check_compile(config, device, processes)
+        check_compile(config, device, processes)
         with computing(threads=config.threads, deterministic=config.deterministic):
             # The model is made before the folder, so that a mistyped name leaves nothing behind.
-            model = _new_model(config, prepared, device, display.line)
-            state = _begin(config, model, device)
+            model = new_model(config, prepared, device, display.line)
+            state = begin(config, model, device)
             run = RunFolder(processes.from_first(_new_folder(config, prepared, processes)))
             with run.locked(needed=processes.first):
                 return _run(_Assembly(config, prepared, device, state, run, display, processes, transform))
@@ -218,7 +213,7 @@ def _resume(
     changed = changed_settings(make_config(**stored), config, allowed)
     device = own_device(config.device, processes.local_rank, processes.local_size)
     resolve_amp(config.amp, device)
-    _check_compile(config, device, processes)
+    check_compile(config, device, processes)
     if others := other_versions(run):
         display.line(f"other versions than when the run began, so bits may differ: {'; '.join(others)}")
     with run.locked(needed=processes.first):
@@ -229,13 +224,13 @@ def _resume(
             if checkpoint:
                 prepared = prepare_again(config, checkpoint.preprocessing, display)
                 # Its weights come from the checkpoint: those it started from may be gone.
-                model = build_model(config.model, **_model_args(config, prepared))
+                model = build_model(config.model, **model_args(config, prepared))
             else:
                 display.line(f"{run.path} has no checkpoint yet; resumed from step 0")
                 prepared = prepare(config, display)
-                model = _new_model(config, prepared, device, display.line)
+                model = new_model(config, prepared, device, display.line)
             _prepared_alike(prepared, processes)
-            state = _begin(config, model, device)
+            state = begin(config, model, device)
             assembly = _Assembly(config, prepared, device, state, run, display, processes, transform)
             if checkpoint:
                 refuse_other_transform(run, checkpoint, transform)
@@ -302,62 +297,6 @@ def _own_threads(
         return config
     display.line(f"{processes.size} processes go on with a run of {before}: bits may differ")
     return dataclasses.replace(config, threads=default_threads(processes.local_size))
-
-
-def _new_model(
-    config: TrainConfig, prepared: Prepared, device: torch.device, say: Callable[[str], object]
-) -> nn.Module:
-    """The model at step 0, its random weights a function of the seed, and tried on an image.
-
-    `UsageError` where the model cannot take images of that size: some want one size, in others little ones shrink to nothing.
-    """
-    torch.manual_seed(derive_seed(config.seed, "init"))
-    height, width = prepared.preprocessing.size
-    channels = prepared.train.images.channels
-    try:
-        model = build_model(config.model, weights=config.weights, say=say, **_model_args(config, prepared))
-        model.to(device)
-        with eval_mode(model), torch.inference_mode():
-            model(torch.zeros(1, channels, height, width, device=device))
-    except VisusError:
-        raise
-    # Libraries say it in ways of their own.
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        found = " and ".join(map(str, working_sizes(config.model, height, in_channels=channels)))
-        raise UsageError(
-            f"{config.model} cannot take images of {height}x{width} ({reason}); choose another --img-size"
-            + (f", such as {found}" if found else "")
-        ) from None
-    return model
-
-
-def _check_compile(config: TrainConfig, device: torch.device, processes: Processes) -> None:
-    """`UsageError` where the model is to be compiled and cannot be."""
-    if not config.compile:
-        return
-    if processes.size > 1 and config.batchnorm == "global":
-        raise UsageError(
-            "--compile: batch norm over several processes cannot be compiled; add --batchnorm local, or leave it out"
-        )
-    refuse_without_compiler(device, config.amp)
-
-
-def _begin(config: TrainConfig, model: nn.Module, device: torch.device) -> TrainingState:
-    """All that a run moves, at step 0."""
-    if config.lora:
-        torch.manual_seed(derive_seed(config.seed, "lora"))
-        add_lora(model, config.lora)
-    model.to(device).to(memory_format=torch.channels_last)
-    average = ExponentialAverage(model, config.ema_decay) if config.ema else None
-    if not config.lora:
-        # The optimizer knows all that will ever be trained; what has no gradient yet has no state either.
-        freezer(model, config.freeze)(sys.maxsize)
-    factors = learning_rate_factors(
-        model, layer_decay=config.layer_decay, backbone_factor=config.backbone_factor
-    )
-    optimizer = make_optimizer(model, config, factors)
-    return TrainingState(model, optimizer, average, make_scaler(config.amp, device))
 
 
 def _last_checkpoint(run: RunFolder, display: Display) -> Checkpoint:
@@ -560,21 +499,12 @@ def _per_process(batch_size: int, processes: Processes) -> str:
     return f", of each batch {shares} in each of {processes.size} processes"
 
 
-def _model_args(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
-    return {
-        "num_classes": len(prepared.data.classes),
-        "in_channels": prepared.train.images.channels,
-        "stem": config.stem,
-        "img_size": config.img_size,
-    }
-
-
 def _document(assembly: _Assembly) -> dict[str, Any]:
     """What a checkpoint says besides its tensors and the state."""
     config, prepared = assembly.config, assembly.prepared
     return {
         "model": config.model,
-        "model_args": _model_args(config, prepared),
+        "model_args": model_args(config, prepared),
         "classes": list(prepared.data.classes),
         "preprocess": prepared.preprocessing.to_json(),
         "config": plain_settings(config),

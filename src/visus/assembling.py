@@ -1,0 +1,92 @@
+"""From the settings and the data of a run to its model, and all that the run moves, at step 0."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from visus.amp import make_scaler
+from visus.compiling import refuse_without_compiler
+from visus.config import TrainConfig
+from visus.errors import UsageError, VisusError
+from visus.inference import eval_mode
+from visus.models.adapt import freezer, learning_rate_factors
+from visus.models.build import build_model
+from visus.models.lora import add_lora
+from visus.models.sizes import working_sizes
+from visus.ops.averaging import ExponentialAverage
+from visus.ops.optim import make_optimizer
+from visus.ops.rng import derive_seed
+from visus.preparing import Prepared
+from visus.processes import Processes
+from visus.state import TrainingState
+
+
+def model_args(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
+    """What `build_model` wants besides the name and the weights."""
+    return {
+        "num_classes": len(prepared.data.classes),
+        "in_channels": prepared.train.images.channels,
+        "stem": config.stem,
+        "img_size": config.img_size,
+    }
+
+
+def new_model(
+    config: TrainConfig, prepared: Prepared, device: torch.device, say: Callable[[str], object]
+) -> nn.Module:
+    """The model at step 0, its random weights a function of the seed, and tried on an image.
+
+    `UsageError` where the model cannot take images of that size: some want one size, in others little ones shrink to nothing.
+    """
+    torch.manual_seed(derive_seed(config.seed, "init"))
+    height, width = prepared.preprocessing.size
+    channels = prepared.train.images.channels
+    try:
+        model = build_model(config.model, weights=config.weights, say=say, **model_args(config, prepared))
+        model.to(device)
+        with eval_mode(model), torch.inference_mode():
+            model(torch.zeros(1, channels, height, width, device=device))
+    except VisusError:
+        raise
+    # Libraries say it in ways of their own.
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        found = " and ".join(map(str, working_sizes(config.model, height, in_channels=channels)))
+        raise UsageError(
+            f"{config.model} cannot take images of {height}x{width} ({reason}); choose another --img-size"
+            + (f", such as {found}" if found else "")
+        ) from None
+    return model
+
+
+def begin(config: TrainConfig, model: nn.Module, device: torch.device) -> TrainingState:
+    """All that a run moves, at step 0."""
+    if config.lora:
+        torch.manual_seed(derive_seed(config.seed, "lora"))
+        add_lora(model, config.lora)
+    model.to(device).to(memory_format=torch.channels_last)
+    average = ExponentialAverage(model, config.ema_decay) if config.ema else None
+    if not config.lora:
+        # The optimizer knows all that will ever be trained; what has no gradient yet has no state either.
+        freezer(model, config.freeze)(sys.maxsize)
+    factors = learning_rate_factors(
+        model, layer_decay=config.layer_decay, backbone_factor=config.backbone_factor
+    )
+    optimizer = make_optimizer(model, config, factors)
+    return TrainingState(model, optimizer, average, make_scaler(config.amp, device))
+
+
+def check_compile(config: TrainConfig, device: torch.device, processes: Processes) -> None:
+    """`UsageError` where the model is to be compiled and cannot be."""
+    if not config.compile:
+        return
+    if processes.size > 1 and config.batchnorm == "global":
+        raise UsageError(
+            "--compile: batch norm over several processes cannot be compiled; add --batchnorm local, or leave it out"
+        )
+    refuse_without_compiler(device, config.amp)

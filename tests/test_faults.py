@@ -13,18 +13,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import visus.loop
 import visus.recording
 from visus import cli, training
 from visus.checkpoint import load_checkpoint
 from visus.config import make_config
 from visus.display import Display
-from visus.errors import CheckpointError
+from visus.errors import CheckpointError, NonFiniteError
+from visus.ops.averaging import ExponentialAverage
 from visus.recording import RunRecorder
 from visus.runs import RunFolder
 
@@ -319,6 +322,134 @@ def test_metrics_lines_that_could_not_be_written_are_written_with_the_next(monke
     run = training.train(config(data, tmp_path))
     assert run.failure is None
     assert [each["epoch"] for each in metrics(run.run) if each["phase"] == "train"] == [1, 2, 3]
+
+
+def killed_where_previous_is_kept(monkeypatch, run, **changes):
+    """Resume, and die between the moment where `last` becomes `previous` and that where the new one takes its place."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        keep = RunRecorder._keep_previous
+
+        def keep_and_die(recorder):
+            keep(recorder)
+            raise Killed
+
+        patch.setattr(RunRecorder, "_keep_previous", keep_and_die)
+        training.resume(str(run), **changes)
+
+
+def test_a_damaged_last_checkpoint_never_becomes_the_previous_one(monkeypatch, tmp_path, finished):
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    last = run / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:-1])
+    killed_where_previous_is_kept(monkeypatch, run)
+    assert training.resume(str(run)).digest == finished.digest
+
+
+def test_a_last_checkpoint_that_is_not_for_this_version_is_not_passed_over(monkeypatch, tmp_path, finished):
+    run = tmp_path / "run"
+    shutil.copytree(finished.run, run)
+    content = (run / "last.safetensors").read_bytes()
+    (run / "last.safetensors").write_bytes(content.replace(b'\\"format\\":1', b'\\"format\\":2'))
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(CheckpointError, match="written by a newer visus"):
+        training.resume(str(run))
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_change_that_begins_an_epoch_anew_does_so_again_after_a_kill(monkeypatch, tmp_path, data):
+    kill_at(monkeypatch, 10, lambda: training.train(config(data, tmp_path, checkpoint_every="5steps")))
+    run = tmp_path / "run"
+    twice = tmp_path / "twice"
+    shutil.copytree(run, twice)
+    changes = {"batch_size": 20, "checkpoint_every": "5m", "allow_change": ["batch-size"]}
+    whole = training.resume(str(run), **changes)
+    kill_at(monkeypatch, 11, lambda: training.resume(str(twice), **changes))
+    again = training.resume(str(twice))
+    assert (again.digest, again.steps) == (whole.digest, whole.steps)
+    assert metrics(twice) == metrics(run)
+
+
+def test_metrics_that_were_lost_come_from_the_checkpoint(monkeypatch, tmp_path, data, finished):
+    for lost in (None, b"", b'{"epoch": 1\nnonsense\n'):
+        run = tmp_path / f"run {lost}"
+        shutil.copytree(finished.run, run)
+        (run / "metrics.jsonl").unlink()
+        if lost is not None:
+            (run / "metrics.jsonl").write_bytes(lost)
+        resumed = training.resume(str(run))
+        assert metrics(run) == metrics(finished.run)
+        assert resumed.final == finished.final
+
+
+def test_a_best_checkpoint_that_could_not_be_written_is_tried_again(monkeypatch, tmp_path, data):
+    whole = training.train(config(data, tmp_path / "whole"))
+    save, failures = visus.recording.save_checkpoint, iter([True])
+
+    def save_or_fail(path, taken, document, **options):
+        last_best = path.name == "best.safetensors" and document["epoch"] == whole.best["epoch"]
+        if last_best and next(failures, False):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(path, taken, document, **options)
+
+    monkeypatch.setattr(visus.recording, "save_checkpoint", save_or_fail)
+    run = training.train(config(data, tmp_path / "disturbed"))
+    assert next(failures, None) is None
+    assert run.failure is None
+    assert digests(run.run) == digests(whole.run)
+
+
+def test_the_predecessor_stays_where_the_new_one_cannot_be_synced(monkeypatch, tmp_path, data):
+    fsync, big = os.fsync, itertools.count()
+
+    def fail_for_checkpoints(descriptor):
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if ".last.safetensors." in path and next(big) >= 4:
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_for_checkpoints)
+    run = RunFolder(training.train(config(data, tmp_path)).run)
+    steps = [load_checkpoint(path).document["step"] for path in (run.last, run.previous)]
+    assert steps[0] > steps[1]
+
+
+def test_weights_that_are_not_finite_are_never_a_checkpoint(monkeypatch, tmp_path, data):
+    def spoil(self, model, *arguments):
+        next(model.parameters()).data.fill_(float("nan"))
+
+    with monkeypatch.context() as patch, pytest.raises(NonFiniteError, match=r"weights .* step 10"):
+        patch.setattr(
+            ExponentialAverage, "update", lambda self, model, step: step == 9 and spoil(self, model)
+        )
+        training.train(config(data, tmp_path, checkpoint_every="1step", ema=True))
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").document["step"] == 9
+
+
+def test_nothing_is_written_any_more_once_a_run_has_ended(monkeypatch, tmp_path, data):
+    save = visus.recording.save_checkpoint
+
+    def save_slowly(path, *arguments, **options):
+        time.sleep(0.5)
+        return save(path, *arguments, **options)
+
+    monkeypatch.setattr(visus.recording, "save_checkpoint", save_slowly)
+
+    def fail():
+        monkeypatch.setattr(visus.loop, "_stop_if_not_finite", refuse)
+
+    def refuse(*arguments, **options):
+        raise NonFiniteError("as it happens")
+
+    due = RunRecorder.due
+    monkeypatch.setattr(RunRecorder, "due", lambda self, step: (step == 3 and fail()) or due(self, step))
+    with pytest.raises(NonFiniteError):
+        training.train(config(data, tmp_path))
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    time.sleep(1)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+    assert "last.safetensors" in before
+    assert not [name for name in before if name.endswith(".tmp")]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no permission bits")

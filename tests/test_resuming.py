@@ -12,7 +12,7 @@ from visus.data.images import Data
 from visus.data.listing import split_rows
 from visus.data.sources import open_source
 from visus.errors import UsageError
-from visus.resuming import changed_settings, describe_changes, other_versions, setting_names
+from visus.resuming import describe_changes, other_versions, refuse_changes, setting_names
 from visus.runs import create_run
 from visus.tables import writing_table
 from visus.training import resume, train
@@ -63,10 +63,10 @@ def test_images_in_another_part_or_class_are_named(run, tmp_path):
 
 def test_settings_that_differ_are_free_allowed_or_refused():
     other = dataclasses.replace(CONFIG, epochs=20, lr=0.2)
-    assert changed_settings(CONFIG, CONFIG, ()) == set()
-    assert changed_settings(CONFIG, other, setting_names(["--lr"])) == {"epochs", "lr"}
+    refuse_changes(CONFIG, CONFIG, ())
+    refuse_changes(CONFIG, other, setting_names(["--lr"]))
     with pytest.raises(UsageError, match=r"--lr cannot change .*was 0\.1, not 0\.2.* --allow-change lr"):
-        changed_settings(CONFIG, other, ())
+        refuse_changes(CONFIG, other, ())
     with pytest.raises(UsageError, match=r"unknown setting .*weight_decay"):
         setting_names(["weight-decoy"])
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from visus.errors import CheckpointError, UsageError
+from visus.errors import CheckpointError, UnreadableError, UsageError
 from visus.models.lora import merged
 from visus.ops.optim import match_layout
 from visus.preprocessing import Preprocessing
@@ -182,7 +182,7 @@ def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: the header is damaged; use another checkpoint") from None
     if newer:
-        raise CheckpointError(
+        raise UnreadableError(
             f"{path}: written by a newer visus (format {document['format']}, this one reads {FORMAT}); upgrade"
         )
     return dict(document)

@@ -378,8 +378,9 @@ def _explain(error: BaseException, message: str, code: int, debug: bool) -> int:
 
         traceback.print_exception(error)
     rank = os.environ.get("RANK", "0")
-    # What ends one process ends them all alike; only of what it alone has met does another than the first speak.
-    if rank == "0" or code in (3, 70):
+    said = getattr(error, "said", None)
+    # What all have met alike before they met each other, the first one says.
+    if not said and (rank == "0" or said is False):
         typer.echo(f"visus: {message}" if rank == "0" else f"visus, process {rank}: {message}", err=True)
     return code
 

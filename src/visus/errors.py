@@ -13,6 +13,8 @@ class VisusError(Exception):
     """One sentence for the user: what was expected, what was found and where, what to do."""
 
     exit_code = 70
+    said: bool | None = None
+    """Of several processes: whether another one says it; `None` where there are none, or all meet it alike."""
 
 
 class UsageError(VisusError, ValueError):
@@ -33,6 +35,10 @@ class CheckpointError(VisusError, ValueError):
     exit_code = 3
 
 
+class UnreadableError(CheckpointError):
+    """A checkpoint that may well be whole, but not for this process: of a newer format, or not permitted to be read."""
+
+
 class NonFiniteError(VisusError, ArithmeticError):
     """A loss that is no longer a number."""
 
@@ -43,6 +49,16 @@ class PeerLost(VisusError):
     """A process of several that does not answer any more; the run can be resumed."""
 
     exit_code = 3
+
+
+class EndedElsewhere(VisusError):
+    """What another process of several ended of, and has said; with its exit code."""
+
+    said = True
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Interrupted(VisusError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +23,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
-        _sync(temporary, os.O_RDWR)
+        sync(temporary)
         temporary.replace(target)
-        # Windows cannot open a folder; there the rename's durability is left to the file system.
-        if os.name == "posix":
-            _sync(target.parent, os.O_RDONLY)
+        sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give `source` a second name, in place of what `target` was; nothing is copied where the file system has hard links."""
+    with replacing(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -42,9 +50,17 @@ def write_json(path: str | os.PathLike[str], document: Any) -> None:
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _sync(path: Path, flags: int) -> None:
+def sync(path: Path, flags: int = os.O_RDWR) -> None:
+    """Wait until what was written to the file at `path` is on the disk."""
     descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until it is on the disk which files are in the folder at `path`."""
+    # Windows cannot open a folder; there that is left to the file system.
+    if os.name == "posix":
+        sync(path, os.O_RDONLY)

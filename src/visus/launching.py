@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from visus.devices import device_indices
 from visus.errors import PeerLost
@@ -43,6 +45,8 @@ def launch(count: int, arguments: Sequence[str]) -> int:
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ[LAUNCHED] = "1"
+    # torch's own list has no SIGUSR1, by which a cluster announces the end of a job.
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     # Where nobody says, torch's launcher gives each process one thread and warns; each chooses for itself.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     config = LaunchConfig(
@@ -57,13 +61,32 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "visus", *arguments)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            raise PeerLost(
-                f"process {rank} (pid {failure.pid}) was killed by signal {-failure.exitcode}, so the others ended as well; "
-                "go on from the last checkpoint with --resume and the run's folder"
-            ) from None
-        return int(failure.exitcode)
+        return _code_of_all(error.failures)
     except SignalException as error:
-        return 128 + int(error.sigval)
+        return 130 if error.sigval == signal.SIGINT else 143
     return 0
+
+
+def _code_of_all(failures: Mapping[int, Any]) -> int:
+    """The code of the process that ended first; `PeerLost` where that was killed and nobody has said so.
+
+    Times are whole seconds: of those that ended in the same one, the others have ended of the one that was killed, or has a code
+    of its own.
+    """
+    began = min(failure.timestamp for failure in failures.values())
+    first = {rank: each.exitcode for rank, each in failures.items() if each.timestamp == began}
+    killed = [rank for rank, code in first.items() if code < 0 and code != -signal.SIGTERM]
+    if killed:
+        rank = killed[0]
+        if any(each.exitcode == PeerLost.exit_code for each in failures.values()):
+            return PeerLost.exit_code
+        raise PeerLost(
+            f"process {rank} (pid {failures[rank].pid}) was killed by signal {-first[rank]}, so the others ended as well; "
+            "go on from the last checkpoint with --resume and the run's folder"
+        )
+    codes = [
+        128 - code if code < 0 else code
+        for code in first.values()
+        if code != -signal.SIGTERM or len(first) == 1
+    ]
+    return int(next((code for code in codes if code != PeerLost.exit_code), codes[0]))

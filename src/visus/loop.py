@@ -90,7 +90,7 @@ def fit(
     match_layout(optimizer)
     state = state or TrainingState(model, optimizer, scaler=make_scaler(amp, device))
     precision = autocast(amp, device)
-    together = processes.size > 1 and batchnorm == "global"
+    together, local = (processes.size > 1 and batchnorm == each for each in ("global", "local"))
     normalising = GlobalBatchNorm() if together else contextlib.nullcontext()
     # Apple's GPUs have no float64.
     state.totals = state.totals.to(device, torch.float32 if device.type == "mps" else torch.float64)
@@ -98,7 +98,7 @@ def fit(
     # Validation runs the model as it is: its figures must come out again elsewhere.
     run_model = torch.compile(model, dynamic=False) if compile else model
     phase = profile.phase if profile else _ignore
-    records = recorder.run.records() if recorder else []
+    records = list(recorder.records) if recorder else []
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
 
@@ -135,6 +135,9 @@ def fit(
                 sums += torch.stack((batch_loss.detach(), batch_normaliser, correct, count))
             phase("exchange")
             processes.add_up([*gradients(model), sums])
+            if local:
+                # As in one process, all have the same statistics to validate with and to go on from.
+                processes.average([each for each in model.buffers() if each.is_floating_point()])
             phase("optimizer")
             state.totals += sums
             if clip_grad or len(items) > 1:
@@ -168,17 +171,20 @@ def fit(
                 display.progress(_progress(state, _updates(train, accumulate), batch_loss, batch_normaliser))
             if recorder and recorder.due(state.step):
                 _stop_if_not_finite(bad_step, state, epoch_lr, train, accumulate)
+                _stop_if_weights_not_finite(state, epoch_lr)
                 phase("checkpoint")
                 recorder.save_last(*pack(state))
             if stop and stop.received:
                 _stop_if_not_finite(bad_step, state, epoch_lr, train, accumulate)
-                raise _interrupted(stop, state, recorder, records)
+                _stop_if_weights_not_finite(state, epoch_lr)
+                raise _interrupted(stop, state, recorder, records, processes)
             phase("data")
         if not state.epoch_step:
             raise DataError(
                 "expected training images, found none in an epoch; a generator serves one epoch only, give a list"
             )
         _stop_if_not_finite(bad_step, state, epoch_lr, train, accumulate)
+        _stop_if_weights_not_finite(state, epoch_lr)
         state.epoch_seconds = time.perf_counter() - began
         records.append(_training_record(state, epoch, epoch_lr))
         images = records[-1]["n"]
@@ -207,7 +213,7 @@ def fit(
             if epoch + 1 == epochs or recorder.curves_due():
                 recorder.draw_curves(records)
         if stop and stop.received and epoch + 1 < epochs:
-            raise _interrupted(stop, state, recorder, records)
+            raise _interrupted(stop, state, recorder, records, processes)
     phase("checkpoint")
     if recorder:
         recorder.flush()
@@ -314,20 +320,33 @@ def _stop_if_not_finite(
     )
 
 
+def _stop_if_weights_not_finite(state: TrainingState, lr: float) -> None:
+    """Waits for the device. A gradient may have spoilt them before any loss shows it, and such a checkpoint is of no use."""
+    weights = [each.detach() for each in state.model.parameters() if each.is_floating_point()]
+    if weights and not torch.stack(torch._foreach_norm(weights, math.inf)).isfinite().all():
+        raise NonFiniteError(
+            f"the weights are not finite after step {state.step} (epoch {state.epoch + 1}, learning rate {lr:g}); "
+            "try a lower --lr, --warmup-epochs 1, --clip-grad 1 or --amp off, or --on-nonfinite skip"
+        )
+
+
 def _interrupted(
-    stop: StopSignal | AgreedStop, state: TrainingState, recorder: RunRecorder | None, records: list[Record]
+    stop: StopSignal | AgreedStop,
+    state: TrainingState,
+    recorder: RunRecorder | None,
+    records: list[Record],
+    processes: Processes,
 ) -> Interrupted:
     """Save what there is, and say how to go on."""
-    if not recorder:
-        return Interrupted(f"interrupted at step {state.step}", stop.exit_code)
-    recorder.save_last(*pack(state))
-    recorder.flush()
-    if records:
-        recorder.draw_curves(records)
-    return Interrupted(
-        f"interrupted at step {state.step}; go on with: visus train --resume {recorder.run.path}",
-        stop.exit_code,
-    )
+    if recorder:
+        recorder.save_last(*pack(state))
+        recorder.flush()
+        if records:
+            recorder.draw_curves(records)
+    # The end of one process ends all: not before the first has saved.
+    path = processes.from_first(recorder.run.path if recorder else None)
+    how = f"; go on with: visus train --resume {path}" if path else ""
+    return Interrupted(f"interrupted at step {state.step}{how}", stop.exit_code)
 
 
 def _finish_epoch(state: TrainingState, images: int) -> None:

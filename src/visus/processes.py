@@ -5,14 +5,15 @@ With one process everything here is there as well, and does nothing. `torchrun`,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,24 +23,13 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from visus.errors import PeerLost
+from visus.endings import Endings, Peer
 from visus.signals import StopSignal
 
-_PATIENCE_SECONDS = 2.0
+_LONGEST_WAIT = timedelta(days=7)
+"""One may decode or evaluate for hours while the others wait; those that end are noticed at once."""
 _BUCKET_BYTES = 64 * 2**20
 _Value = TypeVar("_Value")
-
-
-@dataclass(frozen=True)
-class Peer:
-    """One of the processes."""
-
-    rank: int
-    host: str
-    pid: int
-
-    def __str__(self) -> str:
-        return f"process {self.rank} (pid {self.pid} on {self.host})"
 
 
 @dataclass(frozen=True)
@@ -51,7 +41,8 @@ class Processes:
     local_rank: int = 0
     """Among those of this machine."""
     local_size: int = 1
-    peers: tuple[Peer, ...] = ()
+    patient: Any = None
+    """The group for words among them, of which one may take its time while the others wait; `None` where there is one process."""
 
     @property
     def first(self) -> bool:
@@ -74,7 +65,7 @@ class Processes:
         if self.size == 1:
             return value
         box = [value if self.first else None]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.patient)
         return box[0]  # type: ignore[return-value]
 
     def from_each(self, value: _Value) -> list[_Value]:
@@ -82,8 +73,14 @@ class Processes:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.patient)
         return values
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over all processes."""
+        self.add_up(tensors)
+        for tensor in tensors:
+            tensor /= self.size
 
 
 ALONE = Processes()
@@ -93,7 +90,7 @@ ALONE = Processes()
 def joined() -> Iterator[Processes]:
     """The processes that this one was started with; alone where nobody started others.
 
-    `PeerLost` in place of what torch raises when a process does not answer any more.
+    What one of them ends of ends all, with the same code, and is said once. `PeerLost` where one was killed.
     """
     size = int(os.environ.get("WORLD_SIZE", "1")) if "MASTER_ADDR" in os.environ else 1
     if size == 1:
@@ -102,26 +99,39 @@ def joined() -> Iterator[Processes]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
-    _join()
-    peers: tuple[Peer, ...] = ()
+    store = _join()
+    endings = Endings(store, dist.get_rank(), size)
     try:
-        rank = dist.get_rank()
-        peers = tuple(Processes(rank, size).from_each(Peer(rank, socket.gethostname(), os.getpid())))
-        yield Processes(rank, size, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), peers)
-    # torch has no class of its own for a closed connection: gloo raises RuntimeError, the store DistNetworkError.
-    except RuntimeError as error:
-        if not any(name in f"{type(error)} {error}".lower() for name in ("gloo", "nccl", "dist")):
-            raise
-        raise PeerLost(_sentence(_dead(peers), size)) from error
+        patient = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        processes = Processes(endings.rank, size, local_rank, local_size, patient)
+        own = Peer(endings.rank, socket.gethostname(), os.getpid())
+        endings = replace(endings, peers=processes.from_each(own))
+        yield processes
+    except BaseException as error:
+        lost = endings.of_another() if _is_lost_connection(error) else None
+        endings.tell(lost or error)
+        if lost:
+            raise lost from error
+        raise
     dist.destroy_process_group()
 
 
-def _join() -> None:
+def _is_lost_connection(error: BaseException) -> bool:
+    """torch has no class of its own for a closed connection: gloo raises RuntimeError, NCCL and the store kinds of DistError."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(name in str(error).lower() for name in ("gloo", "nccl"))
+    )
+
+
+def _join() -> PrefixStore:
+    """The store at which the processes have met."""
     store, rank, size = next(rendezvous("env://"))
     # Where torchrun starts processes again it keeps its store, and in it the addresses of those that are no more.
     own = PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=own, rank=rank, world_size=size)
+    return own
 
 
 def launch_id() -> str | None:
@@ -136,10 +146,16 @@ def find_begun(out: str, processes: Processes) -> str | None:
         return None
     own = launch_id()
     stored = sorted(Path(out).glob("*/environment.json"), key=lambda path: path.stat().st_mtime)
-    begun = [
-        path.parent for path in stored if json.loads(path.read_text(encoding="utf-8")).get("launch") == own
-    ]
+    begun = [path.parent for path in stored if _launch_of(path) == own]
     return str(begun[-1]) if begun else None
+
+
+def _launch_of(environment: Path) -> str | None:
+    """Who began the run that this file describes; nobody that matters where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        launch = json.loads(environment.read_text(encoding="utf-8")).get("launch")
+        return None if launch is None else str(launch)
+    return None
 
 
 class AgreedStop:
@@ -183,35 +199,3 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         if sum(each.nbytes for each in bucket) >= _BUCKET_BYTES:
             yield waiting.pop((tensor.dtype, tensor.device))
     yield from waiting.values()
-
-
-def _dead(peers: Sequence[Peer]) -> list[Peer]:
-    """Those on this machine that do not run any more; a process closes its connections a little before it is gone."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while not (dead := _gone(peers)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return dead
-
-
-def _gone(peers: Sequence[Peer]) -> list[Peer]:
-    return [each for each in peers if each.host == socket.gethostname() and not _runs(each.pid)]
-
-
-def _runs(pid: int) -> bool:
-    """Whether the process is there, and not just waiting for its parent to take note of its end."""
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return state.rpartition(")")[2].split()[0] not in "ZX"
-
-
-def _sentence(dead: Sequence[Peer], size: int) -> str:
-    who = " and ".join(map(str, dead)) or "a process on another machine"
-    return (
-        f"{who}, of {size}, ended before its time, so the others end as well; "
-        "go on from the last checkpoint with --resume and the run's folder"
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 from visus.checkpoint import CUSTOM, Snapshot, Tensors, save_checkpoint, snapshot
 from visus.errors import UsageError
-from visus.files import replacing
+from visus.files import link
 from visus.plots import Kind, plot_curves
 from visus.runs import Record, RunFolder, history_of
 
@@ -36,7 +35,8 @@ class RunRecorder:
     """Writes a run's folder, checkpoints from a thread of its own while training goes on.
 
     A write that fails (a full disk) does not end the run: `warn` is told, `failure` keeps the sentence until a later one
-    succeeds, and the files that were there stay. `flush` waits for what is still to be written.
+    succeeds, and the files that were there stay. `flush` waits for what is still to be written, and so does leaving a `with`
+    block: whatever a run ends of, nothing is written to its folder afterwards.
     """
 
     def __init__(
@@ -49,6 +49,8 @@ class RunRecorder:
         warn: Callable[[str], object] = str,
     ) -> None:
         self.run = run
+        self.records = run.records()
+        """Of the epochs that are finished."""
         self._failures: dict[Path, str] = {}
         self._document = dict(document or {"model": CUSTOM, "classes": [], "preprocess": None, "config": {}})
         self._every_seconds, self._every_steps = parse_interval(every)
@@ -59,6 +61,13 @@ class RunRecorder:
         # One thread, so that the best is always there before the last that speaks of it.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._waiting: list[Future[None]] = []
+        self._best_left: tuple[Snapshot, dict[str, Any]] | None = None
+
+    def __enter__(self) -> RunRecorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.shutdown()
 
     @property
     def failure(self) -> str | None:
@@ -73,7 +82,8 @@ class RunRecorder:
         return step % self._every_steps == 0 if self._every_steps else elapsed >= (self._every_seconds or 0)
 
     def write_metrics(self, records: list[Record]) -> None:
-        """Write `metrics.jsonl`."""
+        """Write `metrics.jsonl`; checkpoints hold these lines as well from now on."""
+        self.records = list(records)
         self.attempt(self.run.metrics, partial(self.run.write_records, records))
 
     def save_best(self, tensors: Tensors, plain: Mapping[str, Any]) -> None:
@@ -122,30 +132,28 @@ class RunRecorder:
             self._waiting.pop(0).result()
         document = {**self._document, "state": dict(plain)}
         document |= {name: plain[name] for name in ("epoch", "step")} | {"accuracy": plain["best_accuracy"]}
+        if path == self.run.last:
+            document["records"] = self.records
         self._waiting.append(self._writer.submit(self._write, path, snapshot(tensors), document))
 
     def _write(self, path: Path, taken: Snapshot, document: dict[str, Any]) -> None:
         """In the writer's thread."""
-        self.attempt(path, partial(self._save, path, taken, document))
-
-    def _save(self, path: Path, taken: Snapshot, document: dict[str, Any]) -> None:
         if path == self.run.best:
-            save_checkpoint(path, taken, document)
-        else:
-            save_checkpoint(path, taken, document, before=self._keep_previous)
-            if self._keep == "all":
-                _link(path, self.run.path / f"step-{document['step']}.safetensors")
+            self._best_left = (taken, document)
+        # One that failed goes before the next last, too, which speaks of it.
+        if self._best_left:
+            self.attempt(self.run.best, partial(save_checkpoint, self.run.best, *self._best_left))
+            if self.run.best not in self._failures:
+                self._best_left = None
+        if path == self.run.last:
+            self.attempt(path, partial(self._save_last, taken, document))
+
+    def _save_last(self, taken: Snapshot, document: dict[str, Any]) -> None:
+        save_checkpoint(self.run.last, taken, document, before=self._keep_previous)
+        if self._keep == "all":
+            link(self.run.last, self.run.path / f"step-{document['step']}.safetensors")
 
     def _keep_previous(self) -> None:
         """Once the new one is whole, and before it takes the place of the last."""
         if self.run.last.exists():
-            self.attempt(self.run.previous, partial(_link, self.run.last, self.run.previous))
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give `source` a second name, in place of what `target` was; nothing is copied where the file system has hard links."""
-    with replacing(target) as temporary:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            temporary.write_bytes(source.read_bytes())
+            self.attempt(self.run.previous, partial(link, self.run.last, self.run.previous))

@@ -35,21 +35,16 @@ def setting_names(allowed: Collection[str]) -> frozenset[str]:
     return frozenset(names)
 
 
-def changed_settings(before: TrainConfig, after: TrainConfig, allowed: Collection[str]) -> frozenset[str]:
-    """The names of the settings that differ; `UsageError` for one that is neither free nor `allowed`."""
-    differing = []
+def refuse_changes(before: TrainConfig, after: TrainConfig, allowed: Collection[str]) -> None:
+    """`UsageError` for a setting that differs and is neither free nor `allowed`."""
     for field in dataclasses.fields(before):
         name, flag = field.name, f"--{field.name.replace('_', '-')}"
         was, now = getattr(before, name), getattr(after, name)
-        if was == now:
-            continue
-        if name not in FREE | set(allowed):
+        if was != now and name not in FREE | set(allowed):
             raise UsageError(
                 f"{flag} cannot change on --resume (it was {was}, not {now}); start a new run for it, "
                 f"or add --allow-change {name.replace('_', '-')}"
             )
-        differing.append(name)
-    return frozenset(differing)
 
 
 def refuse_other_transform(run: RunFolder, checkpoint: Checkpoint, transform: Transform | None) -> None:
@@ -76,7 +71,7 @@ def data_has_changed(
                 f"{run.path}: the data has changed: expected the classes {', '.join(checkpoint.classes)}, "
                 f"found {', '.join(data.classes)}; start a new run for them{remedy}"
             )
-    elif checkpoint.document["data"] == prepared.fingerprint:
+    elif checkpoint.document.get("data") == prepared.fingerprint:
         return False
     elif "data" not in allowed:
         raise DataError(

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TypedDict
 
 import filelock
 
 from visus.errors import DataError, UsageError
-from visus.files import write_text
+from visus.files import sync_folder, write_text
 
 Phase = Literal["train", "val"]
 
@@ -87,6 +87,10 @@ class RunFolder:
             raise UsageError(
                 f"{self.path}: another process is writing to this run; wait for it or stop it"
             ) from None
+        except NotImplementedError:
+            raise UsageError(
+                f"{self.path}: the file system there cannot lock files; choose another with --out"
+            ) from None
         try:
             yield
         finally:
@@ -106,9 +110,10 @@ class RunFolder:
         except json.JSONDecodeError as error:
             raise DataError(f"{self.metrics}: expected one JSON object a line: {error}") from None
 
-    def cut_back(self, epochs: int) -> None:
-        """Keep the records of the first `epochs` epochs: those that the checkpoint knows of."""
-        self.write_records([record for record in self.records() if record["epoch"] <= epochs])
+    def cut_back(self, epochs: int, records: list[Record] | None = None) -> None:
+        """Keep the records of the first `epochs` epochs: those that the checkpoint knows of, which may hold `records` itself."""
+        kept = self.records() if records is None else records
+        self.write_records([record for record in kept if record["epoch"] <= epochs])
 
     def remove_leftovers(self) -> None:
         """Remove what writes have left that were cut short: our temporary files, and those of safetensors."""
@@ -132,7 +137,7 @@ def create_run(out: str | os.PathLike[str], name: str) -> RunFolder:
     while True:
         path = Path(out) / (name if number == 1 else f"{name}-{number}")
         try:
-            path.mkdir(parents=True)
+            _make_folder(path)
             return RunFolder(path)
         except (FileExistsError, NotADirectoryError):
             if not path.parent.is_dir():
@@ -142,6 +147,16 @@ def create_run(out: str | os.PathLike[str], name: str) -> RunFolder:
             raise UsageError(
                 f"{path}: cannot make the run's folder: {error.strerror}; choose another with --out"
             ) from None
+
+
+def _make_folder(path: Path) -> None:
+    """With those above it, durably: what is synced in a folder is lost with the folder."""
+    above = path.absolute().parent
+    if not above.is_dir():
+        with suppress(FileExistsError):
+            _make_folder(above)
+    path.mkdir()
+    sync_folder(above)
 
 
 def open_run(path: str | os.PathLike[str]) -> RunFolder:

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from visus.errors import CheckpointError
-from visus.files import replacing
+from visus.errors import CheckpointError, UnreadableError
+from visus.files import replacing, sync
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of safetensors itself."""
@@ -47,6 +47,8 @@ def write_tensors(
             raise OSError(str(error)) from error
         # safetensors lets nobody but the owner read its files; these are like any other.
         temporary.chmod(mode)
+        # What `check` does in good faith must not be undone by a disk that has no room for this file after all.
+        sync(temporary)
         check(temporary)
 
 
@@ -61,7 +63,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, str]:
         metadata = header.get("__metadata__", {})
         return {str(name): str(value) for name, value in metadata.items()}
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise _unreadable(path, error) from None
     except (ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -80,7 +82,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise _unreadable(path, error) from None
     except SafetensorError as error:
         raise CheckpointError(_damaged(path, str(error))) from None
 
@@ -141,6 +143,11 @@ def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in tensors):
             return _without_wrapper({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
     return tensors
+
+
+def _unreadable(path: str | os.PathLike[str], error: OSError) -> CheckpointError:
+    kind = UnreadableError if isinstance(error, PermissionError) else CheckpointError
+    return kind(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def _damaged(path: str | os.PathLike[str], reason: str) -> str:

@@ -7,7 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Collection
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -47,9 +47,9 @@ from visus.devices import (
     own_device,
 )
 from visus.display import Display
-from visus.errors import CheckpointError, DataError, UsageError
+from visus.errors import CheckpointError, DataError, UnreadableError, UsageError
 from visus.evaluation import Scores
-from visus.files import write_json
+from visus.files import link, write_json
 from visus.loop import fit
 from visus.models.adapt import freezer
 from visus.models.build import build_model
@@ -68,9 +68,9 @@ from visus.profiling import Profile
 from visus.recording import RunRecorder, parse_interval
 from visus.resuming import (
     begin_epoch_anew,
-    changed_settings,
     data_has_changed,
     other_versions,
+    refuse_changes,
     refuse_other_transform,
     setting_names,
 )
@@ -157,8 +157,9 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
     parse_interval(config.checkpoint_every)
     resolve_optimizer(config)
     resolve_model(config.model)
-    check_out(config.out)
     with joined() as processes:
+        if processes.first:
+            check_out(config.out)
         display = _display(display, processes)
         if begun := processes.from_first(find_begun(config.out, processes)):
             display.line("started again by torchrun")
@@ -210,7 +211,7 @@ def _resume(
 ) -> Run:
     stored = read_config(run.config)
     config = with_absolute_paths(make_config(**{**stored, **changes}))
-    changed = changed_settings(make_config(**stored), config, allowed)
+    refuse_changes(make_config(**stored), config, allowed)
     device = own_device(config.device, processes.local_rank, processes.local_size)
     resolve_amp(config.amp, device)
     check_compile(config, device, processes)
@@ -219,6 +220,7 @@ def _resume(
     with run.locked(needed=processes.first):
         begun = run.last.exists() or run.previous.exists()
         checkpoint = _last_checkpoint(run, display) if begun else None
+        _refuse_other_checkpoints(run, checkpoint, processes)
         config = _own_threads(config, checkpoint, processes, display)
         with computing(threads=config.threads, deterministic=config.deterministic):
             if checkpoint:
@@ -235,9 +237,12 @@ def _resume(
             if checkpoint:
                 refuse_other_transform(run, checkpoint, transform)
                 others_data = data_has_changed(run, checkpoint, prepared, allowed)
-                _continue(assembly, checkpoint, anew=others_data or bool(changed & _SHAPE_EPOCHS))
+                _continue(assembly, checkpoint, anew=others_data or _has_other_batches(config, checkpoint))
             if processes.first:
-                run.cut_back(state.epoch)
+                if checkpoint and checkpoint.path != run.last:
+                    # Or the damaged one would be the predecessor of the next.
+                    link(run.previous, run.last)
+                run.cut_back(state.epoch, checkpoint.document.get("records") if checkpoint else [])
                 write_config(config, run.config)
                 _write_missing(assembly)
             return _run(assembly)
@@ -303,15 +308,33 @@ def _last_checkpoint(run: RunFolder, display: Display) -> Checkpoint:
     """The last checkpoint, or the one before it where that is damaged."""
     try:
         return load_checkpoint(run.last)
+    except UnreadableError:
+        raise
     except CheckpointError as error:
         display.line(f"{error}; going on from {run.previous.name}")
         return load_checkpoint(run.previous)
 
 
+def _refuse_other_checkpoints(run: RunFolder, checkpoint: Checkpoint | None, processes: Processes) -> None:
+    """`CheckpointError` where the processes do not see the same one, as on a file system that is slow to tell."""
+    found = processes.from_each(checkpoint and checkpoint.document["checksum"])
+    if len(set(found)) > 1:
+        raise CheckpointError(
+            f"{run.path}: expected the same checkpoint in every process, found others; "
+            "give a folder that all machines share"
+        )
+
+
+def _has_other_batches(config: TrainConfig, checkpoint: Checkpoint) -> bool:
+    """Whether a place in an epoch means something else than in `checkpoint`; `config.yaml` may have been ahead of it already."""
+    now = plain_settings(config)
+    return any(now.get(name) != checkpoint.config.get(name) for name in _SHAPE_EPOCHS)
+
+
 def _continue(assembly: _Assembly, checkpoint: Checkpoint, *, anew: bool) -> None:
     """Bring the state of `assembly` to where `checkpoint` stands, or with `anew` to the beginning of that epoch."""
     config, run, display, state = assembly.config, assembly.run, assembly.display, assembly.state
-    restore(state, checkpoint.tensors, checkpoint.document["state"], checkpoint.path)
+    restore(state, checkpoint.tensors, checkpoint.document.get("state", {}), checkpoint.path)
     if state.epoch > config.epochs:
         raise UsageError(
             f"--epochs {config.epochs}: {state.epoch} epochs are done already; ask for more, or leave it out"
@@ -322,7 +345,7 @@ def _continue(assembly: _Assembly, checkpoint: Checkpoint, *, anew: bool) -> Non
         if assembly.processes.first:
             _write_split(assembly.prepared, run)
     display.line(f"resumed from step {state.step}")
-    if checkpoint.config["epochs"] != config.epochs and config.schedule != "constant":
+    if checkpoint.config.get("epochs") != config.epochs and config.schedule != "constant":
         display.line(
             f"the {config.schedule} schedule is reckoned anew for {config.epochs} epochs; the past stays as it was"
         )
@@ -335,50 +358,50 @@ def _run(assembly: _Assembly) -> Run:
     val_batches = EvaluationBatches(
         prepared.val, prepared.preprocessing, config.val_batch_size or 0, processes.rank, processes.size
     )
-    updates = -(-len(batches) // config.accumulate)
     for line in _introduction(assembly, {"train": len(batches), "val": len(val_batches)}):
         display.line(line)
-    recorder = RunRecorder(
-        run, _document(assembly), every=config.checkpoint_every, keep=config.keep, warn=display.line
-    )
-    profiling = Profile(assembly.device) if config.profile and processes.first else None
     features = None
     if trains_head_alone(config):
         features = compute_features(
             state.model, config, batches, val_batches, device=assembly.device, say=display.line
         )
     feeding = fed_with_features(state.model, state.weights) if features else nullcontext()
-    with StopSignal() as stop, noting_nondeterminism() as inexact, profiling or nullcontext(), feeding:
-        history = fit(
-            state.model,
-            *(features or (batches, val_batches)),
-            optimizer=state.optimizer,
-            epochs=config.epochs,
-            schedule=make_schedule(config, epochs=config.epochs, steps_per_epoch=updates),
-            loss=lambda logits, batch: cross_entropy_sum(
-                logits, batch.targets, label_smoothing=config.label_smoothing
-            ),
-            device=assembly.device,
-            amp=config.amp,
-            accumulate=config.accumulate,
-            clip_grad=config.clip_grad,
-            on_nonfinite=config.on_nonfinite,
-            seed=config.seed,
-            state=state,
-            recorder=recorder if processes.first else None,
-            display=display,
-            stop=AgreedStop(stop, processes),
-            freeze=None if config.lora else freezer(state.model, config.freeze, display.line),
-            processes=processes,
-            batchnorm=config.batchnorm,
-            compile=config.compile,
-            profile=profiling,
-        )
-    if profiling:
-        _keep_profile(profiling, run, recorder, display)
-    if inexact and processes.first:
-        _say_inexact(assembly, recorder, inexact)
-    result = _finish(assembly, recorder, history) if processes.first else None
+    recording: AbstractContextManager[RunRecorder | None] = nullcontext()
+    if processes.first:
+        every, keep = config.checkpoint_every, config.keep
+        recording = RunRecorder(run, _document(assembly), every=every, keep=keep, warn=display.line)
+    profiling = Profile(assembly.device) if config.profile and processes.first else None
+    updates = -(-len(batches) // config.accumulate)
+    with noting_nondeterminism() as inexact:
+        with StopSignal() as stop, recording as recorder, profiling or nullcontext(), feeding:
+            history = fit(
+                state.model,
+                *(features or (batches, val_batches)),
+                optimizer=state.optimizer,
+                epochs=config.epochs,
+                schedule=make_schedule(config, epochs=config.epochs, steps_per_epoch=updates),
+                loss=lambda logits, batch: cross_entropy_sum(
+                    logits, batch.targets, label_smoothing=config.label_smoothing
+                ),
+                device=assembly.device,
+                amp=config.amp,
+                accumulate=config.accumulate,
+                clip_grad=config.clip_grad,
+                on_nonfinite=config.on_nonfinite,
+                seed=config.seed,
+                state=state,
+                recorder=recorder,
+                display=display,
+                stop=AgreedStop(stop, processes),
+                freeze=None if config.lora else freezer(state.model, config.freeze, display.line),
+                processes=processes,
+                batchnorm=config.batchnorm,
+                compile=config.compile,
+                profile=profiling,
+            )
+        if profiling and recorder:
+            _keep_profile(profiling, run, recorder, display)
+        result = _finish(assembly, recorder, history, inexact) if recorder else None
     return processes.from_first(result)  # type: ignore[return-value]
 
 
@@ -386,8 +409,12 @@ def _say_inexact(assembly: _Assembly, recorder: RunRecorder, operations: set[str
     """Tell, and keep in `environment.json`, what makes this run differ from its repetition."""
     names, path = sorted(operations), assembly.run.environment
     assembly.display.line(f"not the same bits each time: no deterministic kernel for {', '.join(names)}")
-    environment = json.loads(path.read_text(encoding="utf-8")) | {"not_deterministic": names}
-    recorder.attempt(path, lambda: write_json(path, environment))
+
+    def add() -> None:
+        environment = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, environment | {"not_deterministic": names})
+
+    recorder.attempt(path, add)
 
 
 def _keep_profile(profiling: Profile, run: RunFolder, recorder: RunRecorder, display: Display) -> None:
@@ -399,9 +426,11 @@ def _keep_profile(profiling: Profile, run: RunFolder, recorder: RunRecorder, dis
     display.line(f"{profiling}\nTrace for ui.perfetto.dev: {run.trace}")
 
 
-def _finish(assembly: _Assembly, recorder: RunRecorder, history: History) -> Run:
+def _finish(assembly: _Assembly, recorder: RunRecorder, history: History, inexact: set[str]) -> Run:
     """What comes after training, in the first process."""
     run, display = assembly.run, assembly.display
+    if inexact:
+        _say_inexact(assembly, recorder, inexact)
     # Before the best weights take the place of the final ones.
     digest = model_digest(assembly.state.model.state_dict())
     scores = _test(assembly, recorder)

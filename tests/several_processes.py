@@ -71,6 +71,15 @@ def repeated(processes):
     return processes.from_each(digests)
 
 
+def local_statistics(processes):
+    """With statistics by shares all processes still have the same ones to validate with."""
+    state, batches = begin(processes)
+    run(processes, batches, state, epochs=1, batchnorm="local")
+    return processes.from_each(
+        [model_digest(state.model.state_dict()), model_digest(state.weights.state_dict())]
+    )
+
+
 def evaluation(processes):
     state, _ = begin(processes)
     for part in (DATA.test, DATA.val.subset(torch.arange(3).numpy())):

@@ -19,10 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import visus.loop
 import visus.recording
 from visus import cli, training
+from visus.amp import usable_types
 from visus.checkpoint import load_checkpoint
 from visus.config import make_config
 from visus.display import Display
@@ -101,6 +103,10 @@ SETTINGS = [
     {"optimizer": "adamw", "schedule": "onecycle", "accumulate": 2},
     {"optimizer": "sgd", "schedule": "constant", "label_smoothing": 0.1},
     {"optimizer": "adamw", "schedule": "onecycle", "ema": True, "clip_grad": 0.5, "label_smoothing": 0.1},
+    {"mixup": 0.4, "cutmix": 1.0, "erasing": 0.5, "augment": "rand", "accumulate": 2},
+    {"amp": "bf16", "optimizer": "adamw", "ema": True, "augment": "trivial"},
+    # Dropout and stochastic depth.
+    pytest.param({"model": "efficientnet_b0", "accumulate": 2}, marks=pytest.mark.slow),
 ]
 MATRIX = [
     dict(
@@ -133,6 +139,8 @@ def check_that_a_killed_run_ends_as_the_whole_one(monkeypatch, tmp_path, data, s
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_a_killed_run_ends_as_the_whole_one(monkeypatch, tmp_path, data, settings):
+    if settings.get("amp") == "bf16" and "bf16" not in usable_types(torch.device("cpu")):
+        pytest.skip("no bf16 here")
     middle = -(-7 // settings.get("accumulate", 1)) * 3 // 2
     check_that_a_killed_run_ends_as_the_whole_one(monkeypatch, tmp_path, data, settings, [middle])
 
@@ -280,13 +288,13 @@ def test_where_both_are_damaged_nothing_is_guessed_or_overwritten(tmp_path, fini
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
-def failing(monkeypatch, name, first=1):
-    """Let the writes of the checkpoint `name` fail, from the `first` on (from 0)."""
+def failing(monkeypatch, name, first=1, number=errno.ENOSPC):
+    """Let the writes of the checkpoint `name` fail with the error `number`, from the `first` on (from 0)."""
     calls, save = itertools.count(), visus.recording.save_checkpoint
 
     def save_or_fail(path, *arguments, **options):
         if path.name == name and next(calls) >= first:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(number, os.strerror(number))
         return save(path, *arguments, **options)
 
     monkeypatch.setattr(visus.recording, "save_checkpoint", save_or_fail)
@@ -302,9 +310,12 @@ def test_a_best_checkpoint_that_could_not_be_written_is_said_in_the_end(monkeypa
     assert run.failure
 
 
-def test_a_checkpoint_that_could_not_be_written_leaves_two_others(monkeypatch, tmp_path, data):
-    failing(monkeypatch, "last.safetensors", first=3)
-    run = RunFolder(training.train(config(data, tmp_path)).run)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EIO])
+def test_a_checkpoint_that_could_not_be_written_leaves_two_others(monkeypatch, tmp_path, data, number):
+    failing(monkeypatch, "last.safetensors", first=3, number=number)
+    found = training.train(config(data, tmp_path))
+    assert os.strerror(number) in found.failure
+    run = RunFolder(found.run)
     assert load_checkpoint(run.last).document["step"] == 6
     assert load_checkpoint(run.previous).document["step"] == 4
     assert not run.previous.samefile(run.last)

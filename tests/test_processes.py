@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from visus.checkpoint import load_checkpoint
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
 SMALL = ["train", "digits", "--model", "small", "-b", "50", "--amp", "off", "--threads", "1"]
@@ -30,7 +33,7 @@ def found(tmp_path_factory):
     """What one, two, three and four processes found, by their number."""
     folder = tmp_path_factory.mktemp("found")
     cases = ["training", "evaluation", "normalisation"]
-    others = {2: ["local_batchnorm", "repeated", "unused_and_frozen"], 3: ["stopped"]}
+    others = {2: ["local_batchnorm", "local_statistics", "repeated", "unused_and_frozen"], 3: ["stopped"]}
     results = {}
     for size in (1, 2, 3, 4):
         done = start(
@@ -56,6 +59,11 @@ def test_batch_norm_by_shares_is_something_else(found):
         torch.testing.assert_close(
             found[2]["local_batchnorm"]["weights"], found[1]["training"]["weights"], rtol=1e-2, atol=1e-3
         )
+
+
+def test_batch_norm_by_shares_leaves_all_with_the_same_statistics(found):
+    first, second = found[2]["local_statistics"]
+    assert first == second
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -175,3 +183,19 @@ def test_visus_starts_processes_itself_and_ends_with_their_code(tmp_path):
     refused = subprocess.run([*launched, "--optimizer", "sdg"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert refused.stderr.count("unknown optimizer") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "code"), [("SIGUSR1", 143), ("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_to_visus_stops_the_processes_it_started_with_a_checkpoint(tmp_path, name, code):
+    launch = "import sys; from visus.launching import launch; sys.exit(launch(2, sys.argv[1:]))"
+    options = [*SMALL, "--epochs", "500", "--name", "a", "--out", tmp_path]
+    process = subprocess.Popen([sys.executable, "-c", launch, *options], stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "a" / "metrics.jsonl"
+    while process.poll() is None and not metrics.exists():
+        time.sleep(0.05)
+    process.send_signal(getattr(signal, name))
+    log = process.communicate(timeout=60)[1]
+    assert process.returncode == code, log
+    step = int(re.search(r"visus: interrupted at step (\d+); go on with: visus train --resume", log)[1])
+    assert load_checkpoint(tmp_path / "a" / "last.safetensors").document["step"] == step

@@ -86,6 +86,20 @@ def test_a_zip_bomb_is_refused_before_it_is_opened(tmp_path):
         read_tensors(tmp_path / "a.pth")
 
 
+@pytest.mark.parametrize("name", ["/tmp/visus-escaped", "../../visus-escaped", "archive/../../visus-escaped"])
+def test_names_that_lead_out_of_an_archive_lead_nowhere(tmp_path, name):
+    torch.save(WEIGHTS, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth", "a") as archive:
+        archive.writestr(name, b"x")
+    torch.testing.assert_close(read_tensors(tmp_path / "a.pth"), WEIGHTS)
+    with zipfile.ZipFile(tmp_path / "only.pth", "w") as archive:
+        archive.writestr(name, b"x")
+    with pytest.raises(CheckpointError):
+        read_tensors(tmp_path / "only.pth")
+    assert not list(tmp_path.parent.parent.rglob("visus-escaped"))
+    assert not Path("/tmp/visus-escaped").exists()
+
+
 @pytest.mark.parametrize("content", [[1, 2], {}, {"a": 1}, {"optimizer": {"lr": 0.1}}])
 def test_what_is_no_state_dict_is_named(tmp_path, content):
     torch.save(content, tmp_path / "a.pth")

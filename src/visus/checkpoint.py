@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from visus.document import check_document
 from visus.errors import CheckpointError, UnreadableError, UsageError
 from visus.models.lora import merged
 from visus.ops.optim import match_layout
@@ -165,6 +166,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             f"{path}: the checksum does not match; the file is damaged, use another checkpoint"
         )
     for alias, name in document["aliases"].items():
+        if name not in tensors:
+            raise CheckpointError(
+                f"{path}: {alias} stands for {name}, which is not there; use another checkpoint"
+            )
         tensors[alias] = tensors[name]
     return Checkpoint(Path(path).absolute(), document, tensors)
 
@@ -179,12 +184,13 @@ def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         document = json.loads(metadata[CHECKPOINT_KEY])
         newer = int(document["format"]) > FORMAT
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{path}: the header is damaged; use another checkpoint") from None
     if newer:
         raise UnreadableError(
             f"{path}: written by a newer visus (format {document['format']}, this one reads {FORMAT}); upgrade"
         )
+    check_document(document, path)
     return dict(document)
 
 
@@ -210,7 +216,11 @@ def rebuild_model(checkpoint: Checkpoint) -> nn.Module:
             f"{checkpoint.path}: holds a model that visus did not build; in Python, make the module and call "
             "module.load_state_dict(visus.load_checkpoint(path).model_tensors)"
         )
-    model = build_model(name, **checkpoint.document["model_args"])
+    try:
+        model = build_model(name, **checkpoint.document["model_args"])
+    # It may name what another version of a library has, or what there never was.
+    except (UsageError, TypeError, RuntimeError, MemoryError) as error:
+        raise CheckpointError(f"{checkpoint.path}: its model cannot be built here: {error}") from None
     load_tensors(model, checkpoint.model_tensors, checkpoint.path)
     if checkpoint.temperature != 1:
         divide_logits(model, checkpoint.temperature)
@@ -241,14 +251,17 @@ def pack_optimizer(optimizer: Optimizer, model: nn.Module) -> tuple[Tensors, dic
 
 
 def restore_optimizer(
-    optimizer: Optimizer, model: nn.Module, tensors: Tensors, plain: Mapping[str, Any]
+    optimizer: Optimizer, model: nn.Module, tensors: Tensors, plain: Mapping[str, Any], origin: object = "it"
 ) -> None:
-    """Give `optimizer` the state that `pack_optimizer` took."""
+    """Give `optimizer` the state that `pack_optimizer` took; `CheckpointError` naming `origin` where it does not fit."""
     parameters = dict(model.named_parameters())
     optimizer.state.clear()
     for name, value in {**tensors, **plain["state"]}.items():
-        owner, key = name.rsplit(".", 1)
-        optimizer.state[parameters[owner]][key] = value
+        owner, _, key = name.rpartition(".")
+        parameter = parameters.get(owner)
+        if parameter is None or (isinstance(value, Tensor) and value.shape not in (parameter.shape, ())):
+            raise CheckpointError(f"{origin}: the state of the optimizer does not fit the model: {name}")
+        optimizer.state[parameter][key] = value
     match_layout(optimizer)
     for group, values in zip(optimizer.param_groups, plain["groups"], strict=True):
         group.update(values)

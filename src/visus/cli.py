@@ -49,9 +49,7 @@ def main() -> None:
         code = app(arguments, standalone_mode=False)
     except VisusError as error:
         code = _explain(error, str(error), error.exit_code, debug)
-    except typer.Abort:
-        code = 130
-    except KeyboardInterrupt as error:
+    except (typer.Abort, KeyboardInterrupt) as error:
         code = _explain(error, "interrupted", 130, debug)
     except Exception as error:
         # typer's own usage errors know how to show themselves and carry their code, 2.

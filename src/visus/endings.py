@@ -52,6 +52,8 @@ class LastWords:
     @classmethod
     def of(cls, rank: int, error: BaseException) -> LastWords:
         """Those of the process `rank`, which ends of `error`."""
+        if isinstance(error, KeyboardInterrupt):
+            return cls(rank, "KeyboardInterrupt", "interrupted", 130)
         code = error.exit_code if isinstance(error, VisusError) else None
         return cls(rank, type(error).__name__, str(error), code)
 

@@ -17,6 +17,7 @@ from visus.checkpoint import (
     restore_optimizer,
     with_prefix,
 )
+from visus.errors import CheckpointError
 from visus.ops.averaging import ExponentialAverage
 
 
@@ -66,16 +67,39 @@ def pack(state: TrainingState) -> tuple[Tensors, dict[str, Any]]:
 
 def restore(state: TrainingState, tensors: Tensors, plain: dict[str, Any], origin: object) -> None:
     """Bring a freshly made `state` to where `pack` found it; `CheckpointError` naming `origin` where it does not fit."""
+    _check(state, tensors, plain, origin)
     load_tensors(state.model, with_prefix(tensors, "model."), origin)
     if state.average:
         load_tensors(state.average.module, with_prefix(tensors, "ema."), origin)
-    restore_optimizer(state.optimizer, state.model, with_prefix(tensors, "optimizer."), plain["optimizer"])
-    if plain["scaler"]:
-        state.scaler.load_state_dict(plain["scaler"])
+    optimizer = with_prefix(tensors, "optimizer.")
+    try:
+        restore_optimizer(state.optimizer, state.model, optimizer, plain["optimizer"], origin)
+        if plain["scaler"]:
+            state.scaler.load_state_dict(plain["scaler"])
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{origin}: the state of the optimizer is not one that visus wrote: {error}"
+        ) from None
     for name, tensor in with_prefix(tensors, "state.").items():
         setattr(state, name, tensor)
     for name in plain_values(state):
         setattr(state, name, plain[name])
+
+
+def _check(state: TrainingState, tensors: Tensors, plain: dict[str, Any], origin: object) -> None:
+    """`CheckpointError` for fields that there are not, or of another kind."""
+    for name, tensor in with_prefix(tensors, "state.").items():
+        own = getattr(state, name, None)
+        if not isinstance(own, Tensor) or own.shape != tensor.shape:
+            raise CheckpointError(f"{origin}: the state of the run is not one that visus wrote: {name}")
+    for name, own in plain_values(state).items():
+        value = plain.get(name)
+        missing = value is None and own is not None
+        number = isinstance(value, int if isinstance(own, int) else int | float) and value >= 0
+        if missing or not (value is None or number):
+            raise CheckpointError(f"{origin}: the state of the run is not one that visus wrote: {name}")
 
 
 def plain_values(state: TrainingState) -> dict[str, Any]:

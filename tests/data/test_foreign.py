@@ -86,3 +86,9 @@ def test_bytes_are_normalised_and_floats_taken_as_they_are():
 def test_what_makes_no_batch_is_refused(transform, what):
     with pytest.raises(UsageError, match=what):
         list(batches(40, transform=transform)(0))
+
+
+def test_a_transform_that_works_in_place_leaves_the_images_alone():
+    image = torch.full((3, 4, 4), 7, dtype=torch.uint8)
+    transform_images(lambda pixels: pixels.fill_(0), [image], 0, 0, [0])
+    assert (image == 7).all()

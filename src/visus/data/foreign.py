@@ -33,7 +33,8 @@ def transform_images(
     with generators_kept():
         for image, position in zip(images, positions, strict=True):
             _seed_generators(derive_seed(seed, "transform", epoch, int(position)))
-            found.append(transform(image))
+            # It may work in place, and this is the image that the next epoch begins with.
+            found.append(transform(image.clone()))
     wrong = [each for each in found if not isinstance(each, Tensor) or each.dim() != 3]
     shapes = {tuple(each.shape) for each in found} if not wrong else set()
     if wrong or len(shapes) > 1:

@@ -1,0 +1,102 @@
+"""Folders of images whose runs are killed, and go on with another number of workers and another cache, to the same bits."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visus import training
+from visus.checkpoint import load_checkpoint
+from visus.config import make_config
+from visus.recording import RunRecorder
+from visus.runs import RunFolder
+
+DURATIONS = ("seconds", "images_per_second")
+WAYS = list(itertools.product(("off", "ram", "disk"), (1, 2, 4)))
+
+
+class Killed(BaseException):
+    """A process that is no more."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes of 24 images of several sizes, one of them broken."""
+    root = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for number in range(48):
+        pixels = random.integers(0, 256, (40 + number % 7, 50, 3), np.uint8)
+        pixels[: 10 * (number % 2 + 1)] = 0
+        path = root / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    (root / "a" / "0.png").write_bytes(b"no image")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    monkeypatch.setattr(RunRecorder, "draw_curves", lambda self, records: None)
+    monkeypatch.setattr(training, "plot_confusion", lambda *arguments, **options: None)
+
+
+def config(folder, out, cache, workers):
+    options = {"model": "small", "img_size": 16, "augment": "standard", "mixup": 0.2, "erasing": 0.3}
+    options |= {"amp": "off", "threads": 1, "lr": 0.01, "batch_size": 8, "epochs": 3, "max_bad": 0.5}
+    options |= {"checkpoint_every": "1steps", "cache": cache, "workers": workers}
+    return make_config(data=str(folder), out=str(out), name="run", **options)
+
+
+def killed_at(monkeypatch, step, begin):
+    due = RunRecorder.due
+
+    def kill(recorder, now):
+        if now == step:
+            recorder.flush()
+            raise Killed
+        return due(recorder, now)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunRecorder, "due", kill)
+        begin()
+
+
+def outcome(run):
+    found = RunFolder(run)
+    records = [{k: v for k, v in each.items() if k not in DURATIONS} for each in found.records()]
+    return [load_checkpoint(path).document["digest"] for path in (found.last, found.best)], json.dumps(
+        records
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunRecorder, "draw_curves", lambda self, records: None)
+        patch.setattr(training, "plot_confusion", lambda *arguments, **options: None)
+        return outcome(training.train(config(folder, tmp_path_factory.mktemp("whole"), "ram", 1)).run)
+
+
+def check(monkeypatch, tmp_path, folder, whole, ways, steps):
+    (cache, workers), *others = ways
+    killed_at(monkeypatch, steps[0], lambda: training.train(config(folder, tmp_path, cache, workers)))
+    run = str(tmp_path / "run")
+    for (cache, workers), step in zip(others[:-1], steps[1:], strict=True):
+        change = {"cache": cache, "workers": workers}
+        killed_at(monkeypatch, step, lambda change=change: training.resume(run, **change))
+    cache, workers = others[-1]
+    resumed = training.resume(run, cache=cache, workers=workers)
+    assert resumed.skipped == 1
+    assert outcome(run) == whole
+
+
+def test_a_streamed_run_goes_on_with_other_workers_and_from_a_cache(monkeypatch, tmp_path, folder, whole):
+    check(monkeypatch, tmp_path, folder, whole, [("off", 2), ("off", 1), ("disk", 4)], [3, 9])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), itertools.product(WAYS, WAYS), ids=str)
+def test_any_way_goes_on_in_any_other(monkeypatch, tmp_path, folder, whole, first, second):
+    check(monkeypatch, tmp_path, folder, whole, [first, second], [7])

@@ -97,6 +97,6 @@ def test_a_streamed_run_goes_on_with_other_workers_and_from_a_cache(monkeypatch,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "second"), itertools.product(WAYS, WAYS), ids=str)
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(WAYS, WAYS)), ids=str)
 def test_any_way_goes_on_in_any_other(monkeypatch, tmp_path, folder, whole, first, second):
     check(monkeypatch, tmp_path, folder, whole, [first, second], [7])

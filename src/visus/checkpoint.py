@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from visus.document import check_document
+from visus.document import CUSTOM, check_document
 from visus.errors import CheckpointError, UnreadableError, UsageError
 from visus.models.lora import merged
 from visus.ops.optim import match_layout
@@ -29,7 +29,6 @@ from visus.runs import RunFolder
 from visus.tensorfile import read_header, read_tensors, write_tensors
 
 FORMAT = 1
-CUSTOM = "custom"
 CHECKPOINT_KEY = "visus"
 """Of the document in the header."""
 

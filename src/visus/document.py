@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from visus.errors import CheckpointError
 
+CUSTOM = "custom"
+"""The model of a checkpoint that visus did not build."""
+
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Side = Annotated[int, Field(ge=1, le=10_000)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -97,6 +100,8 @@ def check_document(document: dict[str, Any], path: str | os.PathLike[str]) -> No
         raise _refusal(path, f"{place}: {first['msg'].lower()}") from None
     except RecursionError:
         raise _refusal(path, "it is nested too deeply") from None
+    if found.model_args is None and found.model != CUSTOM:
+        raise _refusal(path, "model_args: field required")
     if found.model_args and found.model_args.num_classes != len(found.classes):
         raise _refusal(path, f"{len(found.classes)} classes for {found.model_args.num_classes} outputs")
 

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from visus.checkpoint import CUSTOM, Snapshot, Tensors, save_checkpoint, snapshot
+from visus.checkpoint import Snapshot, Tensors, save_checkpoint, snapshot
+from visus.document import CUSTOM
 from visus.errors import UsageError
 from visus.files import link
 from visus.plots import Kind, plot_curves

@@ -94,6 +94,9 @@ def _check(state: TrainingState, tensors: Tensors, plain: dict[str, Any], origin
         own = getattr(state, name, None)
         if not isinstance(own, Tensor) or own.shape != tensor.shape:
             raise CheckpointError(f"{origin}: the state of the run is not one that visus wrote: {name}")
+    scaler = plain.get("scaler")
+    if not isinstance(scaler, dict) or not all(isinstance(each, int | float) for each in scaler.values()):
+        raise CheckpointError(f"{origin}: the state of the run is not one that visus wrote: scaler")
     for name, own in plain_values(state).items():
         value = plain.get(name)
         missing = value is None and own is not None

@@ -1,3 +1,4 @@
+from visus.autotuning import find_lr as find_lr
 from visus.checkpoint import load_checkpoint as load_checkpoint
 from visus.config import TrainConfig as TrainConfig
 from visus.config import make_config as make_config
@@ -25,6 +26,7 @@ from visus.ops.stopwatch import split_seconds as split_seconds
 from visus.plots import plot_confusion as plot_confusion
 from visus.plots import plot_curves as plot_curves
 from visus.prediction import predict_files as predict_files
+from visus.ranging import range_test as range_test
 from visus.recording import RunRecorder as RunRecorder
 from visus.runs import read_history as read_history
 from visus.testing import evaluate_checkpoint as evaluate_checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,9 @@ from torch import nn
 
 from visus.amp import make_scaler
 from visus.compiling import refuse_without_compiler
-from visus.config import TrainConfig
+from visus.config import TrainConfig, default_batch_size
+from visus.data.batching import TrainingBatches
+from visus.data.foreign import Transform
 from visus.errors import UsageError, VisusError
 from visus.inference import eval_mode
 from visus.models.adapt import freezer, learning_rate_factors
@@ -34,6 +37,25 @@ def model_args(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
         "stem": config.stem,
         "img_size": config.img_size,
     }
+
+
+def training_batches(
+    config: TrainConfig, prepared: Prepared, rank: int = 0, size: int = 1, transform: Transform | None = None
+) -> TrainingBatches:
+    """Those to train on, of process `rank` of `size`."""
+    return TrainingBatches(
+        prepared.train,
+        prepared.preprocessing,
+        default_batch_size(config, prepared.train),
+        config.augment or "none",
+        derive_seed(config.seed, "data"),
+        rank,
+        size,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        erasing=config.erasing,
+        transform=transform,
+    )
 
 
 def new_model(
@@ -77,7 +99,9 @@ def begin(config: TrainConfig, model: nn.Module, device: torch.device) -> Traini
     factors = learning_rate_factors(
         model, layer_decay=config.layer_decay, backbone_factor=config.backbone_factor
     )
-    optimizer = make_optimizer(model, config, factors)
+    # A rate that is still to be found has one to begin with.
+    settings = dataclasses.replace(config, lr=None) if config.lr == "auto" else config
+    optimizer = make_optimizer(model, settings, factors)
     return TrainingState(model, optimizer, average, make_scaler(config.amp, device))
 
 

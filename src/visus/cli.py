@@ -12,8 +12,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from inspect import Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,11 +92,13 @@ def train(
     workers: Annotated[int | None, typer.Option("-j", "--workers", help="Processes that decode.")] = None,
     label_smoothing: Annotated[float | None, typer.Option()] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
-    batch_size: Annotated[int | None, typer.Option("-b", "--batch-size", help="Images per pass.")] = None,
+    batch_size: Annotated[
+        str | None, typer.Option("-b", "--batch-size", help="Images per pass, or auto.")
+    ] = None,
     val_batch_size: Annotated[int | None, typer.Option()] = None,
     accumulate: Annotated[int | None, typer.Option(help="Batches per update.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, adamw, or one of timm's.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    lr: Annotated[str | None, typer.Option(help="Learning rate, or auto.")] = None,
     momentum: Annotated[float | None, typer.Option()] = None,
     weight_decay: Annotated[float | None, typer.Option()] = None,
     weight_decay_on: Annotated[str | None, typer.Option(help="all, or weights: no norms, no biases.")] = None,
@@ -160,6 +163,52 @@ def train(
     if as_json and launching.is_first():
         _print_json(run.to_json())
     return 1 if (run.failure or run.skipped) and launching.may_fail() else 0
+
+
+def _with_flags_of(
+    other: Callable[..., Any], *left_out: str
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """A command gets the flags of another one besides its own, in its last parameter, `**given`."""
+
+    def add(command: Callable[..., int]) -> Callable[..., int]:
+        own = dict(signature(command, eval_str=True).parameters)
+        own.pop("given")
+        others = signature(other, eval_str=True).parameters
+        inherited = [p for name, p in others.items() if name not in own and name not in left_out]
+        merged: Any = command
+        merged.__signature__ = Signature([*inherited, *own.values()])
+        merged.__annotations__ = {p.name: p.annotation for p in (*inherited, *own.values())}
+        return command
+
+    return add
+
+
+@app.command("find-lr")
+@_with_flags_of(train, "resume", "allow_change", "config", "lr")
+def find_lr(
+    config: Annotated[Path | None, typer.Option(help="Settings; flags go before them.")] = None,
+    picture: Annotated[Path, typer.Option(help="Of the loss: .png, .svg.")] = Path("find-lr.png"),
+    as_json: JsonFlag = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing.")] = False,
+    **given: Any,
+) -> int:
+    """Find a learning rate for DATA by a range test; its flags are those of train."""
+    from visus import autotuning
+    from visus.config import make_config, read_config
+    from visus.display import Display
+    from visus.plots import plot_range_test
+
+    asked = {**(read_config(config) if config else {}), **_settings(given)}
+    if "data" not in asked:
+        raise UsageError("expected DATA to find a learning rate for; see visus find-lr --help")
+    with Display(quiet=quiet) as display:
+        found = autotuning.find_lr(make_config(**asked), display=display)
+        display.line(f"Picture: {plot_range_test(found.rates, found.losses, found.lr, picture)}")
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        typer.echo(f"{found.lr:g}")
+    return 0
 
 
 @app.command()

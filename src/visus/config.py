@@ -69,8 +69,8 @@ class TrainConfig(OptimizerSettings, ScheduleSettings, AdaptSettings):
     """Processes that decode; as many as there are processors, fewer for few files."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     epochs: int = Field(default=10, ge=1)
-    batch_size: int | None = Field(default=None, ge=2)
-    """Images per forward pass; 100, or the whole set where that is smaller."""
+    batch_size: Annotated[int, Field(ge=2)] | Literal["auto"] | None = None
+    """Images per forward pass; 100, or the whole set where that is smaller. `auto`: as many as the device takes."""
     val_batch_size: int | None = Field(default=None, ge=1)
     accumulate: int = Field(default=1, ge=1)
     """Batches per update."""
@@ -164,7 +164,9 @@ def resolve_config(
 
 def default_batch_size(config: TrainConfig, train_part: Split) -> int:
     """The batch size asked for; else 100, or the whole set where that is smaller."""
-    return config.batch_size or min(_DEFAULT_BATCH_SIZE, len(train_part))
+    return (
+        config.batch_size if isinstance(config.batch_size, int) else min(_DEFAULT_BATCH_SIZE, len(train_part))
+    )
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:

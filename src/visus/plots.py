@@ -94,6 +94,23 @@ def plot_confusion(
     return target
 
 
+def plot_range_test(
+    rates: Sequence[float], losses: Sequence[float], lr: float, path: str | os.PathLike[str]
+) -> Path:
+    """Draw the losses of a range test over its learning rates, and `lr`, that to train with; write it to `path` at 200 dpi."""
+    with matplotlib.style.context("default"):
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(rates, losses)
+        axes.axvline(lr, color="tab:orange", label=f"learning rate {lr:g}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel="loss, smoothed", title="Range test")
+        # A loss that has diverged would flatten all that is of interest.
+        axes.set_ylim(0, 1.1 * max(losses[0], 2 * min(losses)))
+        axes.grid(alpha=0.3)
+        axes.legend()
+        return _write(figure, path)
+
+
 def fonts_for(texts: Iterable[str]) -> list[str]:
     """Font families that together have the characters of `texts`, as far as installed fonts go; the usual one first."""
     families = [_BASE_FONT]

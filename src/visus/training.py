@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from visus.amp import resolve_amp
-from visus.assembling import begin, check_compile, model_args, new_model
+from visus.assembling import begin, check_compile, model_args, new_model, training_batches
+from visus.autotuning import with_batch_size, with_lr
 from visus.checkpoint import (
     CHECKPOINT_KEY,
     Checkpoint,
@@ -28,6 +29,7 @@ from visus.checkpoint import (
 )
 from visus.config import (
     TrainConfig,
+    default_batch_size,
     make_config,
     plain_settings,
     read_config,
@@ -58,7 +60,6 @@ from visus.models.names import resolve_model
 from visus.models.weights import is_file
 from visus.ops.losses import cross_entropy_sum
 from visus.ops.optim import resolve_optimizer
-from visus.ops.rng import derive_seed
 from visus.ops.schedules import make_schedule
 from visus.plots import plot_confusion
 from visus.preparing import Prepared, prepare, prepare_again
@@ -132,18 +133,8 @@ class _Assembly:
     @property
     def batches(self) -> TrainingBatches:
         """Those to train on."""
-        return TrainingBatches(
-            self.prepared.train,
-            self.prepared.preprocessing,
-            self.config.batch_size or 0,
-            self.config.augment or "none",
-            derive_seed(self.config.seed, "data"),
-            self.processes.rank,
-            self.processes.size,
-            mixup=self.config.mixup,
-            cutmix=self.config.cutmix,
-            erasing=self.config.erasing,
-            transform=self.transform,
+        return training_batches(
+            self.config, self.prepared, self.processes.rank, self.processes.size, self.transform
         )
 
 
@@ -169,14 +160,19 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
             config = dataclasses.replace(config, weights=str(_weights_file(config.weights)))
         prepared = _prepared_alike(prepare(config, display), processes)
         threads = default_threads(processes.local_size)
+        asked = config
         config = processes.from_first(
             resolve_config(config, prepared.train, prepared.preprocessing, device, threads)
         )
         check_compile(config, device, processes)
         with computing(threads=config.threads, deterministic=config.deterministic):
+            if asked.batch_size == "auto":
+                config = with_batch_size(config, asked, prepared, device, processes, display)
             # The model is made before the folder, so that a mistyped name leaves nothing behind.
             model = new_model(config, prepared, device, display.line)
             state = begin(config, model, device)
+            if config.lr == "auto":
+                config = with_lr(config, prepared, state, device, processes, display, transform)
             run = RunFolder(processes.from_first(_new_folder(config, prepared, processes)))
             with run.locked(needed=processes.first):
                 return _run(_Assembly(config, prepared, device, state, run, display, processes, transform))
@@ -508,12 +504,13 @@ def _introduction(assembly: _Assembly, iterations: dict[str, int]) -> list[str]:
     config, prepared = assembly.config, assembly.prepared
     height, width = prepared.preprocessing.size
     sizes = {"train": len(prepared.train), "val": len(prepared.val)}
-    batch_sizes = {"train": config.batch_size, "val": config.val_batch_size}
+    batch_size = default_batch_size(config, prepared.train)
+    batch_sizes = {"train": batch_size, "val": config.val_batch_size}
     return [
         describe_device(assembly.device),
         *prepared.data.notes,
         f"dataSize: {sizes}",
-        f"batchSize: {batch_sizes}{_per_process(config.batch_size or 0, assembly.processes)}",
+        f"batchSize: {batch_sizes}{_per_process(batch_size, assembly.processes)}",
         f"iterNum: {iterations}",
         f"amp: {config.amp}, threads: {config.threads}, images of {height}x{width}",
         f"run: {assembly.run.path}",

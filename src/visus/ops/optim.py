@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -24,8 +24,8 @@ class OptimizerSettings:
 
     optimizer: str = "sgd"
     """`sgd` (with Nesterov momentum), `adamw`, or a name of timm's."""
-    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Learning rate before the schedule; 0.1 for sgd, 1e-3 for adamw, the optimizer's own for others."""
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] | None = None
+    """Learning rate before the schedule; 0.1 for sgd, 1e-3 for adamw, the optimizer's own for others; `auto`: found by `train`."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of sgd, and of those of timm's that have one."""
     weight_decay: float | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -59,6 +59,10 @@ def make_optimizer(
     `UsageError` for an unknown name (with the nearest) or a model in which nothing is trained.
     """
     settings = resolve_optimizer(settings)
+    if settings.lr == "auto":
+        raise UsageError(
+            "expected a learning rate, found auto; find one with range_test, or train with visus.train"
+        )
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise UsageError("expected parameters to train, found all of them frozen; unfreeze some")

@@ -1,0 +1,116 @@
+"""What `auto` stands for: found before the run begins, written down, and of no influence on anything else."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from visus.autotuning import _power_of_two, _try, find_batch_size, find_lr
+from visus.config import make_config, read_config, resolve_config
+from visus.display import Display
+from visus.errors import UsageError
+from visus.preparing import prepare
+from visus.processes import ALONE
+from visus.training import resume, train
+
+CPU = torch.device("cpu")
+SETTINGS = {"data": "digits", "model": "small", "epochs": 1, "amp": "off", "threads": 1, "augment": "none"}
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    return prepare(make_config(**SETTINGS), Display(quiet=True))
+
+
+def resolved(prepared, **settings):
+    config = make_config(**{**SETTINGS, **settings})
+    return resolve_config(config, prepared.train, prepared.preprocessing, CPU, 1)
+
+
+def test_a_run_with_auto_is_the_run_with_what_was_found(tmp_path):
+    lines = []
+    display = Display(quiet=True)
+    display.line = lines.append
+    found = train(
+        make_config(**SETTINGS, batch_size="auto", lr="auto", out=str(tmp_path / "auto")), display=display
+    )
+    stored = read_config(tmp_path / "auto" / "digits-small" / "config.yaml")
+    # A tenth of 1,295 images, and a power of two.
+    assert stored["batch_size"] == stored["val_batch_size"] == "128"
+    assert 1e-4 < float(stored["lr"]) < 1.0
+    assert any(line == "batch size: 128, as tried" for line in lines)
+    assert any(line == f"learning rate: {float(stored['lr']):g}, by a range test" for line in lines)
+
+    again = train(
+        make_config(**SETTINGS, batch_size=128, lr=float(stored["lr"]), out=str(tmp_path / "given"))
+    )
+    assert again.digest == found.digest
+    # A run that is resumed keeps what was found.
+    assert resume(str(tmp_path / "auto" / "digits-small")).digest == found.digest
+
+
+def test_find_lr_is_what_train_finds_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = find_lr(make_config(**SETTINGS, batch_size=100))
+    assert list(tmp_path.iterdir()) == []
+    run = train(make_config(**SETTINGS, batch_size=100, lr="auto"))
+    assert float(read_config(tmp_path / "runs" / "digits-small" / "config.yaml")["lr"]) == found.lr
+    assert run.epochs == 1
+
+
+def test_what_does_not_fit_is_halved_until_it_does(prepared, monkeypatch):
+    tried = []
+
+    def fits_up_to_20(config, prepared, device, size):
+        tried.append(size)
+        return "out of memory" if size > 20 else None
+
+    monkeypatch.setattr("visus.autotuning._try", fits_up_to_20)
+    lines = []
+    assert find_batch_size(resolved(prepared), prepared, CPU, ALONE, lines.append) == 16
+    assert tried == [128, 64, 32, 16]
+    assert lines[1:4] == [f"batch size: {size} images do not fit (out of memory)" for size in (128, 64, 32)]
+
+    monkeypatch.setattr("visus.autotuning._try", lambda *_: "out of memory")
+    with pytest.raises(UsageError, match="expected room for 2 images"):
+        find_batch_size(resolved(prepared), prepared, CPU, ALONE, lines.append)
+
+
+def test_the_prediction_bounds_what_is_tried(prepared, monkeypatch):
+    monkeypatch.setattr("visus.autotuning.available_memory_bytes", lambda: 40 * 2**20)
+    tried = []
+    monkeypatch.setattr("visus.autotuning._try", lambda *given: tried.append(given[-1]))
+    config = resolved(prepared, model="resnet18")
+    with pytest.raises(UsageError, match=r"needs .* MiB, found 36 MiB"):
+        find_batch_size(config, prepared, CPU, ALONE, lambda _: None)
+    small = find_batch_size(resolved(prepared), prepared, CPU, ALONE, lambda _: None)
+    assert tried == [small]
+
+
+def test_a_trial_is_real(prepared):
+    config = resolved(prepared, accumulate=2, ema=True, clip_grad=1.0)
+    assert _try(config, prepared, CPU, 8) is None
+    assert _try(config, prepared, torch.device("meta"), 8) is not None
+    broken = dataclasses.replace(config, model="resnet1")
+    assert "resnet1" in _try(broken, prepared, CPU, 8)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_a_trial_that_runs_out_of_memory_is_a_reason_and_no_crash():
+    trial = {
+        "config": {**SETTINGS, "model": "resnet18", "lr": 0.1},
+        "model_args": {"num_classes": 10, "in_channels": 3},
+        "shape": [4096, 3, 224, 224],
+        "device": "cpu",
+    }
+    limited = f"ulimit -v 6000000; exec {sys.executable} -m visus.autotuning"
+    done = subprocess.run(["bash", "-c", limited], input=json.dumps(trial).encode(), capture_output=True)
+    assert done.returncode != 0
+    assert b"can't allocate memory" in done.stderr or b"MemoryError" in done.stderr
+
+
+def test_powers_of_two():
+    assert [_power_of_two(n) for n in (-1, 0, 1, 2, 3, 4, 127, 128)] == [0, 0, 1, 2, 2, 4, 64, 128]

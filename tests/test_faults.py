@@ -390,6 +390,7 @@ def test_metrics_that_were_lost_come_from_the_checkpoint(monkeypatch, tmp_path, 
             (run / "metrics.jsonl").write_bytes(lost)
         resumed = training.resume(str(run))
         assert metrics(run) == metrics(finished.run)
+        assert [list(each) for each in metrics(run)] == [list(each) for each in metrics(finished.run)]
         assert resumed.final == finished.final
 
 

@@ -91,11 +91,11 @@ def test_names_that_lead_out_of_an_archive_lead_nowhere(tmp_path, name):
     torch.save(WEIGHTS, tmp_path / "a.pth")
     with zipfile.ZipFile(tmp_path / "a.pth", "a") as archive:
         archive.writestr(name, b"x")
-    torch.testing.assert_close(read_tensors(tmp_path / "a.pth"), WEIGHTS)
     with zipfile.ZipFile(tmp_path / "only.pth", "w") as archive:
         archive.writestr(name, b"x")
-    with pytest.raises(CheckpointError):
-        read_tensors(tmp_path / "only.pth")
+    for path in ("a.pth", "only.pth"):
+        with pytest.raises(CheckpointError):
+            read_tensors(tmp_path / path)
     assert not list(tmp_path.parent.parent.rglob("visus-escaped"))
     assert not Path("/tmp/visus-escaped").exists()
 

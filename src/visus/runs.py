@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, cast
 
 import filelock
 
@@ -113,12 +113,19 @@ class RunFolder:
     def cut_back(self, epochs: int, records: list[Record] | None = None) -> None:
         """Keep the records of the first `epochs` epochs: those that the checkpoint knows of, which may hold `records` itself."""
         kept = self.records() if records is None else records
-        self.write_records([record for record in kept if record["epoch"] <= epochs])
+        self.write_records([_in_order(record) for record in kept if record["epoch"] <= epochs])
 
     def remove_leftovers(self) -> None:
         """Remove what writes have left that were cut short: our temporary files, and those of safetensors."""
         for path in [*self.path.glob(".*.tmp"), *self.path.glob(".tmp*")]:
             path.unlink(missing_ok=True)
+
+
+def _in_order(record: Record) -> Record:
+    """With its keys as they are written first; a checkpoint has them sorted."""
+    values = dict(record)
+    first = {name: values[name] for name in Record.__annotations__ if name in values}
+    return cast("Record", first | values)
 
 
 def check_out(out: str | os.PathLike[str]) -> None:

@@ -90,7 +90,7 @@ def describe_changes(run: RunFolder, data: Data) -> str:
         return "split.csv is not there to say how"
     # Arrays for training and for testing both count from 0, so that a path alone is no name.
     had = {(path, part): label for path, label, part in before}
-    has = {(path, part): label for path, label, part in split_rows(data)}
+    has = {(path, part): label for path, label, part, *_ in split_rows(data)}
     both = had.keys() & has.keys()
     moved = {path for path, _ in had.keys() - both} & {path for path, _ in has.keys() - both}
     found = {

@@ -39,7 +39,7 @@ from visus.config import (
 )
 from visus.data.batching import EvaluationBatches, TrainingBatches
 from visus.data.foreign import Transform
-from visus.data.listing import split_rows
+from visus.data.listing import split_header, split_rows
 from visus.devices import (
     computing,
     default_threads,
@@ -542,7 +542,7 @@ def _document(assembly: _Assembly) -> dict[str, Any]:
 
 def _write_split(prepared: Prepared, run: RunFolder) -> None:
     """Which image is in which part."""
-    with writing_table(run.split, ["path", "label", "split"]) as write:
+    with writing_table(run.split, split_header(prepared.data)) as write:
         write(split_rows(prepared.data))
 
 

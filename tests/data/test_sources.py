@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visus.data.sources import open_source
-from visus.data.splitting import held_out
+from visus.data.splitting import held_out, held_out_groups
 from visus.errors import DataError, UsageError
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -140,3 +140,69 @@ def test_a_folder_without_permission_is_named(tmp_path, place):
             open_source(tmp_path)
     finally:
         (tmp_path / place).chmod(0o755)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12)), min_size=1, max_size=80),
+    st.floats(0.02, 0.6),
+    st.integers(0, 99),
+)
+def test_groups_are_set_aside_whole_and_whatever_the_order(images, fraction, seed):
+    labels, numbers = np.array(images).T
+    groups = [f"p{number}" for number in numbers]
+    try:
+        away = held_out_groups(groups, labels, fraction, seed)
+    except DataError:
+        # Each group has all that there is of some class.
+        assert all(
+            any(set(numbers[labels == label]) == {number} for label in labels[numbers == number])
+            for number in set(numbers)
+        )
+        return
+    stay = np.setdiff1d(np.arange(len(labels)), away)
+    assert len(away)
+    assert not set(numbers[away]) & set(numbers[stay])
+    assert set(labels[stay]) == set(labels)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    shuffled = held_out_groups([groups[i] for i in order], labels[order], fraction, seed)
+    assert sorted(order[shuffled]) == away.tolist()
+
+
+@given(st.integers(0, 10**6), st.integers(2, 5), st.floats(0.05, 0.4))
+def test_groups_are_stratified_within_the_size_of_one(seed, classes, fraction):
+    random = np.random.default_rng(seed)
+    sizes = random.integers(1, 6, 60 * classes)
+    of_group = random.integers(0, classes, len(sizes))
+    labels, groups = np.repeat(of_group, sizes), np.repeat(np.arange(len(sizes)), sizes)
+    away = held_out_groups([str(each) for each in groups], labels, fraction, seed)
+    for label in range(classes):
+        # Of one class each, so that every class can be met to half of its largest group.
+        wanted = fraction * (labels == label).sum()
+        assert abs((labels[away] == label).sum() - wanted) <= 2.5
+
+
+def test_groups_of_several_classes_are_stratified_nearly():
+    random = np.random.default_rng(0)
+    groups = random.integers(0, 200, 4000)
+    leaning = random.dirichlet([0.5] * 4, 200)
+    labels = np.array([random.choice(4, p=leaning[group]) for group in groups])
+    away = held_out_groups([str(each) for each in groups], labels, 0.2, 0)
+    shares = np.bincount(labels[away], minlength=4) / np.bincount(labels)
+    # A group has 2 % of a class, on average.
+    np.testing.assert_allclose(shares, 0.2, atol=0.02)
+    others = held_out_groups([str(each) for each in groups], labels, 0.2, 1)
+    assert set(away.tolist()) != set(others.tolist())
+
+
+def test_a_group_too_large_is_better_than_no_validation():
+    labels = np.array([0, 1] * 30)
+    groups = np.repeat(["a", "b", "c"], 20).tolist()
+    away = held_out_groups(groups, labels, 0.1, 0)
+    assert len({groups[place] for place in away}) == 1
+    assert len(away) == 20
+
+
+def test_images_that_are_groups_of_their_own_are_stratified_as_ever():
+    labels = np.repeat(np.arange(3), [100, 40, 25])
+    away = held_out_groups([f"g{place}" for place in range(165)], labels, 0.1, 5)
+    assert np.bincount(labels[away]).tolist() == [10, 4, 2]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from visus.data.images import Column
 from visus.data.trees import FolderTree, Tree, join
 from visus.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(["png", "jpg", "jpeg", "gif", "tif", "tiff", "webp", "avif", "bmp", "ppm", "pgm"])
-_PARTS = {
+PARTS = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -20,6 +22,7 @@ _PARTS = {
     "test": "test",
     "testing": "test",
 }
+"""The usual names of the parts."""
 
 
 @dataclass
@@ -33,6 +36,8 @@ class Listing:
     """Files that are no images by their suffix."""
     empty: list[str] = field(default_factory=list)
     """Class folders without an image; they are no classes."""
+    columns: dict[str, Column] = field(default_factory=dict)
+    """What else is known of each image, by the name of a table's column."""
 
 
 def find_parts(tree: Tree) -> dict[str, str]:
@@ -59,7 +64,7 @@ def _holds_classes(tree: Tree, place: str, train: str | None) -> bool:
 def _by_part(folders: list[str], place: Path) -> dict[str, str]:
     parts: dict[str, str] = {}
     for name in folders:
-        part = _PARTS.get(name.lower())
+        part = PARTS.get(name.lower())
         if part in parts:
             raise DataError(f"{place}: expected one folder for {part}, found {parts[part]} and {name}")
         if part:
@@ -83,7 +88,7 @@ def list_classes(tree: Tree, folder: str) -> Listing:
         listing.classes.append(name)
         listing.paths += found
         listing.labels += [label] * len(found)
-    _refuse_lookalikes(listing.classes, tree.path / folder)
+    refuse_lookalikes(listing.classes, tree.path / folder)
     return listing
 
 
@@ -121,9 +126,10 @@ def _has_images(files: list[str]) -> bool:
     return any(map(is_image, files))
 
 
-def _refuse_lookalikes(names: list[str], folder: Path) -> None:
+def refuse_lookalikes(names: Sequence[str], place: Path | str) -> None:
+    """`DataError` for class names that differ only in case or in how their accents are written."""
     folded = Counter(unicodedata.normalize("NFC", name).casefold() for name in names)
     if twins := [name for name in names if folded[unicodedata.normalize("NFC", name).casefold()] > 1]:
         raise DataError(
-            f"{folder}: expected class names that differ in more than case and accents, found {', '.join(map(repr, twins))}"
+            f"{place}: expected class names that differ in more than case and accents, found {', '.join(map(repr, twins))}"
         )

@@ -5,19 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import repeat
 
 from visus.data.files import FileImages
 from visus.data.images import ArrayImages, Data, Split
 
 
-def split_rows(data: Data) -> Iterator[tuple[str, str, str]]:
-    """Path, class name and part (`train`, `val` or `test`) of every image.
+def split_header(data: Data) -> list[str]:
+    """What the columns of `split_rows` are called."""
+    return ["path", "label", "split"] + ["group"] * _has_groups(data)
+
+
+def split_rows(data: Data) -> Iterator[tuple[str, ...]]:
+    """Path, class name and part (`train`, `val` or `test`) of every image, and its group where any part has groups.
 
     The path of an image from arrays is its index there; arrays for training and for testing both count from 0.
     """
+    grouped = _has_groups(data)
     for name, part in _parts(data).items():
-        for path, label in zip(part.paths, part.labels, strict=True):
-            yield path, data.classes[label], name
+        groups = part.columns.get("group", repeat("", len(part)))
+        for path, label, group in zip(part.paths, part.labels, groups, strict=True):
+            row = path, data.classes[label], name
+            yield (*row, group) if grouped else row
 
 
 def fingerprint(data: Data) -> str:
@@ -50,6 +59,10 @@ def part_fingerprint(part: Split) -> str:
         digest.update(json.dumps(images.pixels.shape).encode())
         digest.update(images.pixels.numpy().reshape(-1).data)
     return digest.hexdigest()
+
+
+def _has_groups(data: Data) -> bool:
+    return any("group" in part.columns for part in _parts(data).values())
 
 
 def _parts(data: Data) -> dict[str, Split]:

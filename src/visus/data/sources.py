@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from visus.data.agreement import refuse_other_classes, with_validation
-from visus.data.archives import ZipArchive
+from visus.data.agreement import with_validation
+from visus.data.archives import Archive, ZipArchive
 from visus.data.arrays import read_digits, read_npz
 from visus.data.cifar import read_cifar
 from visus.data.dataset import MapStyle, is_map_style, read_dataset
@@ -17,25 +17,27 @@ from visus.data.files import FileImages
 from visus.data.folders import find_parts, is_image, list_classes
 from visus.data.idx import find_idx, read_idx_part
 from visus.data.images import Data, Split, map_classes
+from visus.data.parts import listed_data, make_data
 from visus.data.splitting import split_off
+from visus.data.tabular import TABLE_SUFFIXES, read_table
 from visus.data.trees import FolderTree, NameTree, Tree
 from visus.errors import DataError, UsageError
 
 Source = str | os.PathLike[str] | MapStyle
 
-_SOURCES = "a folder, an .npz or .zip file, CIFAR's .tar.gz, or `digits`"
+_SOURCES = "a folder, a table (.csv, .parquet), an .npz or .zip file, CIFAR's .tar.gz, or `digits`"
 
 
 def open_source(
     source: Source, *, val: Source | None = None, val_fraction: float = 0.1, split_seed: int = 0
 ) -> Data:
-    """The data set that `source` names: a folder of class folders, or `train/`, `val/` and `test/` above such; a zip of either; an
-    `.npz` file; a folder of IDX files (the MNIST family); CIFAR-10 or -100 as downloaded; `digits`; or a map-style data set of
-    `(image, int)`, such as an `ArrayDataset` or one of torchvision's.
+    """The data set that `source` names: a folder of class folders, or `train/`, `val/` and `test/` above such; a zip of either; a
+    CSV or Parquet table of `path,label[,split,group]`; an `.npz` file; a folder of IDX files (the MNIST family); CIFAR-10 or -100
+    as downloaded; `digits`; or a map-style data set of `(image, int)`, such as an `ArrayDataset` or one of torchvision's.
 
     `val` is another source, for validation. Where no validation part is given, a stratified `val_fraction` of the training part is
-    set aside; 0 leaves it out. `digits` has a test part of its own: a fifth, by the same rule with seed 0. Raises `DataError` where
-    there is nothing to train on, `UsageError` for what is no source.
+    set aside, groups as a whole where a table has them; 0 leaves it out. `digits` has a test part of its own: a fifth, by the same
+    rule with seed 0. Raises `DataError` where there is nothing to train on, `UsageError` for what is no source.
     """
     data = read_source(source)
     train = data.train
@@ -54,8 +56,16 @@ def open_source(
     if data.val is None and val_fraction:
         kept, held_out = split_off(train, "val", val_fraction, split_seed)
         note = f"{len(held_out)} of {len(train)} training images set aside for validation (seed {split_seed})"
+        if "group" in train.columns:
+            note += f", {_count_groups(held_out)} of {_count_groups(train)} groups"
         return replace(data, train=kept, val=held_out, notes=(*data.notes, note))
     return data
+
+
+def _count_groups(split: Split) -> int:
+    """Images without a group count for one each."""
+    groups = split.columns["group"]
+    return len(set(groups) - {""}) + int((groups == "").sum())
 
 
 def _with_absent_classes_said(data: Data, train: Split) -> Data:
@@ -79,14 +89,14 @@ def read_source(source: Source) -> Data:
                 f"expected a path, a name, or a map-style data set of (image, int), found {type(source).__name__}"
             )
         name = type(source).__name__
-        return _data(name, "a data set", train=read_dataset(source, name))
+        return make_data(name, "a data set", train=read_dataset(source, name))
     path = Path(source)
     try:
         path.stat()
     except FileNotFoundError:
         if str(source) == "digits":
             train, test = split_off(read_digits(), "test", 0.2, 0)
-            return _data("digits", "the built-in digits", train=train, test=test)
+            return make_data("digits", "the built-in digits", train=train, test=test)
         raise DataError(f"{source}: expected {_SOURCES}, found nothing there") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -99,11 +109,11 @@ def _open_folder(path: Path) -> Data:
     # Asked first, so that a folder that cannot be listed is named.
     tree.entries("")
     if parts := find_idx(path):
-        return _data(
+        return make_data(
             path, "IDX files", **{name: read_idx_part(name, *files) for name, files in parts.items()}
         )
     if cifar := read_cifar(path):
-        return _data(path, cifar.title, **cifar.parts)
+        return make_data(path, cifar.title, **cifar.parts)
     return _open_tree(tree)
 
 
@@ -112,29 +122,17 @@ def _open_file(path: Path) -> Data:
     if not path.is_file():
         raise DataError(f"{path}: expected {_SOURCES}, found neither a folder nor a file")
     if suffix == ".npz":
-        return _data(path, "an .npz file", train=_in_order(read_npz(path)))
+        return make_data(path, "an .npz file", train=_in_order(read_npz(path)))
     if suffix == ".zip":
         archive = ZipArchive(path)
-        return _open_tree(NameTree(path, archive.names), archive)
+        return _open_tree(NameTree(path, archive.names), archive, "class folders in a zip")
+    if suffix in TABLE_SUFFIXES:
+        return _open_table(path)
     if path.name.lower().endswith((".tar.gz", ".tgz")) and (cifar := read_cifar(path)):
-        return _data(path, cifar.title, **cifar.parts)
+        return make_data(path, cifar.title, **cifar.parts)
     if is_image(path.name):
         raise DataError(f"{path}: expected {_SOURCES}, found a single image; give the folder above its class")
     raise DataError(f"{path}: expected {_SOURCES}, found another file")
-
-
-def _data(source: str | Path, kind: str, **parts: Split) -> Data:
-    classes = max((part.classes for part in parts.values()), key=len)
-    named = {name: replace(part, classes=classes) for name, part in parts.items()}
-    counts = ", ".join(f"{len(part)} in {name}" for name, part in named.items())
-    return Data(
-        str(source),
-        classes,
-        named.get("train"),
-        named.get("val"),
-        named.get("test"),
-        notes=(f"{kind}: {len(classes)} classes, images: {counts}",),
-    )
 
 
 def _in_order(split: Split) -> Split:
@@ -143,42 +141,19 @@ def _in_order(split: Split) -> Split:
     return split if split.classes == numbers else map_classes(split, sorted(split.classes))
 
 
-def _open_tree(tree: Tree, archive: ZipArchive | None = None) -> Data:
-    """Class folders, or such folders in each part; parts must agree on the classes, so that no index shifts in silence."""
-    source = tree.path
+def _open_tree(tree: Tree, archive: Archive | None = None, kind: str = "class folders") -> Data:
+    """Class folders, or such folders in each part."""
     listings = {name: list_classes(tree, folder) for name, folder in find_parts(tree).items()}
-    classes = listings["train" if "train" in listings else min(listings)].classes
-    if not classes:
-        raise DataError(f"{source}: expected class folders with images in them, found none{_instead(tree)}")
-    for name, listing in listings.items():
-        # A test part may have some of the classes only.
-        if name == "val" or set(listing.classes) - set(classes):
-            refuse_other_classes(source, name, listing.classes, classes)
-    parts = {
-        name: map_classes(
-            Split(
-                name,
-                FileImages(source, listing.paths, archive=archive),
-                np.array(listing.labels, dtype=np.int64),
-                tuple(listing.classes),
-                listing.paths,
-            ),
-            classes,
+    if not listings["train" if "train" in listings else min(listings)].classes:
+        raise DataError(
+            f"{tree.path}: expected class folders with images in them, found none{_instead(tree)}"
         )
-        for name, listing in listings.items()
-        if listing.paths or name == "train"
-    }
-    data = _data(source, "class folders" if archive is None else "class folders in a zip", **parts)
-    others = sum(listing.others for listing in listings.values())
-    empty = sorted({name for listing in listings.values() for name in listing.empty})
-    notes = [f"{others} other files passed over"] * bool(others)
-    notes += [
-        f"{name}: {', '.join(sorted(set(classes) - set(listing.classes)))} not in it"
-        for name, listing in listings.items()
-        if set(listing.classes) != set(classes)
-    ]
-    notes += [f"folders without images passed over: {', '.join(empty)}"] * bool(empty)
-    return replace(data, notes=(*data.notes, *notes))
+    return listed_data(tree.path, kind, listings, lambda paths: FileImages(tree.path, paths, archive=archive))
+
+
+def _open_table(path: Path) -> Data:
+    kind = "a Parquet table" if path.suffix.lower() == ".parquet" else "a CSV table"
+    return listed_data(path, kind, read_table(path), lambda paths: FileImages(path.parent, paths, table=path))
 
 
 def _instead(tree: Tree) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
-from visus.data.images import Labels, Split
-from visus.errors import UsageError
+from visus.data.images import Column, Labels, Split
+from visus.errors import DataError, UsageError
 from visus.ops.rng import hash64
+
+_ROUNDING = 1e-9
 
 
 def held_out(paths: list[str], labels: Labels, fraction: float, seed: int) -> Labels:
@@ -15,8 +19,7 @@ def held_out(paths: list[str], labels: Labels, fraction: float, seed: int) -> La
     A hash of (seed, path) orders the images of each class, and the first round(fraction * n) are taken: a pure function of the
     names, so that adding images elsewhere, or listing them in another order, moves none. `fraction` is in [0, 1).
     """
-    if not 0 <= fraction < 1:
-        raise UsageError(f"expected a validation fraction from 0 up to 1, found {fraction}")
+    _check_fraction(fraction)
     hashes = hash64(seed, "split", paths)
     taken = []
     for label in np.unique(labels):
@@ -25,8 +28,80 @@ def held_out(paths: list[str], labels: Labels, fraction: float, seed: int) -> La
     return np.sort(np.concatenate(taken)) if taken else np.empty(0, dtype=np.int64)
 
 
+def held_out_groups(groups: Sequence[str], labels: Labels, fraction: float, seed: int) -> Labels:
+    """As `held_out`, for whole groups: those of one name in `groups [N]` are all set aside, or none of them.
+
+    A hash of (seed, group) orders the groups. Each in its turn is taken if that brings the shares of the classes that are set
+    aside nearer to `fraction`, all classes counting alike (the sum over them of the distances), and leaves some of every class to
+    train on. Where none does, the one that goes least too far is taken. So the choice depends on the seed and on which classes
+    each group has, not on the order of the images. `DataError` where there is no group that can be taken.
+    """
+    _check_fraction(fraction)
+    if not fraction or not len(labels):
+        return np.empty(0, dtype=np.int64)
+    names, of_image = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
+    order = np.argsort(hash64(seed, "split groups", names.tolist()), kind="stable")
+    chosen = np.zeros(len(names), dtype=np.bool_)
+    chosen[list(_choose_groups(of_image, labels, order, fraction))] = True
+    return np.flatnonzero(chosen[of_image])
+
+
+def _choose_groups(of_image: Labels, labels: Labels, order: Labels, fraction: float) -> Iterator[int]:
+    """The groups, by number, that are taken of those in `order`."""
+    totals = np.bincount(labels)
+    taken = [0.0] * len(totals)
+    composition = _compositions(of_image, labels, len(order))
+    spare: tuple[float, int] | None = None
+    found = False
+    for group in order.tolist():
+        gain = 0.0
+        for label, count in composition[group]:
+            before, after = taken[label] / totals[label], (taken[label] + count) / totals[label]
+            gain += abs(fraction - before) - abs(fraction - after)
+            if after == 1:
+                break
+        else:
+            if gain > _ROUNDING:
+                found = True
+                for label, count in composition[group]:
+                    taken[label] += count
+                yield group
+            elif spare is None or gain > spare[0]:
+                spare = (gain, group)
+    if not found:
+        if spare is None:
+            raise DataError(
+                "expected groups of which some can be set aside for validation, found classes that lie in one group each; "
+                "give validation images, or a column split"
+            )
+        yield spare[1]
+
+
+def _compositions(of_image: Labels, labels: Labels, groups: int) -> list[list[tuple[int, int]]]:
+    """For each group its classes and how many images it has of each."""
+    pairs, counts = np.unique(np.stack([of_image, labels]), axis=1, return_counts=True)
+    found: list[list[tuple[int, int]]] = [[] for _ in range(groups)]
+    for group, label, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
+        found[group].append((label, count))
+    return found
+
+
 def split_off(split: Split, name: str, fraction: float, seed: int) -> tuple[Split, Split]:
-    """`split` without a stratified `fraction` of its images, and those, as a part called `name`."""
-    away = held_out(list(split.paths), split.labels, fraction, seed)
+    """`split` without a stratified `fraction` of its images, and those, as a part called `name`; groups stay together."""
+    if "group" in split.columns:
+        groups = _groups(split.columns["group"], split.paths)
+        away = held_out_groups(groups, split.labels, fraction, seed)
+    else:
+        away = held_out(list(split.paths), split.labels, fraction, seed)
     stay = np.setdiff1d(np.arange(len(split)), away)
     return split.subset(stay), split.subset(away, name)
+
+
+def _groups(column: Column, paths: Sequence[str]) -> list[str]:
+    """The group of each image; one that has none is a group of its own, whose name no group can have."""
+    return [group or f"\0{path}" for group, path in zip(column, paths, strict=True)]
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 <= fraction < 1:
+        raise UsageError(f"expected a validation fraction from 0 up to 1, found {fraction}")

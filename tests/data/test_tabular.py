@@ -1,0 +1,196 @@
+"""Tables that list images: understood as people write them, or refused with the row."""
+
+import csv
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visus.data.listing import split_header, split_rows
+from visus.data.sources import open_source, read_source
+from visus.data.tabular import number_labels
+from visus.errors import DataError, UsageError
+
+NAMES = [f"images/{kind}{place}.png" for kind in ("cat", "dog") for place in range(4)]
+ROWS = [[name, name[7:10]] for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pets")
+    (root / "images").mkdir()
+    for place, name in enumerate(NAMES):
+        Image.fromarray(np.full((6, 5, 3), place, np.uint8)).save(root / name)
+    return root
+
+
+def write(folder, rows, header=("path", "label"), name="a.csv"):
+    with (folder / name).open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return folder / name
+
+
+def told(data):
+    return {(path, label, part) for path, label, part, *_ in split_rows(data)}
+
+
+def test_a_table_is_the_same_set_whatever_the_order_of_its_rows(folder):
+    data = read_source(write(folder, ROWS))
+    assert data.classes == ("cat", "dog")
+    assert data.notes == ("a CSV table: 2 classes, images: 8 in train",)
+    assert list(data.train.paths) == NAMES
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 4
+    assert data.train.images.read(6)[0, 0, 0] == 6
+    other = read_source(write(folder, ROWS[::-1]))
+    assert list(other.train.paths) == NAMES
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffPath,LABEL\r\nimages/cat0.png,cat\r\n\r\nimages/dog0.png,dog\r\n",
+        'path,label\n"images/cat0.png","cat"\nimages/dog0.png, "dog"',
+        "label;path;\ncat;images/cat0.png;\ndog;images/dog0.png;\n,,\n".replace(",,", ";;"),
+        "path\tlabel\nimages/cat0.png\tcat \nimages/dog0.png\tdog\n",
+        ",path,label\n0,./images/cat0.png,cat\n1,images//dog0.png,dog,\n",
+        "path,label,Split\nimages/cat0.png,cat,\nimages/dog0.png,dog,\n",
+    ],
+    ids=["excel", "quotes", "semicolons", "tabs", "pandas", "empty split"],
+)
+def test_the_ways_in_which_people_write_them(folder, text):
+    (folder / "odd.csv").write_bytes(text.encode())
+    data = read_source(folder / "odd.csv")
+    assert told(data) == {("images/cat0.png", "cat", "train"), ("images/dog0.png", "dog", "train")}
+
+
+def test_absolute_paths_in_the_folder_are_as_relative_ones(folder, tmp_path):
+    absolute = [[folder / name, label] for name, label in ROWS]
+    assert list(read_source(write(folder, absolute)).train.paths) == NAMES
+    elsewhere = read_source(write(tmp_path, absolute))
+    assert list(elsewhere.train.paths) == [str(folder / name) for name in NAMES]
+    assert elsewhere.train.images.read(3)[0, 0, 0] == 3
+
+
+def test_splits_and_other_columns(folder):
+    splits = ["Train", "training", "valid", "TEST"] * 2
+    rows = [
+        [*row, part, place % 3, "x" * place]
+        for place, (row, part) in enumerate(zip(ROWS, splits, strict=True))
+    ]
+    data = open_source(write(folder, rows, ["path", "label", "split", "Site", "note"]))
+    assert [len(part) for part in (data.train, data.val, data.test)] == [4, 2, 2]
+    assert data.train.columns["Site"].tolist() == ["0", "1", "1", "2"]
+    assert data.test.columns["note"].tolist() == ["xxx", "xxxxxxx"]
+    assert data.notes[-1] == "columns kept with each image: Site, note"
+    assert data.val.subset(np.array([1])).columns["Site"].tolist() == ["0"]
+
+
+def test_no_group_is_in_two_parts_and_groups_are_written_down(folder):
+    rows = [[*row, f"p{place % 4}" if place % 4 else ""] for place, row in enumerate(ROWS)]
+    data = open_source(write(folder, rows, ["path", "label", "group"]), val_fraction=0.25)
+    assert data.notes[-1].startswith("2 of 8 training images set aside for validation (seed 0), ")
+    assert not set(data.val.columns["group"]) & set(data.train.columns["group"]) - {""}
+    assert split_header(data) == ["path", "label", "split", "group"]
+    assert {(row[0], row[3]) for row in split_rows(data)} == {(row[0], row[2]) for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "labels"),
+    [
+        (["10", "2", "2", "0"], ["0", "2", "10"], [2, 1, 1, 0]),
+        (["1.0", "0.0", "1"], ["0", "1"], [1, 0, 1]),
+        (["10", "2", "b"], ["10", "2", "b"], [0, 1, 2]),
+        (["010", "2"], ["010", "2"], [0, 1]),
+        (["-1", "2"], ["-1", "2"], [0, 1]),
+    ],
+)
+def test_labels_that_are_numbers_are_in_the_order_of_numbers(names, classes, labels):
+    found = number_labels(names)
+    assert (found[1], found[0].tolist()) == (classes, labels)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "expected columns path and label in its first row, found no path and no label among nothing"),
+        ("images/cat0.png,cat\n", "found no path and no label among images/cat0.png, cat; name them there"),
+        ("file,label\na,b\n", "found no path among file, label"),
+        ("path,label,PATH\na,b,c\n", "expected one column path, found 2"),
+        ("path,label\n", "expected rows with a path and a label, found none"),
+        ("path,label\nimages/cat0.png,cat\n\nimages/dog0.png\n", "row 4: expected 2 values, found 1"),
+        ("path,label\nimages/cat0.png,cat,big\n", "row 2: expected 2 values, found 3; put those with a comma"),
+        ("path,label\nimages/cat0.png,\n", "row 2: expected a label, found nothing; fill it in"),
+        ("path,label\n,cat\n", "row 2: expected a path, found nothing"),
+        ('path,label\n"images/cat0.png,cat\n', "row 2: cannot be read as CSV: unexpected end of data"),
+        ("path,label\nimages/cat0.png,cat\n./images/cat0.png,dog\n", "row 3: expected each image once, found ./images/cat0.png in"),
+        ("path,label\nimages/cat0.png,cat\nimages/dog0.png,Cat\n", "differ in more than case and accents, found 'Cat', 'cat'"),
+        ("path,label,split\nimages/cat0.png,cat,trian\n", "row 2: expected train, val or test as split, found trian"),
+        ("path,label,split\nimages/cat0.png,cat,train\nimages/dog0.png,dog,\n", "row 3: expected train, val or test as split, f"),
+        ("path,label,split,group\nimages/cat0.png,cat,train,p\nimages/dog0.png,dog,test,p\n", "row 3: .*p in test and, in row 2"),
+        ("path,label\nimages/no.png,cat\nimages/nor.png,dog\n", "row 2: expected an image at .*no.png, found none there nor"),
+        ("path,label,split\nimages/cat0.png,cat,train\nimages/dog0.png,dog,val\n", r"val differs \(missing: cat; more: dog\)"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_table_is_said_with_its_row(folder, text, sentence):
+    (folder / "bad.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=sentence) as caught:
+        open_source(folder / "bad.csv")
+    assert str(caught.value).startswith(str(folder / "bad.csv"))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_encodings_are_refused_but_in_names_of_files(folder):
+    (folder / "a.csv").write_bytes("path,label\nimages/cat0.png,chat rosé\n".encode("latin-1"))
+    with pytest.raises(DataError, match="row 2: expected UTF-8, found other bytes in label"):
+        read_source(folder / "a.csv")
+    (folder / "a.csv").write_text("path,label\nimages/cat0.png,cat\n", encoding="utf-16")
+    with pytest.raises(DataError, match="expected UTF-8, found UTF-16"):
+        read_source(folder / "a.csv")
+
+
+def test_some_missing_files_are_left_for_the_decoder(folder):
+    data = read_source(write(folder, [*ROWS, ["images/gone.png", "cat"]]))
+    assert len(data.train) == 9
+    assert data.train.images.stamps()[1] == {4: "No such file or directory"}
+
+
+def test_a_group_of_its_own_class_cannot_be_set_aside(folder):
+    rows = [[*row, row[1]] for row in ROWS]
+    with pytest.raises(DataError, match="found classes that lie in one group each; give validation images"):
+        open_source(write(folder, rows, ["path", "label", "group"]))
+
+
+def test_parquet_says_what_csv_does(folder, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parts = ["train", "train", "test", "val"] * 2
+    columns = {
+        "Path": [name for name, _ in ROWS],
+        "label": pyarrow.array([label for _, label in ROWS]).dictionary_encode(),
+        "split": parts,
+        "age": [1, None, 3, 4, 5, 6, 7, 8],
+        "pixels": [[1, 2]] * 8,
+    }
+    parquet.write_table(pyarrow.table(columns), folder / "a.parquet")
+    data = open_source(folder / "a.parquet")
+    rows = [[*row, part] for row, part in zip(ROWS, parts, strict=True)]
+    assert told(data) == told(open_source(write(folder, rows, ["path", "label", "split"])))
+    assert data.train.columns["age"].tolist() == ["1", "", "5", "6"]
+    numbers = pyarrow.table({"path": columns["Path"], "label": [3.0, 20.0] * 4})
+    parquet.write_table(numbers, folder / "a.parquet")
+    assert read_source(folder / "a.parquet").classes == ("3", "20")
+    parquet.write_table(pyarrow.table({"path": ["a", "b"], "label": ["x", None]}), folder / "a.parquet")
+    with pytest.raises(DataError, match="row 2: expected a label, found nothing"):
+        read_source(folder / "a.parquet")
+    (folder / "a.parquet").write_bytes(b"PAR1 no table")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        read_source(folder / "a.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"pip install 'visus\[table\]'"):
+        read_source(folder / "a.parquet")
+
+
+def test_two_tables_in_one_folder_have_a_cache_each(folder):
+    one, other = (read_source(write(folder, ROWS, name=name)) for name in ("a.csv", "b.csv"))
+    assert one.train.images.identity != other.train.images.identity

@@ -380,6 +380,41 @@ def remove_cache(source: Annotated[str, typer.Argument(help="A source, as listed
     return 1 if left else 0
 
 
+@app.command()
+def pack(
+    data: Annotated[str, typer.Argument(help="As for train.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    cache_size: Annotated[
+        int | None, typer.Option(min=1, help="Shrink to this short side, as JPEG; as they are if not given.")
+    ] = None,
+    quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of those JPEGs; 90.")] = None,
+    shard_size: Annotated[str, typer.Option(help="About how large a shard gets.")] = "500MB",
+    workers: Annotated[
+        int | None, typer.Option("-j", "--workers", min=1, help="Processes that decode.")
+    ] = None,
+    as_json: JsonFlag = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing.")] = False,
+) -> int:
+    """Write DATA as tar shards, which any machine can read in any order."""
+    from visus.display import Display
+    from visus.packing import pack_source
+
+    with Display(quiet=quiet) as display:
+        found = pack_source(
+            data,
+            out,
+            cache_size=cache_size,
+            quality=quality,
+            shard_bytes=_bytes(shard_size, "--shard-size"),
+            workers=workers,
+            progress=lambda done, total: display.count("packed", done, total),
+            say=display.line,
+        )
+    if as_json:
+        _print_json(found.to_json())
+    return 1 if found.skipped else 0
+
+
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
     """The flags that were given, by the names of the settings."""
     others = {"config", "resume", "allow_change", "as_json", "quiet", "no_deterministic", "milestones"}
@@ -399,11 +434,11 @@ def _size(text: str) -> tuple[int, ...]:
         raise UsageError(f"--input-size: expected C,H,W as in 3,32,32, found {text!r}") from None
 
 
-def _bytes(text: str) -> int:
+def _bytes(text: str, flag: str = "--fit") -> int:
     """`8GB` as bytes: units are powers of 1024, as in the table."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
     if not match:
-        raise UsageError(f"--fit: expected an amount of memory as in 8GB or 512MB, found {text!r}")
+        raise UsageError(f"{flag}: expected an amount as in 8GB or 512MB, found {text!r}")
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
 
 

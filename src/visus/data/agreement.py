@@ -28,7 +28,8 @@ def with_validation(data: Data, train: Split, other: Data) -> Data:
     if _lacks_names(part) and _lacks_names(train) and len(part.classes) <= len(data.classes):
         part = replace(part, classes=data.classes)
     refuse_other_classes(other.source, "val", part.classes, data.classes)
-    return replace(data, val=replace(map_classes(part, data.classes), name="val"), notes=tuple(notes))
+    val = replace(map_classes(part, data.classes), name="val")
+    return replace(data, val=val, notes=tuple(notes), skipped=(*data.skipped, *other.skipped))
 
 
 def refuse_other_classes(source: object, part: str, found: Sequence[str], expected: Sequence[str]) -> None:

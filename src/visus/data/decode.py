@@ -42,7 +42,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "AVIF", "BMP", "DIB", "PPM")
+FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "AVIF", "BMP", "DIB", "PPM")
 """Pillow would take others for images whatever their suffix says, and run Ghostscript on PostScript."""
 
 
@@ -76,7 +76,7 @@ def decode_image(
         with warnings.catch_warnings():
             # Pillow's advice about odd files is no news to somebody whose image came out, and an error says enough.
             warnings.simplefilter("ignore")
-            with Image.open(file, formats=_FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise UndecodableError(
@@ -99,7 +99,7 @@ def read_size(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(file, formats=_FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 width, height = image.size
                 # Of a TIFF Pillow gives the size as it will be, and turns the pixels itself.
                 turned = image.format != "TIFF" and _orientation(image) >= 5

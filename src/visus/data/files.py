@@ -69,9 +69,13 @@ class FileImages:
             return decode_image(self.source(position), **vars(self.settings))
         except UndecodableError as error:
             raise DataError(
-                f"{self.root / self.paths[position]}: expected an image, found that it cannot be used ({error}); "
+                f"{self._where(position)}: expected an image, found that it cannot be used ({error}); "
                 "remove it or copy it again"
             ) from None
+
+    def _where(self, position: int) -> str:
+        path = self.paths[position]
+        return f"{self.archive.identity}, {path}" if self.archive else str(self.root / path)
 
     def source(self, position: int) -> str | bytes:
         """Where one image is: the path of its file, or its bytes. `UndecodableError` where it is damaged in its archive."""

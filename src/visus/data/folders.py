@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -54,6 +55,28 @@ def find_parts(tree: Tree) -> dict[str, str]:
         if len(folders) != 1 or _has_images(files) or _has_images(tree.entries(join(folder, folders[0]))[1]):
             return {"train": folder}
         folder = join(folder, folders[0])
+
+
+def parts_by_name(names: Sequence[str], source: object) -> list[str]:
+    """The part that each file of `source` belongs to, by a word of its name, else of a folder's: `train` where none says it.
+
+    `DataError` where some say it and others do not.
+    """
+    parts = [_part_of(name) for name in names]
+    if any(parts) and not all(parts):
+        unclear = names[parts.index(None)]
+        raise DataError(
+            f"{source}: expected the name of every file to say its part, as others do, found {unclear}; rename it"
+        )
+    return [part or "train" for part in parts]
+
+
+def _part_of(name: str) -> str | None:
+    for piece in reversed(name.split("/")):
+        words = re.split(r"[^a-z]+", piece.lower())
+        if found := {PARTS[word] for word in words if word in PARTS}:
+            return found.pop() if len(found) == 1 else None
+    return None
 
 
 def _holds_classes(tree: Tree, place: str, train: str | None) -> bool:

@@ -30,9 +30,12 @@ def make_data(source: str | Path, kind: str, **parts: Split) -> Data:
 
 
 def listed_data(
-    source: str | Path, kind: str, listings: Mapping[str, Listing], images: Callable[[list[str]], FileImages]
+    source: str | Path,
+    kind: str,
+    listings: Mapping[str, Listing],
+    images: Callable[[str, list[str]], FileImages],
 ) -> Data:
-    """A data set of what is listed for each part, `images(paths)` being the images of one.
+    """A data set of what is listed for each part, `images(part, paths)` being the images of one.
 
     The parts must agree on the classes, so that no index shifts in silence; those to test on may have some of them only.
     """
@@ -44,7 +47,7 @@ def listed_data(
         name: map_classes(
             Split(
                 name,
-                images(listing.paths),
+                images(name, listing.paths),
                 np.array(listing.labels, dtype=np.int64),
                 tuple(listing.classes),
                 listing.paths,

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from visus.data.addresses import is_address
 from visus.data.agreement import with_validation
 from visus.data.archives import Archive, ZipArchive
 from visus.data.arrays import read_digits, read_npz
 from visus.data.cifar import read_cifar
 from visus.data.dataset import MapStyle, is_map_style, read_dataset
 from visus.data.files import FileImages
-from visus.data.folders import find_parts, is_image, list_classes
+from visus.data.folders import PARTS, find_parts, is_image, list_classes
+from visus.data.huggingface import (
+    is_huggingface,
+    is_saved,
+    read_huggingface,
+    read_parquet_files,
+    read_saved,
+)
 from visus.data.idx import find_idx, read_idx_part
 from visus.data.images import Data, Split, map_classes
 from visus.data.parts import listed_data, make_data
+from visus.data.shards import ShardArchive, ShardIndex
 from visus.data.splitting import split_off
-from visus.data.tabular import TABLE_SUFFIXES, read_table
+from visus.data.tabular import TABLE_SUFFIXES, holds_images, read_table
+from visus.data.tars import COMPRESSED_SUFFIXES
 from visus.data.trees import FolderTree, NameTree, Tree
+from visus.data.webdataset import SHARD_SUFFIX, ShardSource, find_shards, listings, read_index
 from visus.errors import DataError, UsageError
 
 Source = str | os.PathLike[str] | MapStyle
 
-_SOURCES = "a folder, a table (.csv, .parquet), an .npz or .zip file, CIFAR's .tar.gz, or `digits`"
+_SOURCES = (
+    "a folder, a table (.csv, .parquet), shards (.tar), an .npz or .zip file, CIFAR's .tar.gz, or `digits`"
+)
 
 
 def open_source(
@@ -84,12 +98,16 @@ def _with_absent_classes_said(data: Data, train: Split) -> Data:
 def read_source(source: Source) -> Data:
     """What `source` holds, with the parts as found: to evaluate on, one class or a test part alone will do."""
     if not isinstance(source, str | os.PathLike):
+        if is_huggingface(source):
+            return read_huggingface(source)
         if not is_map_style(source):
             raise UsageError(
                 f"expected a path, a name, or a map-style data set of (image, int), found {type(source).__name__}"
             )
         name = type(source).__name__
         return make_data(name, "a data set", train=read_dataset(source, name))
+    if is_address(str(source)) or _is_pattern(str(source)):
+        return _open_shards(str(source))
     path = Path(source)
     try:
         path.stat()
@@ -114,6 +132,12 @@ def _open_folder(path: Path) -> Data:
         )
     if cifar := read_cifar(path):
         return make_data(path, cifar.title, **cifar.parts)
+    if is_saved(path):
+        return read_saved(path)
+    if files := _parquet_files(tree):
+        return read_parquet_files(path, files)
+    if _holds_shards(tree):
+        return _open_shards(str(path))
     return _open_tree(tree)
 
 
@@ -130,6 +154,8 @@ def _open_file(path: Path) -> Data:
         return _open_table(path)
     if path.name.lower().endswith((".tar.gz", ".tgz")) and (cifar := read_cifar(path)):
         return make_data(path, cifar.title, **cifar.parts)
+    if suffix == SHARD_SUFFIX or path.name.lower().endswith(COMPRESSED_SUFFIXES):
+        return _open_shards(str(path))
     if is_image(path.name):
         raise DataError(f"{path}: expected {_SOURCES}, found a single image; give the folder above its class")
     raise DataError(f"{path}: expected {_SOURCES}, found another file")
@@ -148,12 +174,74 @@ def _open_tree(tree: Tree, archive: Archive | None = None, kind: str = "class fo
         raise DataError(
             f"{tree.path}: expected class folders with images in them, found none{_instead(tree)}"
         )
-    return listed_data(tree.path, kind, listings, lambda paths: FileImages(tree.path, paths, archive=archive))
+    return listed_data(
+        tree.path, kind, listings, lambda _, paths: FileImages(tree.path, paths, archive=archive)
+    )
 
 
 def _open_table(path: Path) -> Data:
+    if path.suffix.lower() == ".parquet" and holds_images(path):
+        return read_parquet_files(path, [path])
     kind = "a Parquet table" if path.suffix.lower() == ".parquet" else "a CSV table"
-    return listed_data(path, kind, read_table(path), lambda paths: FileImages(path.parent, paths, table=path))
+    return listed_data(
+        path, kind, read_table(path), lambda _, paths: FileImages(path.parent, paths, table=path)
+    )
+
+
+def _parquet_files(tree: Tree) -> list[Path]:
+    """Parquet files at the top, or in the one folder that is there, as on the Hugging Face hub."""
+    folders, files = tree.entries("")
+    place = folders[0] if len(folders) == 1 else ""
+    files = tree.entries(place)[1] if place else files if not folders else []
+    return [tree.path / place / name for name in files if name.lower().endswith(".parquet")]
+
+
+def _open_shards(source: str) -> Data:
+    found = find_shards(source)
+    index = read_index(found)
+    if not index.classes:
+        return _open_tar(source, found, index)
+    archive = ShardArchive(found.place, index, index.names(), found.identity)
+    data = listed_data(
+        source,
+        f"{len(index.shards)} shard{'s' * (len(index.shards) > 1)}",
+        listings(index),
+        lambda part, paths: FileImages(
+            Path(source), [f"{part}/{path}" for path in paths], channels=index.channels, archive=archive
+        ),
+    )
+    return replace(data, skipped=index.skipped)
+
+
+def _open_tar(source: str, found: ShardSource, index: ShardIndex) -> Data:
+    """Class folders in a tar, as in a zip: one whose images have no labels beside them."""
+    if len(index.shards) != 1 or not index.paths:
+        first = "".join(f" ({each.path}: {each.reason})" for each in index.skipped[:1])
+        raise DataError(
+            f"{source}: expected images (.jpg, .png, ...) with a label (.cls, .json or .txt) of the same key beside each, found "
+            f"{len(index.paths) or 'no'} images and no label{first}"
+        )
+    names = [posixpath.normpath(path.removeprefix(f"{index.shards[0]}/")) for path in index.paths]
+    archive = ShardArchive(found.place, index, names, found.identity)
+    data = _open_tree(NameTree(Path(source), names), archive, "class folders in a tar")
+    return replace(data, skipped=index.skipped)
+
+
+def _is_pattern(source: str) -> bool:
+    return "{" in source and source.lower().endswith(SHARD_SUFFIX) and not os.path.lexists(source)
+
+
+def _holds_shards(tree: Tree) -> bool:
+    """Whether there are tars, at the top or in folders named after parts, and no other folders."""
+    folders, files = tree.entries("")
+    if not folders:
+        return any(name.lower().endswith((SHARD_SUFFIX, *COMPRESSED_SUFFIXES)) for name in files)
+    return all(name.lower() in PARTS and _holds_only_tars(tree, name) for name in folders)
+
+
+def _holds_only_tars(tree: Tree, folder: str) -> bool:
+    folders, files = tree.entries(folder)
+    return not folders and any(name.lower().endswith(SHARD_SUFFIX) for name in files)
 
 
 def _instead(tree: Tree) -> str:

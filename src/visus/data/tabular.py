@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import re
@@ -68,6 +69,11 @@ def number_labels(names: Sequence[str]) -> tuple[npt.NDArray[np.int64], list[str
     if all(map(_NUMBER.fullmatch, names)):
         numbers, labels = np.unique([int(name.partition(".")[0]) for name in names], return_inverse=True)
         return labels.astype(np.int64), [str(number) for number in numbers]
+    return sort_labels(names)
+
+
+def sort_labels(names: Sequence[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Indices `[N]` of `names [N]` into the classes, and these, in lexicographic order."""
     places = {name: place for place, name in enumerate(sorted(set(names)))}
     return np.fromiter((places[name] for name in names), np.int64, len(names)), list(places)
 
@@ -170,25 +176,41 @@ def _read_parquet(path: Path) -> _Table:
         ) from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            plain = [field.name for field in file.schema_arrow if _is_plain(field.type)]
+            plain = [field.name for field in file.schema_arrow if is_plain(field.type)]
             names, where = _columns(path, plain)
             table = file.read(columns=plain)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from None
-    values = {
-        name: table.column(place).cast(pyarrow.string()).fill_null("").to_pylist()
-        for name, place in zip(names, where, strict=True)
-    }
+    values = {name: as_texts(table.column(place)) for name, place in zip(names, where, strict=True)}
     return _Table(path, values, range(1, table.num_rows + 1))
 
 
-def _is_plain(kind: Any) -> bool:
+def holds_images(path: Path) -> bool:
+    """Whether a Parquet file has images in it, as those of Hugging Face do: structs with a field `bytes`."""
+    with contextlib.suppress(Exception):
+        import pyarrow.parquet
+
+        kinds = [field.type for field in pyarrow.parquet.read_schema(path)]
+        return any(pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 for kind in kinds)
+    # Whoever opens it as a table will say what is wrong with it.
+    return False
+
+
+def as_texts(column: Any) -> list[str]:
+    """A column of Arrow's as text, empty where there is nothing."""
+    import pyarrow
+
+    texts: list[str] = column.cast(pyarrow.string()).fill_null("").to_pylist()
+    return texts
+
+
+def is_plain(kind: Any) -> bool:
     """Whether values of this Arrow type can be told as text."""
     import pyarrow
 
     types = pyarrow.types
     if types.is_dictionary(kind):
-        return _is_plain(kind.value_type)
+        return is_plain(kind.value_type)
     text = (
         types.is_string(kind),
         types.is_large_string(kind),

@@ -1,0 +1,290 @@
+"""Shards of samples as the WebDataset library reads them: `key.jpg` with `key.cls`, `key.json` or `key.txt` beside it in a tar.
+
+They are listed by one pass over the headers, and over the labels, of every shard; or by the index that `visus pack` wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import IO, Any
+
+import numpy as np
+
+from visus.data.addresses import Place, expand_braces, is_address
+from visus.data.folders import IMAGE_SUFFIXES, PARTS, Listing, parts_by_name, refuse_lookalikes
+from visus.data.images import Skipped
+from visus.data.shards import INDEX_NAME, PART_NAMES, ShardIndex, parse_index
+from visus.data.tabular import number_labels, sort_labels
+from visus.data.tars import COMPRESSED_SUFFIXES, DamagedTarError, compression_of, files_in
+from visus.errors import DataError, first_of
+
+SHARD_SUFFIX = ".tar"
+_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+"""Everything up to the first dot of the name is the key, what follows says what it is."""
+_PLAIN = "expected a plain .tar, of which any image can be read by itself"
+_LABELS = ("json", "cls", "txt")
+_LONGEST_LABEL_BYTES = 2**20
+_AT_ONCE = 8
+"""Shards that are read at a time: most of it is waiting for somebody else's machine."""
+_KNOWN = frozenset(["path", "label", "split", "position"])
+
+
+@dataclass
+class _Sample:
+    """One image of a shard and what is said of it."""
+
+    path: str
+    offset: int
+    length: int
+    label: str | None = None
+    named: bool = False
+    """Whether the label is a name, though it may look like a number."""
+    part: str | None = None
+    position: int | None = None
+    others: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class ShardContent:
+    """What a pass over one shard has found, by columns: an object for each image would take more memory than all else."""
+
+    paths: list[str] = field(default_factory=list)
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+    """Offset, length and position of each image; -1 where that is not said."""
+    labels: list[str | None] = field(default_factory=list)
+    parts: list[str | None] = field(default_factory=list)
+    fields: list[dict[str, str]] = field(default_factory=list)
+    named: bool = False
+    others: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def add(self, sample: _Sample) -> None:
+        """The next image."""
+        self.paths.append(sample.path)
+        position = -1 if sample.position is None else sample.position
+        self.numbers.extend((sample.offset, sample.length, position))
+        self.labels.append(sample.label and sys.intern(sample.label))
+        self.parts.append(sample.part)
+        self.fields.append(sample.others or _NOTHING)
+        self.named |= sample.named
+
+
+_NOTHING: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class ShardSource:
+    """Shards that somebody has named: where they are, and what they are called there."""
+
+    place: Place
+    names: Sequence[str]
+    identity: str
+    """What names just these."""
+    indexed: bool = False
+    """Whether there is an index beside them."""
+
+
+def find_shards(source: str) -> ShardSource:
+    """The shards that a folder, an address, a file or a pattern such as `train-{000..009}.tar` names.
+
+    `DataError` where there are none, or where they are compressed.
+    """
+    folder, _, last = source.rpartition("/")
+    if source.lower().endswith(COMPRESSED_SUFFIXES):
+        raise DataError(
+            f"{source}: expected plain .tar, of which any image can be read by itself, found a compressed one; unpack it"
+        )
+    if last.lower().endswith(SHARD_SUFFIX) or "{" in source:
+        prefix = source[: source.index("{")].rpartition("/")[0] if "{" in source else folder
+        place = Place(prefix or ("/" if source.startswith("/") else "."))
+        names = [each[len(prefix) :].lstrip("/") for each in expand_braces(source)]
+        return ShardSource(place, names, place.url(source[len(prefix) :].lstrip("/")))
+    place = Place(source)
+    if is_address(source) and place.exists(INDEX_NAME):
+        return ShardSource(place, [], place.base, indexed=True)
+    names = place.find(SHARD_SUFFIX)
+    if INDEX_NAME in place.find(INDEX_NAME, depth=1):
+        return ShardSource(place, names, place.base, indexed=True)
+    if not names:
+        found = [name for name in place.find("", depth=1) if name.lower().endswith(COMPRESSED_SUFFIXES)]
+        raise DataError(
+            f"{source}: {_PLAIN}, found compressed ones ({first_of(found, 3)}); unpack each"
+            if found
+            else f"{source}: expected shards (.tar), found none"
+        )
+    return ShardSource(place, names, place.base)
+
+
+def read_index(source: ShardSource) -> ShardIndex:
+    """Where the images of the shards are, and what is known of them; `DataError` for shards that do not fit together."""
+    if source.indexed:
+        origin = source.place.url(INDEX_NAME)
+        index = parse_index(source.place.read(INDEX_NAME), origin)
+        if missing := set(index.shards) ^ set(source.names) if source.names else set():
+            raise DataError(
+                f"{origin}: expected the shards that it lists, found {first_of(sorted(missing), 3)} not in both; pack them again"
+            )
+        return index
+    stamps = [source.place.stamp(name) for name in source.names]
+    with ThreadPoolExecutor(1 if source.place.is_local else _AT_ONCE) as pool:
+        sizes = [size for size, _ in stamps]
+        found = list(pool.map(lambda name, size: read_shard(source.place, name, size), source.names, sizes))
+    return _make_index(source, np.array(stamps, dtype=np.int64).reshape(-1, 2), found)
+
+
+def listings(index: ShardIndex) -> dict[str, Listing]:
+    """The parts of an index; the classes of the training part are those of all."""
+    parts: dict[str, Listing] = {}
+    for number, name in enumerate(PART_NAMES):
+        places = np.flatnonzero(index.rows["part"] == number)
+        if not len(places):
+            continue
+        labels = index.rows["label"][places]
+        # A part to test on need not have every class, and says so.
+        present = np.arange(len(index.classes)) if name == "train" else np.unique(labels)
+        parts[name] = Listing(
+            classes=[index.classes[int(label)] for label in present],
+            paths=[index.paths[int(place)] for place in places],
+            labels=np.searchsorted(present, labels).tolist(),
+            others=index.others if not parts else 0,
+            columns={column: values[places] for column, values in index.columns.items()},
+        )
+    return parts
+
+
+def _make_index(source: ShardSource, stamps: Any, found: Sequence[ShardContent]) -> ShardIndex:
+    by_name = parts_by_name(source.names, source.identity)
+    paths = [path for shard in found for path in shard.paths]
+    labels = [label for shard in found for label in shard.labels]
+    numbers = np.concatenate([np.empty(0, np.int64), *(np.array(each.numbers) for each in found)]).reshape(
+        -1, 3
+    )
+    shards = np.repeat(np.arange(len(found)), [len(each.paths) for each in found])
+    parts = [part or by_name[number] for number, each in enumerate(found) for part in each.parts]
+    fields = [each for shard in found for each in shard.fields]
+    skipped = [each for shard in found for each in shard.skipped]
+    # Without a label anywhere the images may lie in class folders: all are kept, for somebody else to see.
+    order = np.array([place for place, label in enumerate(labels) if label is not None], dtype=np.int64)
+    labelled = bool(len(order))
+    if not labelled:
+        order = np.arange(len(labels))
+    elif len(order) < len(labels):
+        skipped += [
+            Skipped(path, "no label beside it")
+            for path, label in zip(paths, labels, strict=True)
+            if label is None
+        ]
+    if (numbers[order, 2] >= 0).all():
+        # `visus pack` mixes the images of a part, and says where each one was.
+        order = order[np.argsort(numbers[order, 2], kind="stable")]
+    number = sort_labels if any(each.named for each in found) else number_labels
+    indices, classes = number([labels[place] or "" for place in order])
+    refuse_lookalikes(classes, source.identity)
+    columns = sorted({name for each in fields for name in each})
+    return ShardIndex(
+        source.names,
+        stamps,
+        [paths[place] for place in order],
+        {
+            "shard": shards[order],
+            "offset": numbers[order, 0],
+            "length": numbers[order, 1],
+            "label": indices,
+            "part": np.array([PART_NAMES.index(parts[place]) for place in order], dtype=np.int64),
+        },
+        classes if labelled else (),
+        columns={
+            name: np.array([fields[place].get(name, "") for place in order], dtype=object) for name in columns
+        },
+        others=sum(shard.others for shard in found),
+        skipped=tuple(skipped),
+    )
+
+
+def read_shard(place: Place, name: str, size: int) -> ShardContent:
+    """One pass over a shard: what is whole before a damage is kept, and the damage told."""
+    shard = ShardContent()
+    with place.open(name) as file:
+        if kind := compression_of(file):
+            raise DataError(f"{place.url(name)}: {_PLAIN}, found one compressed with {kind}; unpack it")
+        for key, members in groupby(_keyed(file, name, size, shard), key=lambda each: each[0]):
+            if sample := _sample(name, key, [each[1:] for each in members], shard):
+                shard.add(sample)
+    return shard
+
+
+def _keyed(
+    file: IO[bytes], name: str, size: int, shard: ShardContent
+) -> Iterator[tuple[str, str, Any, bytes]]:
+    """Key, suffix and member of each file, and the content of those that say something of an image."""
+    try:
+        for member in files_in(file, size):
+            match = _KEY.fullmatch(member.name)
+            if not match or member.name.rpartition("/")[2].startswith("__"):
+                shard.others += 1
+                continue
+            suffix = match[2].lower()
+            content = b""
+            if suffix in _LABELS and member.size <= _LONGEST_LABEL_BYTES:
+                file.seek(member.offset_data)
+                content = file.read(member.size)
+            yield match[1], suffix, member, content
+    except DamagedTarError as error:
+        shard.skipped.append(Skipped(name, f"{error}; what is whole before that is used; copy it again"))
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error}; try again") from None
+
+
+def _sample(
+    shard_name: str, key: str, members: list[tuple[str, Any, bytes]], shard: ShardContent
+) -> _Sample | None:
+    images = [(suffix, member) for suffix, member, _ in members if suffix in IMAGE_SUFFIXES]
+    texts = {suffix: content for suffix, _, content in members if suffix in _LABELS}
+    shard.others += len(members) - len(images) - len(texts)
+    if len(images) > 1:
+        shard.skipped.append(Skipped(f"{shard_name}/{key}", f"{len(images)} images of one key"))
+    if len(images) != 1:
+        shard.others += len(texts)
+        return None
+    member = images[0][1]
+    sample = _Sample(f"{shard_name}/{member.name}", member.offset_data, member.size)
+    try:
+        _add_labels(sample, texts)
+    except ValueError as error:
+        shard.skipped.append(Skipped(sample.path, f"its label cannot be read: {error}"))
+        return None
+    return sample
+
+
+def _add_labels(sample: _Sample, texts: dict[str, bytes]) -> None:
+    """What the files beside an image say of it; of several labels that in the JSON is taken, then `cls`, then `txt`."""
+    for suffix in reversed(_LABELS[1:]):
+        if suffix in texts and (text := texts[suffix].decode().strip()):
+            sample.label = text
+    if "json" not in texts:
+        return
+    document = json.loads(texts["json"])
+    fields = document if isinstance(document, dict) else {"label": document}
+    label = fields.get("label", fields.get("cls"))
+    if isinstance(label, str | int) and not isinstance(label, bool) and str(label).strip():
+        sample.label, sample.named = str(label).strip(), isinstance(label, str)
+    if isinstance(fields.get("path"), str):
+        sample.path = fields["path"]
+    if isinstance(fields.get("position"), int):
+        sample.position = fields["position"]
+    if isinstance(split := fields.get("split"), str):
+        if split.lower() not in PARTS:
+            raise ValueError(f"expected train, val or test as split, found {split}")
+        sample.part = PARTS[split.lower()]
+    sample.others = {
+        name: str(value)
+        for name, value in fields.items()
+        if name not in _KNOWN and isinstance(value, str | int | float) and name != "cls"
+    }

@@ -1,0 +1,293 @@
+"""Shards are read as the WebDataset library reads them; what is wrong with one is said, and the rest is used."""
+
+import gzip
+import io
+import json
+import os
+import pickle
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from visus.data.addresses import Place
+from visus.data.decode import UndecodableError
+from visus.data.keeping import decode_once
+from visus.data.sources import open_source, read_source
+from visus.errors import DataError
+
+
+def png(number):
+    content = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (6, 5, 3), np.uint8)
+    Image.fromarray(pixels).save(content, "png")
+    return content.getvalue()
+
+
+def write(path, files):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def samples(numbers, label=lambda number: [("cls", b"%d" % (number % 3))]):
+    return [
+        (f"{number:04}.{suffix}", content)
+        for number in numbers
+        for suffix, content in (("png", png(number)), *label(number))
+    ]
+
+
+@pytest.fixture
+def shards(tmp_path):
+    for number in range(3):
+        write(tmp_path / f"train-{number:06}.tar", samples(range(5 * number, 5 * number + 5)))
+    write(tmp_path / "val-000000.tar", samples(range(15, 21)))
+    return tmp_path
+
+
+def files(part):
+    return [part.images.source(place) for place in range(len(part))]
+
+
+def test_they_are_what_webdataset_reads(shards):
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.TarWriter(str(shards / "train-000003.tar")) as writer:
+        for number in range(40, 46):
+            writer.write(
+                {"__key__": f"a/b{number}.c", "PNG": png(number), "cls": number % 3, "seg.png": png(1)}
+            )
+            writer.write({"__key__": f"text{number}", "txt": "no image", "bin": b"1"})
+    data = read_source(shards)
+    urls = sorted(str(path) for path in shards.glob("train-*.tar"))
+    theirs = [
+        each for each in webdataset.WebDataset(urls, shardshuffle=False) if "png" in each or "c.png" in each
+    ]
+    assert files(data.train)[:15] == [each["png"] for each in theirs[:15]]
+    assert data.train.labels.tolist()[:15] == [int(each["cls"]) for each in theirs[:15]]
+    assert (len(data.val), data.classes) == (6, ("0", "1", "2"))
+
+
+@pytest.mark.parametrize(
+    ("label", "classes", "labels"),
+    [
+        (lambda n: [("cls", b"%d\n" % (n % 11 + 1))], tuple(map(str, range(1, 12))), lambda n: n % 11),
+        (lambda n: [("CLS", b"dog" if n % 2 else b"cat")], ("cat", "dog"), lambda n: n % 2),
+        (lambda n: [("txt", b"dog" if n % 2 else b"cat")], ("cat", "dog"), lambda n: n % 2),
+        (lambda n: [("json", b"%d" % (n % 2))], ("0", "1"), lambda n: n % 2),
+        (lambda n: [("json", json.dumps({"label": str(n % 12)}).encode()), ("cls", b"7")],
+         tuple(sorted(map(str, range(12)))), lambda n: sorted(map(str, range(12))).index(str(n % 12))),
+        (lambda n: [("json", b'{"cls": %d, "site": "x"}' % (n % 2)), ("txt", b"A picture")], ("0", "1"), lambda n: n % 2),
+    ],
+)  # fmt: skip
+def test_what_labels_look_like(tmp_path, label, classes, labels):
+    data = read_source(write(tmp_path / "a.tar", samples(range(30), label)))
+    assert data.classes == classes
+    assert data.train.labels.tolist() == [labels(number) for number in range(30)]
+    assert data.skipped == ()
+
+
+def test_json_says_more(tmp_path):
+    def label(n):
+        fields = {
+            "label": "ab"[n % 2],
+            "split": ["train", "valid"][n % 3 == 0],
+            "group": f"p{n // 2}",
+            "age": n,
+        }
+        return [("json", json.dumps(fields).encode())]
+
+    data = read_source(write(tmp_path / "a.tar", samples(range(12), label)))
+    assert (len(data.train), len(data.val)) == (8, 4)
+    assert data.train.columns["age"].tolist() == [str(n) for n in range(12) if n % 3]
+    assert data.val.columns["group"].tolist() == ["p0", "p1", "p3", "p4"]
+
+
+def test_parts_by_folder_or_by_a_word_of_the_name(tmp_path):
+    for name in (
+        "a/train/0.tar",
+        "a/Validation/0.tar",
+        "b/imagenet1k-train-00.tar",
+        "b/imagenet1k-validation-00.tar",
+    ):
+        write(tmp_path / name, samples(range(6)))
+    for folder in ("a", "b"):
+        data = read_source(tmp_path / folder)
+        assert (len(data.train), len(data.val), data.test) == (6, 6, None)
+    write(tmp_path / "b/extra.tar", samples(range(6)))
+    with pytest.raises(
+        DataError, match=r"every file to say its part, as others do, found extra.tar; rename it"
+    ):
+        read_source(tmp_path / "b")
+
+
+def test_the_same_keys_in_several_shards_are_several_images(tmp_path):
+    for number in range(2):
+        write(tmp_path / f"{number}.tar", samples(range(3)))
+    data = read_source(tmp_path)
+    assert len(set(data.train.paths)) == len(data.train) == 6
+
+
+@pytest.mark.parametrize("where", ["memory://web", "memory://web/train-{000000..000002}.tar"])
+def test_shards_at_an_address(shards, where):
+    fsspec.filesystem("memory").put(f"{shards}/", "/web", recursive=True)
+    data, local = read_source(where), read_source(shards)
+    assert files(data.train) == files(local.train)
+    assert data.train.images.identity == where
+    fsspec.filesystem("memory").rm("/web", recursive=True)
+
+
+def test_a_pattern_and_a_single_shard(shards):
+    pattern = read_source(f"{shards}/train-{{000000..000001}}.tar")
+    assert pattern.notes[0] == "2 shards: 3 classes, images: 10 in train"
+    assert files(pattern.train) == files(read_source(shards).train)[:10]
+    assert read_source(shards / "val-000000.tar").notes[0].startswith("1 shard: ")
+    with pytest.raises(DataError, match=r"train-000003.tar: expected a file, found none there"):
+        read_source(f"{shards}/train-{{000000..000003}}.tar")
+
+
+def test_a_damaged_shard_is_named_and_the_rest_is_used(shards):
+    path = shards / "train-000001.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4000])
+    data = open_source(shards)
+    assert len(data.train) == 12
+    assert [(each.path, each.reason) for each in data.skipped] == [
+        (
+            "train-000001.tar",
+            "cut off in the midst of 0007.png; what is whole before that is used; copy it again",
+        )
+    ]
+    path.write_bytes(b"")
+    assert open_source(shards).skipped[0].reason.startswith("empty; ")
+
+
+def test_odd_samples_are_named(tmp_path):
+    odd = [
+        ("two.png", png(1)), ("two.jpg", png(2)), ("two.cls", b"1"),
+        ("none.png", png(3)),
+        ("bad.png", png(4)), ("bad.json", b"{"),
+        ("split.png", png(5)), ("split.json", b'{"label": 1, "split": "trian"}'),
+        ("readme", b""), ("__meta__.json", b"{}"), ("caption.txt", b"of nothing"),
+    ]  # fmt: skip
+    data = read_source(write(tmp_path / "a.tar", [*samples(range(6)), *odd]))
+    assert len(data.train) == 6
+    reasons = {each.path.removeprefix("a.tar/"): each.reason for each in data.skipped}
+    assert reasons.pop("bad.png").startswith("its label cannot be read: ")
+    assert reasons == {
+        "two": "2 images of one key",
+        "none.png": "no label beside it",
+        "split.png": "its label cannot be read: expected train, val or test as split, found trian",
+    }
+    assert "4 other files passed over" in data.notes
+
+
+def test_compressed_shards_are_refused(tmp_path):
+    plain = write(tmp_path / "plain.tar", samples(range(3))).read_bytes()
+    for name in ("a.tar.gz", "b.tar"):
+        (tmp_path / "c" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "c" / name).write_bytes(gzip.compress(plain))
+    with pytest.raises(
+        DataError, match=r"c/b.tar: expected a plain .tar, .* found one compressed with gzip; unpack it"
+    ):
+        read_source(tmp_path / "c")
+    with pytest.raises(DataError, match=r"expected a plain .tar, .* found a compressed one"):
+        read_source(tmp_path / "c" / "a.tar.gz")
+    (tmp_path / "c" / "b.tar").unlink()
+    with pytest.raises(DataError, match=r"found compressed ones \(a.tar.gz\); unpack each"):
+        read_source(tmp_path / "c")
+
+
+def test_class_folders_in_a_tar(tmp_path):
+    names = [f"./pets/{kind}/{number}.png" for kind in ("cat", "dog") for number in range(4)]
+    data = read_source(write(tmp_path / "a.tar", [(name, png(place)) for place, name in enumerate(names)]))
+    assert data.notes[0] == "class folders in a tar: 2 classes, images: 8 in train"
+    assert list(data.train.paths)[:2] == ["pets/cat/0.png", "pets/cat/1.png"]
+    assert files(data.train) == [png(place) for place in range(8)]
+    with pytest.raises(DataError, match=r"with a label .* beside each, found 2 images and no label"):
+        write(tmp_path / "b" / "0.tar", [("a/1.png", png(1))])
+        write(tmp_path / "b" / "1.tar", [("b/1.png", png(1))])
+        read_source(tmp_path / "b")
+    with pytest.raises(DataError, match="found no images and no label"):
+        read_source(write(tmp_path / "none.tar", [("a.txt", b"")]))
+
+
+def test_a_shard_that_has_changed_is_noticed(shards):
+    images = read_source(shards).train.images
+    path = shards / "train-000000.tar"
+    images.source(0)
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(
+        DataError, match=r"train-000000.tar: has changed since its images were listed; start again"
+    ):
+        images.source(0)
+    assert images.source(5)
+    path.unlink()
+    with pytest.raises(DataError, match="found none there"):
+        images.source(1)
+
+
+def test_images_are_read_by_threads_and_by_other_processes(shards):
+    images = read_source(shards).train.images
+    expected = [images.source(place) for place in range(15)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(images.source, list(range(15)) * 20)) == expected * 20
+    assert pickle.loads(pickle.dumps(images)).source(7) == expected[7]
+    assert images.archive.read(images.paths[3], 10**6) == expected[3]
+    with pytest.raises(UndecodableError, match="too large"):
+        images.archive.read(images.paths[3], 10)
+
+
+def test_they_decode_and_are_cached(shards, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    said = []
+    for _ in range(2):
+        data = decode_once(
+            read_source(shards), resize=None, memory_bytes=10**9, cache="disk", say=said.append
+        )
+    assert said[1].endswith("from an earlier run")
+    for place, content in enumerate(files(data.train)):
+        pixels = np.asarray(Image.open(io.BytesIO(content))).transpose(2, 0, 1)
+        np.testing.assert_array_equal(data.train.images.decoded[place], pixels)
+
+
+def test_the_memory_of_an_index_is_a_few_bytes_for_each_image(shards):
+    archive = read_source(shards).train.images.archive
+    arrays = [each for each in vars(archive).values() if isinstance(each, np.ndarray) and len(each) == 21]
+    assert sum(each.itemsize for each in arrays) == 24
+    assert not any(each.dtype == object for each in arrays)
+
+
+def test_the_web(shards, web):
+    for path in shards.glob("*.tar"):
+        web.files[f"/set/{path.name}"] = path.read_bytes()
+    data = read_source(f"{web.url}/set/train-{{000000..000002}}.tar")
+    local = read_source(f"{shards}/train-{{000000..000002}}.tar")
+    assert data.train.labels.tolist() == local.train.labels.tolist()
+    web.sent.clear()
+    assert files(data.train) == files(local.train)
+    # The size of each shard is asked for once, without its content.
+    assert sorted(web.sent) == sorted(len(each) for each in files(local.train))
+    again = pickle.loads(pickle.dumps(data.train.images))
+    web.files["/set/train-000000.tar"] = web.files["/set/train-000000.tar"] + bytes(512)
+    with pytest.raises(DataError, match=r"train-000000.tar: has changed since its images were listed"):
+        again.archive._seen.clear() or again.source(0)
+
+
+def test_a_server_without_ranges_is_said(shards, web):
+    web.refuses = True
+    web.files["/set/train-000000.tar"] = (shards / "train-000000.tar").read_bytes()
+    place = Place(f"{web.url}/set")
+    size = place.stamp("train-000000.tar")[0]
+    assert size == len(web.files["/set/train-000000.tar"])
+    with pytest.raises((DataError, UndecodableError)):
+        data = read_source(f"{web.url}/set/train-{{000000..000000}}.tar")
+        files(data.train)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,16 @@ def test_the_tutorial_runs_and_learns(elsewhere, capsys):
     assert names["scores"].accuracy > 0.9
     assert (elsewhere / "curves.png").exists()
     assert capsys.readouterr().out.count("pictures/test/7/") == 3
+
+
+def test_the_page_on_sources_runs_and_prints_what_it_says(elsewhere, capsys):
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    names = {}
+    for code, output in re.findall(r"```python\n(.*?)```\n\n((?:    .*\n)*)", page, re.DOTALL):
+        if "import datasets" in code:
+            pytest.importorskip("datasets")
+        exec(compile(code, "data.md", "exec"), names)
+        assert capsys.readouterr().out == textwrap.dedent(output)
 
 
 def test_every_command_and_flag_has_its_place_in_the_documentation():

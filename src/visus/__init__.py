@@ -30,6 +30,7 @@ _HOME = {
     "make_config": "visus.config",
     "measure_preprocessing": "visus.data.batching",
     "open_source": "visus.data.sources",
+    "pack_source": "visus.packing",
     "plot_confusion": "visus.plots",
     "plot_curves": "visus.plots",
     "predict_files": "visus.prediction",

@@ -23,6 +23,7 @@ from visus.ops.metrics import accuracy as accuracy
 from visus.ops.metrics import correct_counts as correct_counts
 from visus.ops.stopwatch import format_duration as format_duration
 from visus.ops.stopwatch import split_seconds as split_seconds
+from visus.packing import pack_source as pack_source
 from visus.plots import plot_confusion as plot_confusion
 from visus.plots import plot_curves as plot_curves
 from visus.prediction import predict_files as predict_files

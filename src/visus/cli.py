@@ -72,7 +72,7 @@ def main() -> None:
 @app.command()
 def train(
     data: Annotated[
-        str | None, typer.Argument(help="digits, an .npz file, or a folder of images or IDX files.")
+        str | None, typer.Argument(help="digits, a folder of images, a table, shards, an .npz file, ...")
     ] = None,
     model: Annotated[str | None, typer.Option(help="small, or a name of torchvision's or timm's.")] = None,
     weights: Annotated[str | None, typer.Option(help="default, or a file to start from.")] = None,

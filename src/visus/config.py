@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ import yaml
 from pydantic import Field
 
 from visus.amp import Amp, resolve_amp
+from visus.data.addresses import is_address
 from visus.data.augment import LARGEST_SMALL_SIZE, Augment
 from visus.data.batching import batch_sizes
 from visus.data.cache import Cache
@@ -35,7 +37,7 @@ class TrainConfig(OptimizerSettings, ScheduleSettings, AdaptSettings):
     """All settings of a run; `None` means chosen by visus, and is filled in before the first step."""
 
     data: str
-    """`digits`, an `.npz` file, a folder of IDX files, or a folder of class folders."""
+    """Any source of `docs/data.md`: a path, an address, or a name such as `digits`."""
     val: str | None = None
     """Another source, for validation."""
     val_fraction: float = Field(default=0.1, gt=0, lt=1)
@@ -158,7 +160,7 @@ def resolve_config(
         cache=cache_in_use(train_part.images),
         workers=config.workers or processors(),
         threads=config.threads or threads,
-        name=config.name or f"{Path(config.data).absolute().stem}-{config.model.replace('/', '-')}",
+        name=config.name or f"{_short(config.data)}-{config.model.replace('/', '-')}",
     )
 
 
@@ -177,5 +179,13 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 
 def absolute(source: str) -> str:
-    """The real path of what exists; a name such as `digits` as it is."""
-    return os.path.realpath(source) if Path(source).exists() else source
+    """The real path of what exists, or of a pattern of files; an address or a name such as `digits` as it is."""
+    if Path(source).exists():
+        return os.path.realpath(source)
+    return str(Path(source).absolute()) if "{" in source and not is_address(source) else source
+
+
+def _short(source: str) -> str:
+    """What a source is called in the name of a run: the end of its path, without suffix and pattern."""
+    stem = Path(source).absolute().stem
+    return re.sub(r"\{[^{}]*\}", "", stem).rstrip("-_.") or "data"

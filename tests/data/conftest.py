@@ -31,7 +31,7 @@ class Ranged(http.server.SimpleHTTPRequestHandler):
             self.wfile.write(content[first : last + 1])
         return None
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_GET
 
     def log_message(self, *arguments):
         """Nobody reads it."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from visus.data import webdataset as webdataset_module
 from visus.data.addresses import Place
 from visus.data.decode import UndecodableError
 from visus.data.keeping import decode_once
@@ -291,3 +292,22 @@ def test_a_server_without_ranges_is_said(shards, web):
     with pytest.raises((DataError, UndecodableError)):
         data = read_source(f"{web.url}/set/train-{{000000..000000}}.tar")
         files(data.train)
+
+
+def test_what_a_pass_has_found_serves_until_a_shard_changes(shards, monkeypatch):
+    first = read_source(shards)
+    read = []
+    read_shard = webdataset_module.read_shard
+
+    def reading(place, name, size):
+        read.append(name)
+        return read_shard(place, name, size)
+
+    monkeypatch.setattr(webdataset_module, "read_shard", reading)
+    again = read_source(shards)
+    assert not read
+    assert (again.notes, list(again.train.paths)) == (first.notes, list(first.train.paths))
+    assert files(again.train) == files(first.train)
+    write(shards / "train-000001.tar", samples(range(50, 56)))
+    assert len(read_source(shards).train) == 16
+    assert len(read) == 4

@@ -80,7 +80,7 @@ class Place:
         return bool(self._attempt(name, lambda: files.exists(self._path(name))))
 
     def stamp(self, name: str) -> tuple[int, int]:
-        """The size of a file in bytes, and a number that changes with what the file system says of it, such as its time."""
+        """The size of a file in bytes, and a number that changes with its time or whatever else is told of it; 0 for nothing."""
         files, _ = self._files()
         info: dict[str, Any] = self._attempt(name, lambda: files.info(self._path(name)))
         if info.get("size") is None:
@@ -88,7 +88,7 @@ class Place:
                 f"{self.url(name)}: expected to be told its size, found none; copy it to a folder"
             )
         signs = [str(info[sign]) for sign in _SIGNS_OF_CHANGE if sign in info]
-        return int(info["size"]), int(hash64(0, "stamp", [" ".join(signs)])[0] >> 1)
+        return int(info["size"]), int(hash64(0, "stamp", [" ".join(signs)])[0] >> 1) if signs else 0
 
     def open(self, name: str) -> IO[bytes]:
         """A file, to read in any order."""

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, repeat
 from typing import IO, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from visus.data.addresses import Place, expand_braces, is_address
 from visus.data.folders import IMAGE_SUFFIXES, PARTS, Listing, parts_by_name, refuse_lookalikes
 from visus.data.images import Skipped
+from visus.data.scans import keep_scan, recall_scan
 from visus.data.shards import INDEX_NAME, PART_NAMES, ShardIndex, parse_index
 from visus.data.tabular import number_labels, sort_labels
 from visus.data.tars import COMPRESSED_SUFFIXES, DamagedTarError, compression_of, files_in
@@ -132,11 +133,14 @@ def read_index(source: ShardSource) -> ShardIndex:
                 f"{origin}: expected the shards that it lists, found {first_of(sorted(missing), 3)} not in both; pack them again"
             )
         return index
-    stamps = [source.place.stamp(name) for name in source.names]
     with ThreadPoolExecutor(1 if source.place.is_local else _AT_ONCE) as pool:
-        sizes = [size for size, _ in stamps]
-        found = list(pool.map(lambda name, size: read_shard(source.place, name, size), source.names, sizes))
-    return _make_index(source, np.array(stamps, dtype=np.int64).reshape(-1, 2), found)
+        stamps = np.array(list(pool.map(source.place.stamp, source.names)), dtype=np.int64).reshape(-1, 2)
+        if (known := recall_scan(source.identity, source.names, stamps)) is not None:
+            return known
+        found = list(pool.map(read_shard, repeat(source.place), source.names, stamps[:, 0].tolist()))
+    index = _make_index(source, stamps, found)
+    keep_scan(source.identity, index)
+    return index
 
 
 def listings(index: ShardIndex) -> dict[str, Listing]:

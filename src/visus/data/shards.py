@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,10 +50,17 @@ class ShardIndex:
     """Files that belong to no image."""
     skipped: tuple[Skipped, ...] = ()
 
-    def names(self) -> list[str]:
-        """`[N]`: the paths under the names of their parts, since arrays for training and for testing both count from 0."""
+    def names(self) -> Sequence[str]:
+        """`[N]`: the paths, under the names of their parts where two have the same, as arrays for training and testing do."""
+        if not self.has_twins:
+            return self.paths
         parts = self.rows["part"].tolist()
         return [f"{PART_NAMES[part]}/{path}" for part, path in zip(parts, self.paths, strict=True)]
+
+    @cached_property
+    def has_twins(self) -> bool:
+        """Whether a path is there more than once."""
+        return len(set(self.paths)) < len(self.paths)
 
     def to_bytes(self) -> bytes:
         """As the content of `index.npz`; `docs/pack.md` describes it."""

@@ -202,13 +202,16 @@ def _open_shards(source: str) -> Data:
     if not index.classes:
         return _open_tar(source, found, index)
     archive = ShardArchive(found.place, index, index.names(), found.identity)
+
+    def images(part: str, paths: list[str]) -> FileImages:
+        names = [f"{part}/{path}" for path in paths] if index.has_twins else paths
+        return FileImages(Path(source), names, channels=index.channels, archive=archive)
+
     data = listed_data(
         source,
         f"{len(index.shards)} shard{'s' * (len(index.shards) > 1)}",
         listings(index),
-        lambda part, paths: FileImages(
-            Path(source), [f"{part}/{path}" for path in paths], channels=index.channels, archive=archive
-        ),
+        images,
     )
     return replace(data, skipped=index.skipped)
 

@@ -1,5 +1,6 @@
 """One pass over a tar finds what tarfile does, and says where a damaged one ends."""
 
+import contextlib
 import io
 import tarfile
 
@@ -70,6 +71,27 @@ def test_a_damaged_header_ends_it_with_a_word(position):
     packed[position : position + 8] = b"XXXXXXXX"
     with pytest.raises(DamagedTarError, match="damaged"):
         found(bytes(packed))
+
+
+def test_headers_made_to_break_something_end_it():
+    member = tarfile.TarInfo("a")
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = (2**96 - 1024).to_bytes(12, "big")
+    header[148:156] = b"%06o\0 " % (256 + sum(header[:148]) + sum(header[156:]))
+    with pytest.raises(DamagedTarError, match="damaged"):
+        found(bytes(header) * 4)
+    member.type, member.size = tarfile.XHDTYPE, 0
+    with pytest.raises(DamagedTarError, match="damaged"):
+        found(member.tobuf(tarfile.USTAR_FORMAT) * 3000)
+
+
+@given(st.binary(min_size=1, max_size=40), st.integers(0, 10**6))
+def test_noise_anywhere_is_no_crash(noise, seed):
+    packed = bytearray(pack({f"{place}é.txt": bytes([place]) * 300 for place in range(4)}))
+    place = seed % 6000
+    packed[place : place + len(noise)] = noise
+    with contextlib.suppress(DamagedTarError):
+        assert all(len(content) <= 10240 for content in found(bytes(packed)).values())
 
 
 @pytest.mark.parametrize(

@@ -286,12 +286,27 @@ def test_the_web(shards, web):
 def test_a_server_without_ranges_is_said(shards, web):
     web.refuses = True
     web.files["/set/train-000000.tar"] = (shards / "train-000000.tar").read_bytes()
-    place = Place(f"{web.url}/set")
-    size = place.stamp("train-000000.tar")[0]
-    assert size == len(web.files["/set/train-000000.tar"])
-    with pytest.raises((DataError, UndecodableError)):
-        data = read_source(f"{web.url}/set/train-{{000000..000000}}.tar")
-        files(data.train)
+    with pytest.raises(DataError, match=r"train-000000.tar: cannot be read: .*; copy the shards to a folder"):
+        read_source(f"{web.url}/set/train-000000.tar")
+    with pytest.raises(DataError, match="expected a part of it, found a server that sends whole files"):
+        Place(f"{web.url}/set").read("train-000000.tar", 512, 10)
+
+
+def test_a_class_that_is_not_trained_on_is_refused(tmp_path):
+    write(tmp_path / "train-0.tar", samples(range(6), lambda n: [("cls", b"%d" % (n % 2))]))
+    write(tmp_path / "test-0.tar", samples(range(6)))
+    with pytest.raises(DataError, match=r"test differs \(more: 2\)"):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", [b"[" * 100_000, b'{"label": ' + b"9" * 5000 + b"}", b"\xff", b'{"label": {}}']
+)
+def test_labels_made_to_break_something(tmp_path, text):
+    odd = [("bad.png", png(1)), ("bad.json", text)]
+    data = read_source(write(tmp_path / "a.tar", [*samples(range(3)), *odd]))
+    assert len(data.train) == 3
+    assert [each.path for each in data.skipped] == ["a.tar/bad.png"]
 
 
 def test_what_a_pass_has_found_serves_until_a_shard_changes(shards, monkeypatch):

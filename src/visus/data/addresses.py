@@ -102,7 +102,12 @@ class Place:
         # Of some file systems a range of nothing is everything.
         if length == 0:
             return b""
-        return bytes(self._attempt(name, lambda: files.cat_file(self._path(name), start=start, end=end)))
+        content = bytes(self._attempt(name, lambda: files.cat_file(self._path(name), start=start, end=end)))
+        if length is not None and len(content) > length:
+            raise DataError(
+                f"{self.url(name)}: expected a part of it, found a server that sends whole files; copy it to a folder"
+            )
+        return content
 
     @property
     def is_local(self) -> bool:

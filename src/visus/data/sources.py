@@ -210,7 +210,7 @@ def _open_shards(source: str) -> Data:
     data = listed_data(
         source,
         f"{len(index.shards)} shard{'s' * (len(index.shards) > 1)}",
-        listings(index),
+        listings(index, stored=found.indexed),
         images,
     )
     return replace(data, skipped=index.skipped)

@@ -21,7 +21,12 @@ def files_in(file: IO[bytes], size: int) -> Iterator[tarfile.TarInfo]:
     """
     try:
         with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
+            end = 0
             while (member := tar.next()) is not None:
+                # A size below nothing would lead back, for ever.
+                if member.size < 0 or tar.offset <= end:
+                    raise DamagedTarError(f"damaged: {member.name} has a size of {member.size}")
+                end = tar.offset
                 # It remembers every member that it has met.
                 vars(tar)["members"].clear()
                 if member.offset_data + member.size > size:
@@ -31,8 +36,11 @@ def files_in(file: IO[bytes], size: int) -> Iterator[tarfile.TarInfo]:
             # What is no header is an end to tarfile, and so is the end of the file; a tar that was closed has a block of zeros.
             file.seek(tar.offset)
             block = file.read(tarfile.BLOCKSIZE)
-    except tarfile.TarError as error:
-        raise DamagedTarError(f"damaged: {error}" if size else "empty") from None
+    except (OSError, DamagedTarError):
+        raise
+    # Headers that were made to be odd raise almost anything: RecursionError, MemoryError, ValueError, ...
+    except Exception as error:
+        raise DamagedTarError(f"damaged: {' '.join(str(error).split())}" if size else "empty") from None
     if len(block) < tarfile.BLOCKSIZE:
         raise DamagedTarError("cut off: it has no end")
     if any(block):

@@ -143,8 +143,8 @@ def read_index(source: ShardSource) -> ShardIndex:
     return index
 
 
-def listings(index: ShardIndex) -> dict[str, Listing]:
-    """The parts of an index; the classes of the training part are those of all."""
+def listings(index: ShardIndex, *, stored: bool) -> dict[str, Listing]:
+    """The parts of an index; of one that was `stored` on purpose the training part has all classes, used or not."""
     parts: dict[str, Listing] = {}
     for number, name in enumerate(PART_NAMES):
         places = np.flatnonzero(index.rows["part"] == number)
@@ -152,7 +152,7 @@ def listings(index: ShardIndex) -> dict[str, Listing]:
             continue
         labels = index.rows["label"][places]
         # A part to test on need not have every class, and says so.
-        present = np.arange(len(index.classes)) if name == "train" else np.unique(labels)
+        present = np.arange(len(index.classes)) if stored and name == "train" else np.unique(labels)
         parts[name] = Listing(
             classes=[index.classes[int(label)] for label in present],
             paths=[index.paths[int(place)] for place in places],
@@ -215,12 +215,18 @@ def _make_index(source: ShardSource, stamps: Any, found: Sequence[ShardContent])
 def read_shard(place: Place, name: str, size: int) -> ShardContent:
     """One pass over a shard: what is whole before a damage is kept, and the damage told."""
     shard = ShardContent()
-    with place.open(name) as file:
-        if kind := compression_of(file):
-            raise DataError(f"{place.url(name)}: {_PLAIN}, found one compressed with {kind}; unpack it")
-        for key, members in groupby(_keyed(file, name, size, shard), key=lambda each: each[0]):
-            if sample := _sample(name, key, [each[1:] for each in members], shard):
-                shard.add(sample)
+    try:
+        with place.open(name) as file:
+            if kind := compression_of(file):
+                raise DataError(f"{place.url(name)}: {_PLAIN}, found one compressed with {kind}; unpack it")
+            for key, members in groupby(_keyed(file, name, size, shard), key=lambda each: each[0]):
+                if sample := _sample(name, key, [each[1:] for each in members], shard):
+                    shard.add(sample)
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        # A server that sends whole files only gives one that cannot be read in another order.
+        raise DataError(f"{place.url(name)}: cannot be read: {error}; copy the shards to a folder") from None
     return shard
 
 
@@ -242,8 +248,6 @@ def _keyed(
             yield match[1], suffix, member, content
     except DamagedTarError as error:
         shard.skipped.append(Skipped(name, f"{error}; what is whole before that is used; copy it again"))
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error}; try again") from None
 
 
 def _sample(
@@ -261,7 +265,8 @@ def _sample(
     sample = _Sample(f"{shard_name}/{member.name}", member.offset_data, member.size)
     try:
         _add_labels(sample, texts)
-    except ValueError as error:
+    # Brackets within brackets within brackets are too much for the parser.
+    except (ValueError, RecursionError) as error:
         shard.skipped.append(Skipped(sample.path, f"its label cannot be read: {error}"))
         return None
     return sample
@@ -281,8 +286,8 @@ def _add_labels(sample: _Sample, texts: dict[str, bytes]) -> None:
         sample.label, sample.named = str(label).strip(), isinstance(label, str)
     if isinstance(fields.get("path"), str):
         sample.path = fields["path"]
-    if isinstance(fields.get("position"), int):
-        sample.position = fields["position"]
+    if isinstance(position := fields.get("position"), int) and 0 <= position < 2**62:
+        sample.position = position
     if isinstance(split := fields.get("split"), str):
         if split.lower() not in PARTS:
             raise ValueError(f"expected train, val or test as split, found {split}")

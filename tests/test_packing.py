@@ -1,5 +1,6 @@
 """What is packed is the set that it was: the same images, classes, parts and weights, in bytes that do not vary."""
 
+import gc
 import io
 import json
 import subprocess
@@ -62,6 +63,7 @@ def test_the_same_images_make_the_same_bytes(folder, tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_other_readers_find_mixed_classes_with_numbers(folder, tmp_path):
     webdataset = pytest.importorskip("webdataset")
     pack_source(str(folder), tmp_path / "a")
@@ -75,6 +77,8 @@ def test_other_readers_find_mixed_classes_with_numbers(folder, tmp_path):
     assert [KINDS.index(each["label"]) for each in documents] == labels
     assert sorted(each["position"] for each in documents) == list(range(27))
     assert {each["split"] for each in documents} == {"train"}
+    # It leaves files open.
+    gc.collect()
 
 
 @pytest.mark.parametrize("stop", [1, 5, 20, 30])

@@ -187,7 +187,8 @@ def _parts(source: Any) -> tuple[dict[str, Any], list[str]]:
         raise DataError(
             f"expected parts called train, validation or test, found {first_of(others)}; rename them"
         )
-    return parts, [f"parts passed over: {', '.join(others)}"] * bool(others)
+    in_order: dict[str, Any] = {name: parts[name] for name in ("train", "val", "test") if name in parts}
+    return in_order, [f"parts passed over: {', '.join(others)}"] * bool(others)
 
 
 def _columns(part: Any, origin: str) -> tuple[str, str]:

@@ -40,7 +40,9 @@ def files_in(file: IO[bytes], size: int) -> Iterator[tarfile.TarInfo]:
         raise
     # Headers that were made to be odd raise almost anything: RecursionError, MemoryError, ValueError, ...
     except Exception as error:
-        raise DamagedTarError(f"damaged: {' '.join(str(error).split())}" if size else "empty") from None
+        reason = " ".join(str(error).split())
+        cut = reason in ("unexpected end of data", "truncated header")
+        raise DamagedTarError("empty" if not size else "cut off" if cut else f"damaged: {reason}") from None
     if len(block) < tarfile.BLOCKSIZE:
         raise DamagedTarError("cut off: it has no end")
     if any(block):

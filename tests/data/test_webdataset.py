@@ -100,19 +100,19 @@ def test_what_labels_look_like(tmp_path, label, classes, labels):
 
 
 def test_json_says_more(tmp_path):
-    def label(n):
-        fields = {
-            "label": "ab"[n % 2],
-            "split": ["train", "valid"][n % 3 == 0],
-            "group": f"p{n // 2}",
-            "age": n,
-        }
+    def label(n, group=lambda n: f"p{n % 6}"):
+        part = ["train", "valid"][n % 3 == 0]
+        fields = {"label": "ab"[n // 6], "split": part, "group": group(n), "age": n, "caption": "x" * 101}
         return [("json", json.dumps(fields).encode())]
 
     data = read_source(write(tmp_path / "a.tar", samples(range(12), label)))
     assert (len(data.train), len(data.val)) == (8, 4)
     assert data.train.columns["age"].tolist() == [str(n) for n in range(12) if n % 3]
-    assert data.val.columns["group"].tolist() == ["p0", "p1", "p3", "p4"]
+    assert data.val.columns["group"].tolist() == ["p0", "p3", "p0", "p3"]
+    assert "caption" not in data.train.columns
+    write(tmp_path / "a.tar", samples(range(12), lambda n: label(n, lambda n: f"p{n // 6}")))
+    with pytest.raises(DataError, match=r"expected each group in one part, found p. in train and in val"):
+        read_source(tmp_path / "a.tar")
 
 
 def test_parts_by_folder_or_by_a_word_of_the_name(tmp_path):

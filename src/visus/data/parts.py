@@ -12,6 +12,7 @@ from visus.data.agreement import refuse_other_classes
 from visus.data.files import FileImages
 from visus.data.folders import Listing
 from visus.data.images import Data, Split, map_classes
+from visus.errors import DataError
 
 
 def make_data(source: str | Path, kind: str, **parts: Split) -> Data:
@@ -43,6 +44,7 @@ def listed_data(
     for name, listing in listings.items():
         if name == "val" or set(listing.classes) - set(classes):
             refuse_other_classes(source, name, listing.classes, classes)
+    _refuse_shared_groups(source, listings)
     parts = {
         name: map_classes(
             Split(
@@ -60,6 +62,18 @@ def listed_data(
     }
     data = make_data(source, kind, **parts)
     return replace(data, notes=(*data.notes, *_notes(listings, classes)))
+
+
+def _refuse_shared_groups(source: str | Path, listings: Mapping[str, Listing]) -> None:
+    """A model knows the groups that it was trained on: with them it would be tested on what it has seen."""
+    part_of: dict[str, str] = {}
+    for name, listing in listings.items():
+        for group in set(listing.columns.get("group", ())) - {""}:
+            if other := part_of.get(group):
+                raise DataError(
+                    f"{source}: expected each group in one part, found {group} in {other} and in {name}; move it to one of them"
+                )
+            part_of[group] = name
 
 
 def _notes(listings: Mapping[str, Listing], classes: list[str]) -> list[str]:

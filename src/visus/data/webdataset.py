@@ -34,7 +34,9 @@ _LABELS = ("json", "cls", "txt")
 _LONGEST_LABEL_BYTES = 2**20
 _AT_ONCE = 8
 """Shards that are read at a time: most of it is waiting for somebody else's machine."""
-_KNOWN = frozenset(["path", "label", "split", "position"])
+_KNOWN = frozenset(["path", "label", "cls", "split", "position"])
+_LONGEST_FIELD = 100
+"""Letters: a site or a scanner is kept with an image, the caption of a photograph from the web is not."""
 
 
 @dataclass
@@ -293,7 +295,9 @@ def _add_labels(sample: _Sample, texts: dict[str, bytes]) -> None:
             raise ValueError(f"expected train, val or test as split, found {split}")
         sample.part = PARTS[split.lower()]
     sample.others = {
-        name: str(value)
+        sys.intern(name): sys.intern(text)
         for name, value in fields.items()
-        if name not in _KNOWN and isinstance(value, str | int | float) and name != "cls"
+        if name not in _KNOWN
+        and isinstance(value, str | int | float)
+        and len(text := str(value)) <= _LONGEST_FIELD
     }

@@ -1,10 +1,13 @@
 """Tables that list images: understood as people write them, or refused with the row."""
 
+import contextlib
 import csv
 import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from visus.data.listing import split_header, split_rows
@@ -138,6 +141,27 @@ def test_what_is_wrong_with_a_table_is_said_with_its_row(folder, text, sentence)
         open_source(folder / "bad.csv")
     assert str(caught.value).startswith(str(folder / "bad.csv"))
     assert "\n" not in str(caught.value)
+
+
+@given(st.binary(max_size=300))
+def test_noise_is_a_sentence(folder, noise):
+    for content in (noise, b"path,label\n" + noise, b"path,label,split\nimages/cat0.png,cat,train\n" + noise):
+        (folder / "noise.csv").write_bytes(content)
+        try:
+            found = read_source(folder / "noise.csv")
+        except DataError as error:
+            sentence = str(error)
+        else:
+            sentence = found.notes[0]
+        assert "\n" not in sentence
+
+
+@pytest.mark.parametrize("cell", ["x" * 200_000, "x" * 5000, "a\0b"])
+def test_cells_made_to_break_something(folder, cell):
+    for text in (f"{cell}\n", f"path,label\n{cell},cat\n", f"path,label\nimages/cat0.png,{cell}\n"):
+        (folder / "noise.csv").write_text(text)
+        with contextlib.suppress(DataError):
+            assert len(read_source(folder / "noise.csv").train) == 1
 
 
 def test_other_encodings_are_refused_but_in_names_of_files(folder):

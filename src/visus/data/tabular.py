@@ -112,6 +112,8 @@ def _read_csv(path: Path) -> _Table:
                 rows.append(number)
                 for name, place in zip(columns, where, strict=True):
                     values[name].append(row[place])
+    except csv.Error as error:
+        raise DataError(f"{path}: cannot be read as CSV: {error}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
     table = _Table(path, values, rows)
@@ -278,11 +280,19 @@ def _refuse_shared_groups(table: _Table, parts: npt.NDArray[np.object_]) -> None
 def _refuse_if_all_missing(table: _Table, paths: list[str]) -> None:
     """A file that is missing is left out later, like any that cannot be read; where none is there, the paths are wrong."""
     root = table.path.parent
-    if not any((root / path).exists() for path in paths if "\0" not in path):
+    if not any(_exists(root / path) for path in paths):
         raise table.refuse(
             0,
             f"expected an image at {root / paths[0]}, found none there nor in any other row; correct the paths",
         )
+
+
+def _exists(path: Path) -> bool:
+    """Also for names that are too long, or have a zero byte in them."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _carried(columns: dict[str, list[str]]) -> Iterator[tuple[str, list[str]]]:

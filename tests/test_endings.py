@@ -36,21 +36,39 @@ ENDINGS = {
 }
 ENDED_BY_THE_LAUNCHER = -15
 OTHERS_THAN_OURS = {"a_full_disk_at_the_beginning", "a_fault_in_one"}
+SOON = [
+    "settings_that_the_first_refuses",
+    "a_device_that_one_lacks",
+    "a_fault_in_one",
+    "a_process_that_is_killed",
+]
+"""Those that are tested each time; each takes seconds."""
+CASES = [pytest.param(name, marks=() if name in SOON else pytest.mark.slow) for name in ENDINGS]
 KILLED = {"a_process_that_is_killed": 1, "the_first_process_is_killed": 0}
 
 
 @pytest.fixture(scope="module")
-def endings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("endings")
-    done = subprocess.run([sys.executable, SCRIPT, folder], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def ending(tmp_path_factory):
+    """What came of a case; those that are tested each time run together."""
+    folder, found = tmp_path_factory.mktemp("endings"), {}
+
+    def of(name):
+        if name not in found:
+            cases = SOON if name in SOON else [each for each in ENDINGS if each not in SOON]
+            done = subprocess.run(
+                [sys.executable, SCRIPT, folder, *cases], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            found.update(json.loads(done.stdout))
+        return found[name]
+
+    return of
 
 
-@pytest.mark.parametrize("name", ENDINGS)
-def test_both_end_with_the_code_of_the_one_and_it_is_said_once(endings, name):
+@pytest.mark.parametrize("name", CASES)
+def test_both_end_with_the_code_of_the_one_and_it_is_said_once(ending, name):
     speaker, sentence, code = ENDINGS[name]
-    found = endings[name]
+    found = ending(name)
     assert len(found["codes"]) == 2, found
     assert found["apart"] < 15, found
     sentences = [line for said in found["said"] for line in said.splitlines() if line.startswith("visus")]
@@ -65,19 +83,25 @@ def test_both_end_with_the_code_of_the_one_and_it_is_said_once(endings, name):
     assert set(codes.values()) <= others, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a_signal_to_all", "a_signal_of_the_cluster", "a_signal_to_one"])
-def test_a_signal_leaves_a_checkpoint_of_the_step_it_names(endings, name):
-    found = endings[name]
+def test_a_signal_leaves_a_checkpoint_of_the_step_it_names(ending, name):
+    found = ending(name)
     step = load_checkpoint(Path(found["run"]) / "last.safetensors").document["step"]
     assert f"interrupted at step {step}; go on with: visus train --resume {found['run']}" in found["said"][0]
 
 
 @pytest.mark.parametrize(
     "name",
-    ["an_image_that_has_gone", "a_fault_in_one", "a_process_that_is_killed", "the_first_process_is_killed"],
+    [
+        "a_fault_in_one",
+        "a_process_that_is_killed",
+        pytest.param("an_image_that_has_gone", marks=pytest.mark.slow),
+        pytest.param("the_first_process_is_killed", marks=pytest.mark.slow),
+    ],
 )
-def test_the_run_can_be_resumed(endings, name, monkeypatch, capsys):
-    run = endings[name]["run"]
+def test_the_run_can_be_resumed(ending, name, monkeypatch, capsys):
+    run = ending(name)["run"]
     monkeypatch.setattr(sys, "argv", ["visus", "train", "--resume", run, "--epochs", "1", "--json"])
     with pytest.raises(SystemExit) as caught:
         cli.main()

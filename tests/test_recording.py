@@ -156,3 +156,30 @@ def test_metrics_are_one_json_object_a_line(tmp_path):
         (1, "val"),
         (2, "train"),
     ]
+
+
+def test_checkpoints_are_due_by_time_and_again_soon_after_a_failure(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(visus.recording.time, "monotonic", lambda: now[0])
+    recorder, tensors = RunRecorder(create_run(tmp_path, "a"), every="5m"), {"model.x": torch.zeros(1)}
+    plain = {"epoch": 0, "step": 1, "best_accuracy": None}
+
+    def due_after(seconds):
+        now[0] += seconds
+        return recorder.due(1)
+
+    assert not due_after(299)
+    assert due_after(1)
+    recorder.save_last(tensors, plain)
+    recorder.flush()
+    assert not due_after(299)
+    assert due_after(1)
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(visus.recording, "save_checkpoint", full)
+    recorder.save_last(tensors, plain)
+    recorder.flush()
+    assert not due_after(9)
+    assert due_after(1)

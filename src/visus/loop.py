@@ -322,7 +322,9 @@ def _stop_if_not_finite(
 
 def _stop_if_weights_not_finite(state: TrainingState, lr: float) -> None:
     """Waits for the device. A gradient may have spoilt them before any loss shows it, and such a checkpoint is of no use."""
-    weights = [each.detach() for each in state.model.parameters() if each.is_floating_point()]
+    weights = [
+        each.detach() for each in state.model.parameters() if each.is_floating_point() and each.numel()
+    ]
     if weights and not torch.stack(torch._foreach_norm(weights, math.inf)).isfinite().all():
         raise NonFiniteError(
             f"the weights are not finite after step {state.step} (epoch {state.epoch + 1}, learning rate {lr:g}); "

@@ -152,7 +152,7 @@ TURNS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "tiff"])
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "tiff", "avif"])
 @pytest.mark.parametrize("orientation", TURNS)
 def test_images_are_turned_as_their_exif_says(kind, orientation):
     exif = Image.Exif()

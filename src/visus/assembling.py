@@ -55,6 +55,7 @@ def training_batches(
         cutmix=config.cutmix,
         erasing=config.erasing,
         transform=transform,
+        workers=config.workers,
     )
 
 

@@ -27,7 +27,7 @@ from visus.models.adapt import AdaptSettings
 from visus.ops.optim import OptimizerSettings, resolve_optimizer
 from visus.ops.schedules import ScheduleSettings
 from visus.preprocessing import Preprocessing
-from visus.processors import processors
+from visus.processors import own_processors
 
 _DEFAULT_BATCH_SIZE = 100
 
@@ -67,8 +67,8 @@ class TrainConfig(OptimizerSettings, ScheduleSettings, AdaptSettings):
     """Where the decoded images of files are kept: `ram`, `disk`, `off` (nowhere), or what fits."""
     cache_size: Annotated[int, Field(ge=1)] | Literal["full"] | None = None
     """Short side of the training images in it, where crops are of random size; as in evaluation where it is not given."""
-    workers: int | None = Field(default=None, ge=1)
-    """Processes that decode; as many as there are processors, fewer for few files."""
+    workers: int | None = Field(default=None, ge=0)
+    """Child processes that decode, and threads that crop, in each process; 0: neither. As many as there are processors."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     epochs: int = Field(default=10, ge=1)
     batch_size: Annotated[int, Field(ge=2)] | Literal["auto"] | None = None
@@ -158,7 +158,7 @@ def resolve_config(
         val_batch_size=config.val_batch_size or batch_size,
         amp=resolve_amp(config.amp, device),
         cache=cache_in_use(train_part.images),
-        workers=config.workers or processors(),
+        workers=own_processors() if config.workers is None else config.workers,
         threads=config.threads or threads,
         name=config.name or f"{_short(config.data)}-{config.model.replace('/', '-')}",
     )

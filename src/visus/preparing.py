@@ -10,7 +10,7 @@ from functools import cached_property
 from visus.config import TrainConfig, default_batch_size
 from visus.data.augment import LARGEST_SMALL_SIZE, cropping
 from visus.data.batching import batch_sizes, measure_preprocessing
-from visus.data.files import small_size
+from visus.data.files import FileImages, small_size
 from visus.data.images import Data, Split
 from visus.data.keeping import decode_once
 from visus.data.listing import fingerprint, part_fingerprint
@@ -19,11 +19,9 @@ from visus.devices import available_memory_bytes
 from visus.display import Display
 from visus.errors import DataError, UsageError
 from visus.models.weights import pretrained_preprocessing
-from visus.preprocessing import Interpolation, Preprocessing
+from visus.preprocessing import RESIZE_RATIO, Interpolation, Preprocessing
 
 _LARGE_SIZE = 224
-_RESIZE_RATIO = 256 / 224
-"""Of the short side that images are shrunk to, to the crop that the model takes: as ImageNet's models are evaluated."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,12 @@ class Prepared:
         assert self.data.val is not None
         return self.data.val
 
+    def close(self) -> None:
+        """End the child processes that decode."""
+        for part in (self.data.train, self.data.val, self.data.test):
+            if part and isinstance(part.images, FileImages):
+                part.images.decoders.close()
+
     @cached_property
     def fingerprint(self) -> str:
         """Of classes, split and images; reckoned once."""
@@ -65,7 +69,7 @@ def prepare(config: TrainConfig, display: Display) -> Prepared:
     data = _decode(data, part.images.channels, config, size, resize, interpolation, display)
     if pretrained is None:
         assert data.train is not None
-        return Prepared(data, measure_preprocessing(data.train, size, resize), tested)
+        return Prepared(data, measure_preprocessing(data.train, size, resize, config.workers), tested)
     record = pretrained.for_channels(part.images.channels)
     return Prepared(data, replace(record, size=size, resize=resize), tested)
 
@@ -109,7 +113,7 @@ def _geometry(
     if own and max(own) <= LARGEST_SMALL_SIZE and asked in (None, own):
         return own, None
     known = pretrained and pretrained.resize
-    ratio = known / min(pretrained.size) if pretrained and known else _RESIZE_RATIO
+    ratio = known / min(pretrained.size) if pretrained and known else RESIZE_RATIO
     side = config.img_size or _LARGE_SIZE
     return (side, side), round(side * ratio)
 

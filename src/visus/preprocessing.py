@@ -12,6 +12,9 @@ from typing import Any, Literal, get_args
 
 from visus.errors import CheckpointError
 
+RESIZE_RATIO = 256 / 224
+"""Of the short side that images are shrunk to, to the crop that the model takes: as ImageNet's models are evaluated."""
+
 Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"]
 
 

@@ -120,7 +120,9 @@ def _parquet(path: Path, header: Sequence[str]) -> Iterator[WriteColumns]:
         pending.clear()
 
     def write(columns: Sequence[Sequence[Any]]) -> None:
-        pending.append(pyarrow.table([_encodable(column) for column in columns], names=list(header)))
+        pending.append(
+            pyarrow.table([_encodable(column) for column in columns], names=list(_encodable(header)))
+        )
         if sum(each.num_rows for each in pending) >= _ROWS_AT_ONCE:
             flush()
 
@@ -129,7 +131,9 @@ def _parquet(path: Path, header: Sequence[str]) -> Iterator[WriteColumns]:
         if pending:
             flush()
         elif not writer:
-            pyarrow.parquet.write_table(pyarrow.table([[]] * len(header), names=list(header)), path)
+            pyarrow.parquet.write_table(
+                pyarrow.table([[]] * len(header), names=list(_encodable(header))), path
+            )
     finally:
         if writer:
             writer.close()

@@ -115,6 +115,7 @@ def score_split(
     amp: str = "off",
     predictions: Path | None = None,
     wanted: Wanted | None = None,
+    workers: int | None = None,
 ) -> Scores:
     """Score `model` on `split`, whose classes are the model's; `predictions` is a file (CSV or Parquet) to write, if any.
 
@@ -122,7 +123,9 @@ def score_split(
     """
     wanted = wanted or Wanted()
     brightness: list[Tensor] = []
-    batches = _measured(EvaluationBatches(split, preprocessing, batch_size), preprocessing, brightness)
+    batches = _measured(
+        EvaluationBatches(split, preprocessing, batch_size, workers=workers), preprocessing, brightness
+    )
     outcomes = _outcomes(predict_logits(model, batches, device=device, amp=amp), split, predictions)
     columns = {
         **split_columns(split),
@@ -161,6 +164,7 @@ def open_part(checkpoint: Checkpoint, source: str, part: str | None) -> tuple[Da
         max_bad=1.0,
         max_pixels=round(config.get("max_pixels", 100) * 1e6),
         memory_bytes=available_memory_bytes() // 2,
+        cache="auto",
     )
     return decoded, fingerprint
 

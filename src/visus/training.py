@@ -7,7 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Collection
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -174,7 +174,7 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
             if config.lr == "auto":
                 config = with_lr(config, prepared, state, device, processes, display, transform)
             run = RunFolder(processes.from_first(_new_folder(config, prepared, processes)))
-            with run.locked(needed=processes.first):
+            with run.locked(needed=processes.first), closing(prepared):
                 return _run(_Assembly(config, prepared, device, state, run, display, processes, transform))
 
 
@@ -241,7 +241,8 @@ def _resume(
                 run.cut_back(state.epoch, checkpoint.document.get("records") if checkpoint else [])
                 write_config(config, run.config)
                 _write_missing(assembly)
-            return _run(assembly)
+            with closing(prepared):
+                return _run(assembly)
 
 
 def _weights_file(given: str) -> Path:
@@ -352,7 +353,12 @@ def _run(assembly: _Assembly) -> Run:
     run, display, processes = assembly.run, assembly.display, assembly.processes
     batches = assembly.batches
     val_batches = EvaluationBatches(
-        prepared.val, prepared.preprocessing, config.val_batch_size or 0, processes.rank, processes.size
+        prepared.val,
+        prepared.preprocessing,
+        config.val_batch_size or 0,
+        processes.rank,
+        processes.size,
+        config.workers,
     )
     for line in _introduction(assembly, {"train": len(batches), "val": len(val_batches)}):
         display.line(line)
@@ -456,7 +462,12 @@ def _test(assembly: _Assembly, recorder: RunRecorder) -> Scores:
             divide_logits(model, temperature)
     began = time.perf_counter()
     table = run.path / f"predictions{usual_suffix()}"
-    options: Any = {"batch_size": config.val_batch_size, "device": assembly.device, "amp": config.amp}
+    options: Any = {
+        "batch_size": config.val_batch_size,
+        "device": assembly.device,
+        "amp": config.amp,
+        "workers": config.workers,
+    }
     try:
         scores = score_split(model, part, prepared.preprocessing, predictions=table, **options)
     except (OSError, UsageError) as error:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from PIL import Image
 import visus
 from visus.cli import app
 from visus.config import make_config
-from visus.data import files
+from visus.data import keeping
 from visus.data.cache import (
     CacheWriter,
     DamagedCacheError,
@@ -32,6 +33,7 @@ from visus.data.cache import (
     remove_caches,
     writing_cache,
 )
+from visus.data.files import cache_in_use
 from visus.data.isolated import Decoder
 from visus.data.keeping import decode_once
 from visus.data.sources import open_source
@@ -111,7 +113,7 @@ def test_the_pixels_are_the_same_in_memory_on_disk_and_without(folder, channels,
     again = opened(folder, "disk", **options)
     assert content(found["ram"]) == content(found["disk"]) == content(found["off"]) == content(again)
     assert [each.path for each in again.skipped] == ["train/a/broken.png", "test/a/empty.png"]
-    assert [files.cache_in_use(found[cache].train.images) for cache in found] == ["ram", "disk", "off"]
+    assert [cache_in_use(found[cache].train.images) for cache in found] == ["ram", "disk", "off"]
     assert again.val.images.size == found["off"].val.images.size
     for part, side in (
         (again.train, {"full": None, None: resize}.get(cache_size, cache_size)),
@@ -244,7 +246,7 @@ def test_runs_at_once_decode_once(folder, tmp_path):
 
 def test_a_set_that_takes_too_much_of_the_disk_is_not_kept(folder, monkeypatch):
     first, said = content(opened(folder, "off")), []
-    monkeypatch.setattr(files, "room_bytes", lambda _: 4000)
+    monkeypatch.setattr(keeping, "room_bytes", lambda _: 4000)
     assert content(opened(folder, "disk", said=said)) == first
     assert "cache: off, images are decoded each time: they take more than half of the free disk" in said[-1]
     assert not [each for each in (folder.parent / "cache").rglob("*") if each.suffix in (".images", ".tmp")]
@@ -263,10 +265,10 @@ def test_that_it_will_be_too_much_is_seen_early(tmp_path):
     ("memory_bytes", "room", "cache"), [(10**6, 0, "ram"), (5000, 10**6, "disk"), (5000, 5000, "off")]
 )
 def test_what_is_kept_where_follows_its_measured_size(folder, monkeypatch, asked, memory_bytes, room, cache):
-    monkeypatch.setattr(files, "room_bytes", lambda _: room)
+    monkeypatch.setattr(keeping, "room_bytes", lambda _: room)
     said = []
     found = opened(folder, "auto", memory_bytes=memory_bytes, said=said)
-    assert {files.cache_in_use(part.images) for part in (found.train, found.val, found.test)} == {cache}
+    assert {cache_in_use(part.images) for part in (found.train, found.val, found.test)} == {cache}
     assert said[-1].startswith(f"cache: {cache}, ")
     if cache != "off":
         # What is in memory goes to disk from there. The image that did not fit, and those that were under way, are decoded again.
@@ -277,7 +279,7 @@ def test_what_is_kept_where_follows_its_measured_size(folder, monkeypatch, asked
 def test_a_cache_that_is_there_is_used_whatever_the_memory(folder, asked):
     opened(folder, "disk")
     asked.clear()
-    assert files.cache_in_use(opened(folder, "auto").train.images) == "disk"
+    assert cache_in_use(opened(folder, "auto").train.images) == "disk"
     assert not asked
 
 
@@ -535,7 +537,10 @@ def test_a_cache_changes_no_digest(folder, tmp_path):
     options |= {"batch_size": 8, "threads": 1, "amp": "off", "max_bad": 0.2, "out": str(tmp_path / "runs")}
     digests = {}
     for size, caches in ((None, ("ram", "disk", "off")), ("full", ("disk", "off"))):
-        runs = [visus.train(make_config(**options, cache=cache, cache_size=size)) for cache in caches]
+        runs = [
+            visus.train(make_config(**options, cache=cache, cache_size=size, workers=number))
+            for number, cache in enumerate(caches)
+        ]
         assert [len({each.digest for each in runs}), {each.skipped for each in runs}] == [1, {2}]
         digests[size] = runs[0].digest
     assert digests[None] != digests["full"]
@@ -544,6 +549,45 @@ def test_a_cache_changes_no_digest(folder, tmp_path):
 def test_processes_on_one_machine_share_a_file(folder, monkeypatch):
     config = make_config(data=str(folder), img_size=12, augment="standard", batch_size=4, max_bad=0.2)
     quiet = Display(quiet=True)
-    assert files.cache_in_use(prepare(config, quiet).train.images) == "ram"
+    assert cache_in_use(prepare(config, quiet).train.images) == "ram"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert files.cache_in_use(prepare(config, quiet).train.images) == "disk"
+    assert cache_in_use(prepare(config, quiet).train.images) == "disk"
+
+
+def test_parts_that_are_not_asked_for_stay_in_the_cache(folder, asked):
+    whole = open_source(folder)
+    options = {"resize": 16, "max_bad": 0.5, "memory_bytes": 10**9, "cache": "disk"}
+    alone = replace(whole, train=None, val=None)
+    decode_once(alone, **options)
+    first = len(asked)
+    decode_once(replace(whole, test=None), **options)
+    both = len(asked)
+    assert both > first > 0
+    for data in (alone, whole, replace(whole, test=None)):
+        decode_once(data, **options)
+    assert len(asked) == both
+    # One that is gone does not, nor one that has changed.
+    (folder / "test" / "a" / "0 é.jpg").unlink()
+    draw(folder / "test" / "a" / "1 é.jpg", 77)
+    draw(folder / "train" / "a" / "0 é.jpg", 78)
+    (kept,) = list_caches()
+    decode_once(replace(whole, test=None), **options)
+    (fewer,) = list_caches()
+    assert fewer.images == kept.images - 2
+
+
+def test_what_is_evaluated_comes_from_the_cache_where_there_is_one(folder, tmp_path, asked):
+    for number in range(7, 20):
+        draw(folder / "train" / "a" / f"{number}.png", number)
+        draw(folder / "train" / "b \udcff" / f"{number}.png", 30 + number)
+    options = {"data": str(folder), "model": "small", "img_size": 12, "augment": "standard", "epochs": 1}
+    options |= {"batch_size": 8, "threads": 1, "amp": "off", "max_bad": 0.2, "out": str(tmp_path / "runs")}
+    run = visus.train(make_config(**options, cache="disk"))
+    checkpoint = visus.load_checkpoint(Path(run.checkpoints["best"]))
+    asked.clear()
+    scores = visus.evaluate_checkpoint(checkpoint, str(folder)).scores
+    assert not asked
+    assert scores.accuracy == run.test["accuracy"]
+    remove_caches("all")
+    assert visus.evaluate_checkpoint(checkpoint, str(folder)).scores.loss == scores.loss
+    assert not list_caches()

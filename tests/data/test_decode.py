@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, JpegImagePlugin
 
 from visus.data.decode import UndecodableError, decode_image, shrunk_size
 
@@ -156,3 +156,42 @@ def test_decoding_loads_no_torch():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "False\n"
     )
+
+
+@pytest.mark.parametrize(("width", "height"), [(259, 195), (129, 400), (326, 325)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("interpolation", ["bilinear", "nearest"])
+def test_a_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(width, height, orientation, interpolation):
+    """Beside a decode of every pixel: the same size, and less difference than one grey level on average."""
+    low = np.random.default_rng(0).integers(0, 256, (height // 16, width // 16, 3), np.uint8)
+    photo = Image.fromarray(low).resize((width, height), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", quality=92, exif=exif)
+    found = decode_image(buffer.getvalue(), resize=16, interpolation=interpolation)
+    whole = ImageOps.exif_transpose(Image.open(buffer))
+    target = shrunk_size(*whole.size, 16)
+    filters = {"bilinear": 2, "lanczos": 1, "nearest": 0}
+    expected = np.asarray(whole.resize(target, filters[interpolation])).transpose(2, 0, 1)
+    assert found.shape == expected.shape
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.mean() < 1
+    assert difference.max() <= 12
+    if interpolation == "nearest":
+        assert not difference.any()
+
+
+def test_only_a_jpeg_of_twice_the_size_is_decoded_at_a_fraction(monkeypatch):
+    asked = []
+    draft = JpegImagePlugin.JpegImageFile.draft
+    monkeypatch.setattr(
+        JpegImagePlugin.JpegImageFile,
+        "draft",
+        lambda self, mode, size: draft(self, mode, size) and asked.append(self.size),
+    )
+    for side, resize in [(256, 64), (255, 64), (512, 64), (127, 64), (128, 64), (2000, None)]:
+        buffer = io.BytesIO()
+        Image.new("RGB", (side, side)).save(buffer, "JPEG")
+        decode_image(buffer.getvalue(), resize=resize)
+    assert asked == [(128, 128), (255, 255), (128, 128), (127, 127), (128, 128)]

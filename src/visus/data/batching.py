@@ -5,27 +5,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from visus.data.augment import Augment, augment, cropping, draw
+from visus.data.augment import LARGEST_SMALL_SIZE, Augment, augment, cropping, draw
 from visus.data.crops import centre_crop, random_resized_crop
 from visus.data.erasing import erase_
-from visus.data.files import FileImages
+from visus.data.files import FileImages, small_size
 from visus.data.foreign import Transform, transform_images
 from visus.data.images import ArrayImages, Images, Split
+from visus.data.keeping import keep_part
 from visus.data.mixing import Mixing, draw_mixing, mix_images_, mix_labels, with_partner
 from visus.data.policies import POLICIES, apply_change
+from visus.data.reading import Draws, Positions, Wanted, pixels_bytes, read_batches, stack
+from visus.devices import available_memory_bytes
 from visus.errors import UsageError
 from visus.ops.rng import permutation
-from visus.preprocessing import Preprocessing
+from visus.preprocessing import RESIZE_RATIO, Preprocessing
 
-_MEASURED_AT_ONCE = 1000
+_MEASURED_AT_ONCE = 2**24
 _NORMALISED_AT_ONCE = 2**17
 
 
@@ -89,10 +94,13 @@ class TrainingBatches:
     transform: Transform | None = None
     """Somebody else's, in the place of `augment`: gets an image as it is, and makes it as large as the model wants it."""
 
+    workers: int | None = None
+    """Threads that crop, and child processes that decode what was not kept; 0: neither. As many as there are processors."""
+
     def __len__(self) -> int:
         return len(batch_sizes(len(self.split), self.batch_size))
 
-    def positions(self, epoch: int, start: int = 0) -> Iterator[npt.NDArray[np.int64]]:
+    def positions(self, epoch: int, start: int = 0) -> Iterator[Positions]:
         """Which images of the split each batch of `epoch` (from 0) holds, from batch `start` on; over all processes."""
         order = permutation(self.seed, "order", epoch, len(self.split))
         ends = np.cumsum([0, *batch_sizes(len(self.split), self.batch_size)])
@@ -101,36 +109,60 @@ class TrainingBatches:
 
     def __call__(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` (from 0), from batch `start` on; what is skipped costs nothing."""
-        for batch, whole in enumerate(self.positions(epoch, start), start):
-            if self.mixup or self.cutmix:
-                needed = with_partner(whole, self.rank, self.world_size)
-                images = self._images(epoch, needed)
-                mixing = draw_mixing(
-                    self.seed, epoch, batch, self.preprocessing.size, mixup=self.mixup, cutmix=self.cutmix
-                )
-                yield _mixed_batch(self.split, needed, images, mixing)
-            else:
-                positions = np.array_split(whole, self.world_size)[self.rank]
-                yield _batch(self.split, positions, self._images(epoch, positions))
+        shares, same = itertools.tee(self._shares(epoch, start))
+        with closing(self._images(epoch, same)) as read:
+            for batch, (positions, images) in enumerate(zip(shares, read, strict=True), start):
+                if self.mixup or self.cutmix:
+                    mixing = draw_mixing(
+                        self.seed, epoch, batch, self.preprocessing.size, mixup=self.mixup, cutmix=self.cutmix
+                    )
+                    yield _mixed_batch(self.split, positions, images, mixing)
+                else:
+                    yield _batch(self.split, positions, images)
 
-    def _images(self, epoch: int, positions: npt.NDArray[np.int64]) -> Tensor:
-        """Augmented and normalised, `[N, C, H, W]`; each depends on its own position only."""
+    def _shares(self, epoch: int, start: int) -> Iterator[Positions]:
+        """The images that this process needs of each batch: its slice, and for mixing the one before it."""
+        for whole in self.positions(epoch, start):
+            if self.mixup or self.cutmix:
+                yield with_partner(whole, self.rank, self.world_size)
+            else:
+                yield np.array_split(whole, self.world_size)[self.rank]
+
+    def _images(self, epoch: int, shares: Iterator[Positions]) -> Generator[Tensor, None, None]:
+        """Of each share, augmented and normalised, `[N, C, H, W]`; each image depends on its own position only."""
+        if self.transform:
+            yield from self._transformed(self.transform, epoch, shares)
+            return
         size = self.preprocessing.size
-        if self.transform and len(positions):
-            whole = [_one(self.split.images, each) for each in positions]
-            found = transform_images(self.transform, whole, self.seed, epoch, positions.tolist())
-            return (
-                normalise(found, self.preprocessing) if found.dtype == torch.uint8 else _channels_last(found)
-            )
         how = cropping(self.augment, size)
-        draws = draw(self.seed, epoch, positions, how)
-        pixels = _read(self.split, positions, size, draws if how == "standard" else None)
-        pixels = augment(pixels, draws, how)
+        wanted, same = itertools.tee((each, draw(self.seed, epoch, each, how)) for each in shares)
+        with closing(_read(self.split.images, same, size, how == "standard", self.workers)) as read:
+            for (positions, draws), pixels in zip(wanted, read, strict=True):
+                yield self._augmented(augment(pixels, draws, how), epoch, positions)
+
+    def _augmented(self, pixels: Tensor, epoch: int, positions: Positions) -> Tensor:
+        """What comes after cropping and flipping."""
         if policy := POLICIES.get(self.augment):
-            for change in policy(self.seed, epoch, positions, size):
+            for change in policy(self.seed, epoch, positions, self.preprocessing.size):
                 pixels = apply_change(pixels, change)
         images = normalise(pixels, self.preprocessing)
         return erase_(images, self.seed, epoch, positions, self.erasing) if self.erasing else images
+
+    def _transformed(
+        self, transform: Transform, epoch: int, shares: Iterator[Positions]
+    ) -> Generator[Tensor, None, None]:
+        shares, same = itertools.tee(shares)
+        channels, size = self.split.images.channels, self.preprocessing.size
+        # Read as they are; what the transform draws comes from generators that threads would share.
+        with closing(
+            read_batches(self.split.images, _undrawn(same), _as_it_is, workers=self.workers)
+        ) as read:
+            for positions, whole in zip(shares, read, strict=True):
+                found = stack([], channels, size)
+                if whole:
+                    found = transform_images(transform, whole, self.seed, epoch, positions.tolist())
+                bytes_ = found.dtype == torch.uint8
+                yield normalise(found, self.preprocessing) if bytes_ else _channels_last(found)
 
 
 @dataclass(frozen=True)
@@ -145,6 +177,8 @@ class EvaluationBatches:
     batch_size: int = 100
     rank: int = 0
     world_size: int = 1
+    workers: int | None = None
+    """As for `TrainingBatches`."""
 
     def __len__(self) -> int:
         """Blocks of all processes together."""
@@ -152,10 +186,13 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         first, step = self.rank * self.batch_size, self.world_size * self.batch_size
-        for begin in range(first, len(self.split), step):
-            positions = np.arange(begin, min(begin + self.batch_size, len(self.split)))
-            pixels = _read(self.split, positions, self.preprocessing.size)
-            yield _batch(self.split, positions, normalise(pixels, self.preprocessing))
+        begins = range(first, len(self.split), step)
+        blocks = [np.arange(begin, min(begin + self.batch_size, len(self.split))) for begin in begins]
+        with closing(
+            _read(self.split.images, _undrawn(blocks), self.preprocessing.size, False, self.workers)
+        ) as read:
+            for positions, pixels in zip(blocks, read, strict=True):
+                yield _batch(self.split, positions, normalise(pixels, self.preprocessing))
 
 
 def batches(
@@ -170,12 +207,44 @@ def batches(
 ) -> Iterator[Batch]:
     """The training batches of one epoch (from 0), from batch `start_step` on: a pure function of its arguments.
 
-    `img_size` is the side of the images in pixels, their own where it is not given. Mean and standard deviation are measured on
-    `split` at each call; `TrainingBatches` takes a record that was measured once.
+    `img_size` is the side of the images in pixels, their own where it is not given. Files are decoded at the first pass, and kept
+    as `open_source(cache=)` says, shrunk to 256/224 of `img_size`; those that are no images are left out, with a warning. Mean and
+    standard deviation are measured on `split`, of arrays at each call; `TrainingBatches` takes a record that was measured once.
     """
     size = None if img_size is None else (img_size, img_size)
-    record = measure_preprocessing(split, size)
-    return TrainingBatches(split, record, batch_size, augment, seed)(epoch, start_step)
+    if not isinstance(split.images, FileImages):
+        yield from TrainingBatches(split, measure_preprocessing(split, size), batch_size, augment, seed)(
+            epoch, start_step
+        )
+        return
+    part, record, places = _kept(split, split.images, size)
+    workers = split.images.keeping.workers
+    for batch in TrainingBatches(part, record, batch_size, augment, seed, workers=workers)(epoch, start_step):
+        yield replace(batch, indices=places[batch.indices])
+
+
+def _kept(
+    split: Split, images: FileImages, size: tuple[int, int] | None
+) -> tuple[Split, Preprocessing, Tensor]:
+    """`split` decoded for images of `size`, its record, and where in `split` each image is; remembered with the images."""
+    if size not in images.seen:
+        own = images.size or small_size(images, LARGEST_SMALL_SIZE)
+        record_size = size or own
+        if record_size is None:
+            raise _several_sizes()
+        part = split
+        if images.decoded is None:
+            part = keep_part(
+                split,
+                None if record_size == own else round(min(record_size) * RESIZE_RATIO),
+                available_memory_bytes() // 2,
+            )
+        resize = part.images.resize if isinstance(part.images, FileImages) else None
+        record = measure_preprocessing(part, record_size, resize, images.keeping.workers)
+        there = set(part.paths) if len(part) < len(split) else None
+        places = [place for place, path in enumerate(split.paths) if there is None or path in there]
+        images.seen[size] = part, record, torch.tensor(places)
+    return images.seen[size]  # type: ignore[no-any-return]
 
 
 def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -194,7 +263,10 @@ def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def measure_preprocessing(
-    split: Split, size: tuple[int, int] | None = None, resize: int | None = None
+    split: Split,
+    size: tuple[int, int] | None = None,
+    resize: int | None = None,
+    workers: int | None = None,
 ) -> Preprocessing:
     """The record for `split`: its images' own size, or the middle `size` of each; mean and standard deviation of each channel.
 
@@ -203,14 +275,14 @@ def measure_preprocessing(
     """
     size = size or split.images.size
     if size is None:
-        raise UsageError(
-            "expected images of one size, found several; say which the model takes with --img-size"
-        )
+        raise _several_sizes()
     counts = [torch.zeros(256, dtype=torch.int64) for _ in range(split.images.channels)]
-    for begin in range(0, len(split), _MEASURED_AT_ONCE):
-        pixels = _read(split, np.arange(begin, min(begin + _MEASURED_AT_ONCE, len(split))), size)
-        for channel, count in enumerate(counts):
-            count += torch.bincount(pixels[:, channel].flatten(), minlength=256)
+    at_once = max(1, _MEASURED_AT_ONCE // pixels_bytes(split.images, size))
+    blocks = np.split(np.arange(len(split)), range(at_once, len(split), at_once))
+    with closing(_read(split.images, _undrawn(blocks), size, False, workers)) as read:
+        for pixels in read:
+            for channel, count in enumerate(counts):
+                count += torch.bincount(pixels[:, channel].flatten(), minlength=256)
     values = torch.arange(256, dtype=torch.float64) / 255
     means = [float((count * values).sum() / count.sum()) for count in counts]
     variances = [
@@ -226,32 +298,35 @@ def measure_preprocessing(
     )
 
 
+def _several_sizes() -> UsageError:
+    return UsageError("expected images of one size, found several; say which the model takes with --img-size")
+
+
 def _read(
-    split: Split,
-    positions: npt.NDArray[np.int64],
-    size: tuple[int, int],
-    draws: npt.NDArray[np.float64] | None = None,
-) -> Tensor:
-    """Pixels `[N, C, H, W]` of the images at `positions`: cropped at random where there are `draws [N, 48]`, else in the middle."""
-    images = split.images
-    if isinstance(images, ArrayImages) and images.size == size and draws is None:
-        return images.pixels[torch.from_numpy(positions)]
-    if not len(positions):
-        return torch.empty((0, images.channels, *size), dtype=torch.uint8)
-    if draws is None:
-        return torch.stack([centre_crop(_one(images, each), size) for each in positions])
-    crops = [
-        random_resized_crop(_one(images, each), size, drawn[8:])
-        for each, drawn in zip(positions, draws, strict=True)
-    ]
-    return torch.stack(crops)
+    images: Images, wanted: Iterable[Wanted], size: tuple[int, int], at_random: bool, workers: int | None
+) -> Generator[Tensor, None, None]:
+    """Pixels `[N, C, H, W]` of the images that are wanted: cropped at random, by draws `[N, 48]`, or in the middle."""
+    if isinstance(images, ArrayImages) and images.size == size and not at_random:
+        for positions, _ in wanted:
+            yield images.pixels[torch.from_numpy(positions)]
+        return
+
+    def crop(image: Tensor, drawn: Draws) -> Tensor:
+        return random_resized_crop(image, size, drawn[8:]) if at_random else centre_crop(image, size)
+
+    image_bytes = pixels_bytes(images, size)
+    with closing(read_batches(images, wanted, crop, workers=workers, image_bytes=image_bytes)) as read:
+        for found in read:
+            yield stack(found, images.channels, size)
 
 
-def _one(images: Images, position: int) -> Tensor:
-    if isinstance(images, ArrayImages):
-        return images.pixels[position]
-    assert isinstance(images, FileImages)
-    return torch.from_numpy(images.read(position))
+def _undrawn(shares: Iterable[Positions]) -> Iterator[Wanted]:
+    """With no random numbers."""
+    return ((positions, np.empty((len(positions), 0))) for positions in shares)
+
+
+def _as_it_is(image: Tensor, _: Draws) -> Tensor:
+    return image
 
 
 def _channels_last(images: Tensor) -> Tensor:

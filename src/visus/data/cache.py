@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
-from visus.data.decode import Pixels
+from visus.data.decode import WAY, Pixels
 from visus.data.isolated import DecodeSettings
+from visus.data.names import NamesBuilder, find_names, read_names
 from visus.errors import UsageError
 from visus.files import replacing
 
@@ -177,11 +178,14 @@ class Entries:
 
     def find(self, names: Sequence[str], stamps: Stamps) -> Index:
         """Where each of `names` is here, if its file is as it was; else -1."""
-        known = {name: place for place, name in enumerate(self.names)}
-        places = np.fromiter((known.get(name, -1) for name in names), dtype=np.int64, count=len(names))
         if not len(self.names):
-            return places
-        same = (self.stamps.sizes[places] == stamps.sizes) & (self.stamps.times[places] == stamps.times)
+            return np.full(len(names), -1)
+        places = np.arange(len(names)) if self.names == names else find_names(self.names, names)
+        same = (
+            (places >= 0)
+            & (self.stamps.sizes[places] == stamps.sizes)
+            & (self.stamps.times[places] == stamps.times)
+        )
         return np.where(same, places, -1)
 
 
@@ -193,18 +197,20 @@ class CacheWriter:
         self._limit_bytes = limit_bytes
         self._expected = expected
         self._end = 0
-        self._names: list[str] = []
+        self._names = NamesBuilder()
+        self._count = 0
         self._reasons: dict[str, str] = {}
         # One row each, in plain arrays: position, height, width, CRC, size and time of the file.
         self._rows = _Rows(6)
 
     def add(self, name: str, size: int, time: int, result: Pixels | str) -> None:
         """The next image, or why it is none; `OverflowError` where the pixels get longer than they may, as soon as that shows."""
-        self._names.append(name)
+        self._names.add([name])
+        self._count += 1
         if isinstance(result, str):
             self._reasons[name] = result
             return self._rows.add(-1, 0, 0, 0, size, time)
-        share = max(1.0, self._expected / len(self._names)) if len(self._names) >= _ENOUGH else 1.0
+        share = max(1.0, self._expected / self._count) if self._count >= _ENOUGH else 1.0
         if (self._end + result.nbytes) * share > self._limit_bytes:
             raise OverflowError
         flat = result.reshape(-1).data
@@ -215,10 +221,10 @@ class CacheWriter:
 
     def finish(self, about: dict[str, Any]) -> None:
         """The index, what the file is `about`, and the footer."""
-        rows, names = self._rows.table(), "\0".join(self._names)
+        rows, names = self._rows.table(), np.frombuffer(self._names.finish().separated(), np.uint8)
         reasons = json.dumps(self._reasons)
         buffer = io.BytesIO()
-        np.savez(buffer, rows=rows, names=_as_bytes(names), reasons=_as_bytes(reasons))
+        np.savez(buffer, rows=rows, names=names, reasons=_as_bytes(reasons))
         index, images = buffer.getvalue(), int((rows[:, 0] >= 0).sum())
         described = json.dumps({**about, "images": images}).encode()
         crc = zlib.crc32(described, zlib.crc32(index))
@@ -256,7 +262,7 @@ def read_cache(path: Path, channels: int) -> Entries:
     try:
         with np.load(io.BytesIO(index), allow_pickle=False) as arrays:
             rows, names, reasons = arrays["rows"], arrays["names"], arrays["reasons"]
-        listed = os.fsdecode(names.tobytes()).split("\0") if len(rows) else []
+        listed = read_names(names.tobytes()) if len(rows) else ()
         why: dict[str, str] = json.loads(reasons.tobytes())
     except Exception:
         _refuse()
@@ -296,7 +302,7 @@ def cache_folder() -> Path:
 
 def describe_source(source: str, settings: DecodeSettings) -> dict[str, Any]:
     """What a cache of `source` is about: it serves whoever asks for just this. Another Pillow may give other pixels."""
-    return {"source": source, "pillow": PIL.__version__, **asdict(settings)}
+    return {"source": source, "pillow": PIL.__version__, "way": WAY, **asdict(settings)}
 
 
 def cache_path(about: dict[str, Any]) -> Path:

@@ -6,18 +6,37 @@ import contextlib
 import errno
 import os
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from visus.data.archives import Archive
-from visus.data.cache import DamagedCacheError, Index, Stamps, StoredImages
+from visus.data.cache import Cache, DamagedCacheError, Index, Stamps, StoredImages
 from visus.data.decode import Pixels, UndecodableError, decode_image
-from visus.data.images import Images
-from visus.data.isolated import Decoder, DecodeSettings, decode_in_order
-from visus.errors import DataError
+from visus.data.images import Data, Images
+from visus.data.isolated import Decoder, Decoders, DecodeSettings, decode_in_order
+from visus.data.names import take
+from visus.errors import DataError, UsageError
+
+# A `Path` for each of a million files takes longer than to ask the system about it.
+_join, _stat = os.path.join, os.stat
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Where `batches` is to keep what it decodes, and with how many processes."""
+
+    cache: Cache = "auto"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.cache not in get_args(Cache):
+            raise UsageError(f"expected {', '.join(get_args(Cache))} as the cache, found {self.cache!r}")
+        if self.workers is not None and self.workers < 0:
+            raise UsageError(f"expected 0 workers or more, found {self.workers}")
 
 
 @dataclass(frozen=True)
@@ -35,6 +54,12 @@ class FileImages:
     archive: Archive | None = None
     table: Path | None = None
     """What lists the files, where that is not their folder."""
+    keeping: Keeping = Keeping()
+    decoders: Decoders = field(default_factory=Decoders, compare=False, repr=False)
+    """Where those are decoded that were not kept, while somebody trains on them."""
+
+    seen: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What `batches` has found out about these very images."""
 
     @property
     def identity(self) -> str:
@@ -57,16 +82,22 @@ class FileImages:
     def subset(self, positions: Index) -> FileImages:
         """The images at `positions`, in that order."""
         decoded = None if self.decoded is None else self.decoded.subset(positions)
-        return replace(self, paths=[self.paths[position] for position in positions], decoded=decoded)
+        return replace(self, paths=take(self.paths, positions), decoded=decoded, seen={})
 
-    def read(self, position: int) -> Pixels:
-        """One image, uint8 `[channels, H, W]`; `DataError` for a file that cannot be used, or not any more."""
+    def read(self, position: int, *, apart: bool = False) -> Pixels:
+        """One image, uint8 `[channels, H, W]`, decoded in this process, or `apart` in one that may die of it.
+
+        `DataError` for a file that cannot be used, or not any more.
+        """
         if self.decoded is not None:
             # The same pixels can still be had from the file itself.
             with contextlib.suppress(DamagedCacheError):
                 return self.decoded[position]
         try:
-            return decode_image(self.source(position), **vars(self.settings))
+            source = self.source(position)
+            if apart:
+                return self.decoders.decode(source, self.settings)
+            return decode_image(source, **vars(self.settings))
         except UndecodableError as error:
             raise DataError(
                 f"{self._where(position)}: expected an image, found that it cannot be used ({error}); "
@@ -80,18 +111,19 @@ class FileImages:
     def source(self, position: int) -> str | bytes:
         """Where one image is: the path of its file, or its bytes. `UndecodableError` where it is damaged in its archive."""
         path = self.paths[position]
-        return self.archive.read(path, self._limit_bytes) if self.archive else str(self.root / path)
+        return self.archive.read(path, self._limit_bytes) if self.archive else _join(self.root, path)
 
     @property
     def _limit_bytes(self) -> int:
         # Eight bytes for a pixel are 16-bit RGBA without compression: nothing within `max_pixels` is longer, but for its metadata.
         return 8 * self.max_pixels + 2**20
 
-    def sizes_bytes(self) -> list[int]:
+    def sizes_bytes(self) -> Index:
         """How long each file is; -1 where there is none."""
         if self.archive:
-            return list(map(int, self.archive.sizes_bytes(self.paths)))
-        return [_size_bytes(self.root / path) for path in self.paths]
+            return self.archive.sizes_bytes(self.paths)
+        size = partial(_size_bytes, os.fspath(self.root))
+        return np.fromiter(map(size, self.paths), dtype=np.int64, count=len(self))
 
     def stamps(self) -> tuple[Stamps, dict[int, str]]:
         """What tells whether each file is still the same; and by their positions those that cannot be read, and why."""
@@ -99,10 +131,11 @@ class FileImages:
             return Stamps(self.archive.sizes_bytes(self.paths), self.archive.times(self.paths)), {}
         sizes, times = np.full(len(self), -1, dtype=np.int64), np.full(len(self), -1, dtype=np.int64)
         unreadable: dict[int, str] = {}
+        root = os.fspath(self.root)
         for position, name in enumerate(self.paths):
-            path = self.root / name
+            path = _join(root, name)
             try:
-                status = path.stat()
+                status = _stat(path)
             except (OSError, ValueError) as error:
                 unreadable[position] = getattr(error, "strerror", None) or str(error)
                 continue
@@ -117,6 +150,17 @@ def decode_all(
 ) -> Generator[Pixels | UndecodableError, None, None]:
     """The images in order, each decoded in a child process, or why it cannot be."""
     return decode_in_order(len(images), images.source, images.settings, workers)
+
+
+def with_keeping(data: Data, keeping: Keeping) -> Data:
+    """`data`, whose files `batches` keeps in this way."""
+    parts = {name: getattr(data, name) for name in ("train", "val", "test")}
+    kept = {
+        name: replace(part, images=replace(part.images, keeping=keeping, seen={}))
+        for name, part in parts.items()
+        if part and isinstance(part.images, FileImages)
+    }
+    return replace(data, **kept)
 
 
 def cache_in_use(images: Images) -> Literal["ram", "disk", "off"]:
@@ -143,8 +187,8 @@ def small_size(images: Images, largest: int) -> tuple[int, int] | None:
     return shared
 
 
-def _size_bytes(path: Path) -> int:
+def _size_bytes(root: str, name: str) -> int:
     try:
-        return path.stat().st_size
+        return _stat(_join(root, name)).st_size
     except OSError:
         return -1

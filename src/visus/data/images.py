@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from visus.data.names import take
 from visus.errors import DataError, first_of
 
 Labels = npt.NDArray[np.int64]
@@ -86,7 +87,7 @@ class Split:
             name=name or self.name,
             images=self.images.subset(positions),
             labels=self.labels[positions],
-            paths=[self.paths[position] for position in positions],
+            paths=take(self.paths, positions),
             columns={name: values[positions] for name, values in self.columns.items()},
         )
 

@@ -10,23 +10,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import signal
 import struct
 import subprocess
 import sys
-from collections import deque
+import threading
+import weakref
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 
+from visus.data.ahead import in_order
 from visus.data.decode import Pixels, UndecodableError, decode_image, read_size
-from visus.errors import VisusError
+from visus.errors import PeerLost
 from visus.processors import processors
 
 Source = str | bytes
@@ -35,6 +36,8 @@ Source = str | bytes
 _FILES_PER_PROCESS = 100
 """A further process takes 0.2 s to start, in which another one decodes some fifty photographs."""
 _MOST_SECONDS = 60.0
+_PIPE_BYTES = 2**20
+"""What Linux allows everybody."""
 _REQUEST = struct.Struct("<2sQ")
 _ANSWER = struct.Struct("<cQ")
 _SHAPE = struct.Struct("<3Q")
@@ -155,48 +158,101 @@ class Decoder:
         return _obituary(code, self._seconds)
 
 
+class Decoders:
+    """Child processes that decode for any number of threads, as many as ask at a time.
+
+    They start when they are needed, and stay until this is closed, or nobody has it any more. Another process that gets it, by a
+    pickle or a fork, has children of its own.
+    """
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def __enter__(self) -> Decoders:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[type[Decoders], tuple[()]]:
+        return Decoders, ()
+
+    def decode(self, source: Source, settings: DecodeSettings) -> Pixels:
+        """As `decode_image`; `UndecodableError` also where this was closed."""
+        decoder = self._lend(settings)
+        try:
+            return decoder.decode(source)
+        finally:
+            with self._changed:
+                self._idle.setdefault(settings, []).append(decoder)
+                self._lent -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the children, whatever they are doing."""
+        if self._owner != os.getpid():
+            return
+        self._closed = True
+        idle = False
+        while not idle:
+            _close_all(self._all, self._owner)
+            # Another round for a child that was just starting.
+            with self._changed:
+                idle = self._changed.wait_for(lambda: not self._lent, timeout=0.1)
+        _close_all(self._all, self._owner)
+
+    def _begin(self) -> None:
+        self._owner, self._changed, self._closed, self._lent = os.getpid(), threading.Condition(), False, 0
+        self._all: list[Decoder] = []
+        self._idle: dict[DecodeSettings, list[Decoder]] = {}
+        weakref.finalize(self, _close_all, self._all, self._owner)
+
+    def _lend(self, settings: DecodeSettings) -> Decoder:
+        if self._owner != os.getpid():
+            self._begin()
+        with self._changed:
+            if self._closed:
+                raise UndecodableError("decoding was stopped", lasting=False)
+            self._lent += 1
+            if idle := self._idle.get(settings):
+                return idle.pop()
+            self._all.append(Decoder(settings))
+            return self._all[-1]
+
+
+def _close_all(decoders: list[Decoder], owner: int) -> None:
+    """Children are their parent's to end, not those of a process that it forked."""
+    if owner == os.getpid():
+        for decoder in decoders:
+            decoder.close()
+
+
 def decode_in_order(
     count: int, read: Callable[[int], Source], settings: DecodeSettings, processes: int | None = None
 ) -> Generator[Pixels | UndecodableError, None, None]:
     """The pixels of `read(0)` to `read(count - 1)`, or why there are none; decoded by as many `processes` as pay, if not given.
 
-    `read` is called in threads, and may raise `UndecodableError`. A few images are held at a time, however many there are.
+    With 0 processes they are decoded in this one. `read` is called in threads, and may raise `UndecodableError`. A few images are
+    held at a time, however many there are.
     """
-    processes = min(processes or processors(), 1 + count // _FILES_PER_PROCESS)
-    decoders = [Decoder(settings) for _ in range(processes)]
-    idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
-    for decoder in decoders:
-        idle.put(decoder)
+    wanted = processors() if processes is None else processes
+    threads = min(wanted, 1 + count // _FILES_PER_PROCESS)
+    with Decoders() as decoders:
 
-    def attempt(position: int) -> Pixels | UndecodableError:
-        decoder = idle.get()
-        try:
-            return decoder.decode(read(position))
-        except UndecodableError as error:
-            return error
-        finally:
-            idle.put(decoder)
+        def attempt(position: int) -> Pixels | UndecodableError:
+            try:
+                if not threads:
+                    return decode_image(read(position), **vars(settings))
+                return decoders.decode(read(position), settings)
+            except UndecodableError as error:
+                return error
 
-    # Once to end what is being decoded, and again for a child that was just starting.
-    with contextlib.ExitStack() as children, ThreadPoolExecutor(processes) as pool:
-        for decoder in decoders:
-            children.enter_context(decoder)
-        try:
-            waiting: deque[Future[Pixels | UndecodableError]] = deque()
-            for position in range(count):
-                waiting.append(pool.submit(attempt, position))
-                if len(waiting) > 4 * processes:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for decoder in decoders:
-                decoder.close()
+        with closing(in_order(attempt, range(count), threads, 4 * threads)) as results:
+            yield from results
 
 
 def _start(arguments: list[str]) -> subprocess.Popen[bytes]:
-    """A child that is ready to decode; `VisusError` where none can be had."""
+    """A child that is ready to decode; `PeerLost` where none can be had."""
     # It finds what this process finds; the threads of numpy's linear algebra would only cost it memory.
     paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     try:
@@ -209,14 +265,23 @@ def _start(arguments: list[str]) -> subprocess.Popen[bytes]:
             env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
         )
     except OSError as error:
-        raise VisusError(f"expected a child process that decodes, found none: {error.strerror}") from None
+        raise PeerLost(f"expected a child process that decodes, found none: {error.strerror}") from None
     assert process.stdin
     assert process.stdout
     if process.stdout.read(1) != _READY:
         process.stdin.close()
         process.stdout.close()
-        raise VisusError(f"expected a child process that decodes, found that it ends with {process.wait()}")
+        raise PeerLost(f"expected a child process that decodes, found that it ends with {process.wait()}")
+    _widen(process.stdout)
     return process
+
+
+def _widen(pipe: IO[bytes]) -> None:
+    """Let a whole small image wait in `pipe`, where the system has such a thing: both sides then wait for each other less often."""
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def _exactly(stream: BufferedReader, length: int) -> bytes:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+import warnings
+from array import array
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from visus.data.arrays import adapt_pixels
 from visus.data.cache import (
@@ -31,8 +34,11 @@ from visus.data.cache import (
 from visus.data.decode import Pixels, UndecodableError
 from visus.data.files import FileImages, decode_all
 from visus.data.images import ArrayImages, Data, Skipped, Split
-from visus.data.isolated import DecodeSettings
+from visus.data.isolated import Decoders, DecodeSettings
+from visus.data.names import find_names, join_names, take
 from visus.errors import DataError
+
+_MAX_BAD = 0.01
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def decode_once(
     resize: int | None,
     cache_size: int | Literal["full"] | None = None,
     interpolation: str = "bilinear",
-    max_bad: float = 0.01,
+    max_bad: float = _MAX_BAD,
     max_pixels: int = 100_000_000,
     memory_bytes: int,
     cache: Cache = "ram",
@@ -81,6 +87,7 @@ def decode_once(
     """
     every = {name: getattr(data, name) for name in ("train", "val", "test")}
     sides = {"train": resize if cache_size is None else None if cache_size == "full" else cache_size}
+    decoders = Decoders()
     parts: dict[str, Any] = {
         name: replace(
             part,
@@ -91,6 +98,7 @@ def decode_once(
                 interpolation=interpolation,
                 max_pixels=max_pixels,
                 decoded=None,
+                decoders=decoders,
             ),
         )
         for name, part in every.items()
@@ -114,6 +122,37 @@ def decode_once(
     return replace(data, **parts, skipped=(*data.skipped, *skipped))
 
 
+def keep_part(part: Split, resize: int | None, memory_bytes: int) -> Split:
+    """A part of files, decoded once and kept as its `keeping` says (`auto`: on disk), without those that are no images.
+
+    With `off` it is left to whoever reads to find these. A warning counts them; `DataError` for more than one in a hundred.
+    """
+    images = _files(part)
+    cache, workers = images.keeping.cache, images.keeping.workers
+    if cache == "off":
+        return replace(part, images=replace(images, resize=resize, decoded=None))
+    data = decode_once(
+        Data(str(images.root), part.classes, val=part),
+        channels=images.channels,
+        resize=resize,
+        interpolation=images.interpolation,
+        max_pixels=images.max_pixels,
+        memory_bytes=memory_bytes,
+        cache="disk" if cache == "auto" else cache,
+        workers=workers,
+        max_bad=_MAX_BAD,
+    )
+    if data.skipped:
+        first = data.skipped[0]
+        warnings.warn(
+            f"{data.source}: {len(data.skipped)} files are no images that can be used and were left out, the first "
+            f"{first.path}: {first.reason}",
+            stacklevel=3,
+        )
+    assert data.val is not None
+    return data.val
+
+
 def _of_one_source(parts: dict[str, Split]) -> list[list[str]]:
     """The names of `parts`, those together whose files are of one source and decoded in one way."""
     groups: dict[tuple[str, DecodeSettings], list[str]] = {}
@@ -126,31 +165,36 @@ def _of_one_source(parts: dict[str, Split]) -> list[list[str]]:
 def _decode_parts(parts: list[Split], means: _Means) -> tuple[list[Split], list[Skipped], int]:
     """`parts` of one source with the images that are whole; the others; and how many bytes of memory are taken."""
     images = [_files(part) for part in parts]
-    files = replace(images[0], paths=[path for each in images for path in each.paths])
+    files = replace(images[0], paths=join_names([each.paths for each in images]))
     stamps, unreadable = files.stamps()
-    readable = np.array([place for place in range(len(files)) if place not in unreadable], dtype=np.int64)
+    readable = np.setdiff1d(np.arange(len(files)), list(unreadable))
     decoded = _decode(files.subset(readable), stamps.subset(readable), means)
     reasons = {files.paths[place]: reason for place, reason in unreadable.items()} | decoded.reasons
-    rank = {path: place for place, path in enumerate(path for path in files.paths if path not in reasons)}
-    whole = [_without(part, reasons, rank, decoded.images) for part in parts]
+    good = _without(files.paths, reasons)
+    ranks, ends = np.cumsum(good) - 1, np.cumsum([len(each) for each in images])[:-1]
+    whole = [
+        _with_pixels(part, np.flatnonzero(mine), decoded.images, rank[mine])
+        for part, mine, rank in zip(parts, np.split(good, ends), np.split(ranks, ends), strict=True)
+    ]
     skipped = [
-        Skipped(path, reasons[name])
-        for part, each in zip(parts, images, strict=True)
-        for path, name in zip(part.paths, each.paths, strict=True)
-        if name in reasons
+        Skipped(part.paths[place], reasons[each.paths[place]])
+        for part, each, mine in zip(parts, images, np.split(good, ends), strict=True)
+        for place in np.flatnonzero(~mine).tolist()
     ]
     in_memory = decoded.images is not None and decoded.images.path is None
     return whole, skipped, decoded.images.nbytes if decoded.images and in_memory else 0
 
 
-def _without(
-    part: Split, reasons: dict[str, str], rank: dict[str, int], decoded: StoredImages | None
-) -> Split:
-    """`part` without the files that there are `reasons` against, its pixels those of `decoded` at their `rank`."""
-    images = _files(part)
-    good = np.array([place for place, path in enumerate(images.paths) if path not in reasons], dtype=np.int64)
+def _without(paths: Sequence[str], reasons: dict[str, str]) -> npt.NDArray[np.bool_]:
+    """`[N]`, which of `paths` there are no `reasons` against."""
+    if not reasons:
+        return np.ones(len(paths), dtype=np.bool_)
+    return np.fromiter((path not in reasons for path in paths), dtype=np.bool_, count=len(paths))
+
+
+def _with_pixels(part: Split, good: Index, decoded: StoredImages | None, ranks: Index) -> Split:
+    """The images of `part` at `good`; their pixels those of `decoded` at `ranks`, where they were kept."""
     whole = part.subset(good)
-    ranks = np.array([rank[images.paths[place]] for place in good], dtype=np.int64)
     kept = None if decoded is None else decoded.subset(ranks)
     return replace(whole, images=replace(_files(whole), decoded=kept))
 
@@ -168,7 +212,7 @@ def _decode(files: FileImages, stamps: Stamps, means: _Means) -> _Decoded:
             means.say(f"cache: ram, {_shown(head.nbytes)} of decoded images ({bounds})")
         return _Decoded(reasons, head)
     if means.cache == "auto":
-        good = np.array([path not in reasons for path in files.paths[:done]], dtype=np.bool_)
+        good = _without(files.paths[:done], reasons)
         places = np.where(good, np.cumsum(good) - 1, -1)
         begun = Entries(files.paths[:done], stamps.subset(np.arange(done)), head, places, reasons)
         means.say(f"cache: {_shown(head.nbytes * len(files) // max(1, done))} of decoded images, {bounds}")
@@ -254,11 +298,16 @@ def _write_cache(
     entries: Entries | None,
     found: Index,
 ) -> dict[str, str]:
-    """Write the cache of `files`: from `entries` what was `found` there, the rest decoded. Returns reasons that may not last."""
-    missing: list[int] = []
+    """Write the cache of `files`: from `entries` what was `found` there, the rest decoded. Returns reasons that may not last.
+
+    What `entries` have of other files of the source, whose parts are not asked for now, stays.
+    """
+    missing = array("q")
     passing: dict[str, str] = {}
     room = room_bytes(path.parent)
-    with writing_cache(path, room, len(files), describe_source(files.identity, files.settings)) as writer:
+    others = np.empty(0, dtype=np.int64) if entries is None else _others(entries, files)
+    expected = len(files) + len(others)
+    with writing_cache(path, room, expected, describe_source(files.identity, files.settings)) as writer:
 
         def add(place: int, result: Pixels | str) -> None:
             writer.add(files.paths[place], int(stamps.sizes[place]), int(stamps.times[place]), result)
@@ -269,7 +318,7 @@ def _write_cache(
                 missing.append(place)
             else:
                 add(place, result)
-        rest = files.subset(np.array(missing, dtype=np.int64))
+        rest = files.subset(np.array(missing))
         with closing(_counted(rest, means)) as results:
             for place, decoded in zip(missing, results, strict=True):
                 if not isinstance(decoded, UndecodableError):
@@ -278,7 +327,28 @@ def _write_cache(
                     add(place, str(decoded))
                 else:
                     passing[files.paths[place]] = str(decoded)
+        if entries is not None:
+            for known in others.tolist():
+                name = entries.names[known]
+                if (result := _recall(entries, known, name)) is not None:
+                    writer.add(
+                        name, int(entries.stamps.sizes[known]), int(entries.stamps.times[known]), result
+                    )
     return passing
+
+
+def _others(entries: Entries, files: FileImages) -> Index:
+    """Where in `entries` files are that are none of `files`, but still there and unchanged."""
+    places = np.flatnonzero(find_names(files.paths, entries.names) < 0)
+    there = replace(files, paths=take(entries.names, places), decoded=None)
+    try:
+        stamps, _ = there.stamps()
+    except KeyError:
+        # An archive that has lost one has changed.
+        return places[:0]
+    known = entries.stamps.subset(places)
+    same: Index = places[(stamps.sizes == known.sizes) & (stamps.times == known.times)]
+    return same
 
 
 def _recall(entries: Entries | None, known: int, name: str) -> Pixels | str | None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import repeat
+from typing import Any
+
+import numpy as np
 
 from visus.data.files import FileImages
-from visus.data.images import ArrayImages, Data, Split
+from visus.data.images import ArrayImages, Data, Images, Split
+from visus.data.names import Index
+
+_AT_ONCE = 10_000
 
 
 def split_header(data: Data) -> list[str]:
@@ -38,8 +44,8 @@ def fingerprint(data: Data) -> str:
     digest = hashlib.sha256(json.dumps(data.classes).encode())
     for name, part in _parts(data).items():
         images = part.images
-        sizes = images.sizes_bytes() if isinstance(images, FileImages) else []
-        digest.update(json.dumps([name, list(part.paths), part.labels.tolist(), sizes]).encode())
+        for piece in _as_json(name, part.paths, part.labels, _sizes(images)):
+            digest.update(piece.encode())
         if isinstance(images, ArrayImages):
             digest.update(json.dumps(images.pixels.shape).encode())
             digest.update(images.pixels.numpy().reshape(-1).data)
@@ -53,8 +59,9 @@ def part_fingerprint(part: Split) -> str:
     """
     names = [part.classes[label] if label >= 0 else None for label in part.labels]
     images = part.images
-    sizes = images.sizes_bytes() if isinstance(images, FileImages) else []
-    digest = hashlib.sha256(json.dumps([list(part.paths), names, sizes]).encode())
+    digest = hashlib.sha256()
+    for piece in _as_json(part.paths, names, _sizes(images)):
+        digest.update(piece.encode())
     if isinstance(images, ArrayImages):
         digest.update(json.dumps(images.pixels.shape).encode())
         digest.update(images.pixels.numpy().reshape(-1).data)
@@ -63,6 +70,26 @@ def part_fingerprint(part: Split) -> str:
 
 def _has_groups(data: Data) -> bool:
     return any("group" in part.columns for part in _parts(data).values())
+
+
+def _sizes(images: Images) -> Sequence[int] | Index:
+    return images.sizes_bytes() if isinstance(images, FileImages) else ()
+
+
+def _as_json(*items: str | Sequence[Any] | Index) -> Iterator[str]:
+    """What `json.dumps(items)` gives, in pieces: all at once it would take several times what a long list takes."""
+    for number, each in enumerate(items):
+        yield ", " if number else "["
+        if isinstance(each, str):
+            yield json.dumps(each)
+            continue
+        yield "["
+        for first in range(0, len(each), _AT_ONCE):
+            some = each[first : first + _AT_ONCE]
+            plain = some.tolist() if isinstance(some, np.ndarray) else list(some)
+            yield (", " if first else "") + json.dumps(plain)[1:-1]
+        yield "]"
+    yield "]"
 
 
 def _parts(data: Data) -> dict[str, Split]:

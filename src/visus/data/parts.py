@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from visus.data.agreement import refuse_other_classes
 from visus.data.files import FileImages
 from visus.data.folders import Listing
 from visus.data.images import Data, Split, map_classes
+from visus.data.names import collect_names
 from visus.errors import DataError
 
 
@@ -34,7 +35,7 @@ def listed_data(
     source: str | Path,
     kind: str,
     listings: Mapping[str, Listing],
-    images: Callable[[str, list[str]], FileImages],
+    images: Callable[[str, Sequence[str]], FileImages],
 ) -> Data:
     """A data set of what is listed for each part, `images(part, paths)` being the images of one.
 
@@ -45,14 +46,15 @@ def listed_data(
         if name == "val" or set(listing.classes) - set(classes):
             refuse_other_classes(source, name, listing.classes, classes)
     _refuse_shared_groups(source, listings)
+    paths = {name: collect_names(listing.paths) for name, listing in listings.items()}
     parts = {
         name: map_classes(
             Split(
                 name,
-                images(name, listing.paths),
+                images(name, paths[name]),
                 np.array(listing.labels, dtype=np.int64),
                 tuple(listing.classes),
-                listing.paths,
+                paths[name],
                 listing.columns,
             ),
             classes,

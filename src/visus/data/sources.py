@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from visus.data.addresses import is_address
 from visus.data.agreement import with_validation
 from visus.data.archives import Archive, ZipArchive
 from visus.data.arrays import read_digits, read_npz
+from visus.data.cache import Cache
 from visus.data.cifar import read_cifar
 from visus.data.dataset import MapStyle, is_map_style, read_dataset
-from visus.data.files import FileImages
+from visus.data.files import FileImages, Keeping, with_keeping
 from visus.data.folders import PARTS, find_parts, is_image, list_classes
 from visus.data.huggingface import (
     is_huggingface,
@@ -43,7 +45,13 @@ _SOURCES = (
 
 
 def open_source(
-    source: Source, *, val: Source | None = None, val_fraction: float = 0.1, split_seed: int = 0
+    source: Source,
+    *,
+    val: Source | None = None,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+    cache: Cache = "auto",
+    workers: int | None = None,
 ) -> Data:
     """The data set that `source` names: a folder of class folders, or `train/`, `val/` and `test/` above such; a zip of either; a
     CSV or Parquet table of `path,label[,split,group]`; an `.npz` file; a folder of IDX files (the MNIST family); CIFAR-10 or -100
@@ -51,8 +59,14 @@ def open_source(
 
     `val` is another source, for validation. Where no validation part is given, a stratified `val_fraction` of the training part is
     set aside, groups as a whole where a table has them; 0 leaves it out. `digits` has a test part of its own: a fifth, by the same
-    rule with seed 0. Raises `DataError` where there is nothing to train on, `UsageError` for what is no source.
+    rule with seed 0. `cache` says where `batches` keeps decoded files (`auto`: on disk), `workers` how many processes decode and
+    threads crop. Raises `DataError` where there is nothing to train on, `UsageError` for what is no source.
     """
+    data = _open_parts(source, val, val_fraction, split_seed)
+    return with_keeping(data, Keeping(cache, workers))
+
+
+def _open_parts(source: Source, val: Source | None, val_fraction: float, split_seed: int) -> Data:
     data = read_source(source)
     train = data.train
     if train is None:
@@ -203,7 +217,7 @@ def _open_shards(source: str) -> Data:
         return _open_tar(source, found, index)
     archive = ShardArchive(found.place, index, index.names(), found.identity)
 
-    def images(part: str, paths: list[str]) -> FileImages:
+    def images(part: str, paths: Sequence[str]) -> FileImages:
         names = [f"{part}/{path}" for path in paths] if index.has_twins else paths
         return FileImages(Path(source), names, channels=index.channels, archive=archive)
 

@@ -13,7 +13,7 @@ from visus.ops.rng import hash64
 _ROUNDING = 1e-9
 
 
-def held_out(paths: list[str], labels: Labels, fraction: float, seed: int) -> Labels:
+def held_out(paths: Sequence[str], labels: Labels, fraction: float, seed: int) -> Labels:
     """Positions of the images to set aside, ascending.
 
     A hash of (seed, path) orders the images of each class, and the first round(fraction * n) are taken: a pure function of the
@@ -92,7 +92,7 @@ def split_off(split: Split, name: str, fraction: float, seed: int) -> tuple[Spli
         groups = _groups(split.columns["group"], split.paths)
         away = held_out_groups(groups, split.labels, fraction, seed)
     else:
-        away = held_out(list(split.paths), split.labels, fraction, seed)
+        away = held_out(split.paths, split.labels, fraction, seed)
     stay = np.setdiff1d(np.arange(len(split)), away)
     return split.subset(stay), split.subset(away, name)
 

@@ -45,8 +45,14 @@ class FolderTree:
         try:
             with os.scandir(self.path / folder) as found:
                 for entry in found:
-                    if not entry.name.startswith(_HIDDEN):
-                        (folders if _is_folder(entry) else files).append(entry.name)
+                    name = entry.name
+                    if name.startswith(_HIDDEN):
+                        continue
+                    try:
+                        (folders if entry.is_dir() else files).append(name)
+                    except OSError:
+                        # A link to itself: whoever opens it will say what it is.
+                        files.append(name)
         except OSError as error:
             raise self._unlistable(folder, error) from None
         return sorted(folders), sorted(files)
@@ -61,14 +67,6 @@ class FolderTree:
 
     def _unlistable(self, folder: str, error: OSError) -> DataError:
         return DataError(f"{self.path / folder}: cannot be listed: {error.strerror}; check its permissions")
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """A link to itself is none; whoever opens it will say what it is."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
 
 
 class NameTree:

@@ -1,0 +1,47 @@
+"""Work done by threads a little ahead of whoever asks for it. Nothing here loads torch."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
+) -> Generator[Result, None, None]:
+    """`work(item)` for each of `items`, in their order, done by `threads` for up to `ahead` items that nobody has asked for yet.
+
+    Without threads it is done when it is asked for, in the calling one. What `work` raises is raised for its item, and ends all.
+    Who closes this early waits for nothing: work that has begun ends by itself.
+    """
+    if not threads:
+        yield from map(work, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with working(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def working(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """So many threads; at the end what has not begun is left, and what has begun ends by itself."""
+    finalizing = sys.is_finalizing
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    finally:
+        # A generator that nobody closed is closed at the interpreter's end: by then threads have ended, and modules are in pieces.
+        if not finalizing():
+            pool.shutdown(wait=False, cancel_futures=True)

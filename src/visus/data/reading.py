@@ -1,0 +1,109 @@
+"""The pixels of batches: of images that were kept when they are asked for, of others some batches ahead, from child processes.
+
+`N` images, `C` channels, `H` height, `W` width. Pixels are uint8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice, tee
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from visus.data.ahead import in_order, working
+from visus.data.files import FileImages
+from visus.data.images import ArrayImages, Images
+from visus.processors import own_processors
+
+Positions = npt.NDArray[np.int64]
+Draws = npt.NDArray[np.float64]
+Wanted = tuple[Positions, Draws]
+"""Which images a batch has, and the random numbers of each, `[N, ...]`."""
+Change = Callable[[Tensor, Draws], Tensor]
+"""What is done to an image `[C, h, w]` with its random numbers, alone and in any thread."""
+
+_AHEAD_BATCHES = 2
+_AHEAD_BYTES = 2**28
+
+
+def read_batches(
+    images: Images,
+    wanted: Iterable[Wanted],
+    change: Change,
+    *,
+    workers: int | None = None,
+    image_bytes: int | None = None,
+) -> Generator[list[Tensor], None, None]:
+    """The images of each batch that is `wanted`, changed, in order; the same for any `workers`, and wherever they are kept.
+
+    Those that were kept are read and changed by as many threads as there are `workers`, a batch when it is asked for. Others are
+    decoded by as many child processes, two batches ahead as long as these take at most 256 MB, of `image_bytes` each after the
+    change (unknown: four images for each worker). With 0 workers all is done in the calling thread. `DataError` for a file that
+    can no longer be used, when its batch is asked for.
+    """
+    workers = own_processors() if workers is None else workers
+    if isinstance(images, FileImages) and images.decoded is None:
+        return _read_ahead(images, wanted, change, workers, image_bytes)
+    return _read_now(images, wanted, change, workers)
+
+
+def _read_now(
+    images: Images, wanted: Iterable[Wanted], change: Change, workers: int
+) -> Generator[list[Tensor], None, None]:
+    def read(some: Wanted) -> list[Tensor]:
+        return [change(_one(images, position), drawn) for position, drawn in zip(*some, strict=True)]
+
+    with working(max(1, workers)) as pool:
+        for positions, draws in wanted:
+            if workers < 2:
+                yield read((positions, draws))
+                continue
+            shares = zip(np.array_split(positions, workers), np.array_split(draws, workers), strict=True)
+            yield [image for share in pool.map(read, shares) for image in share]
+
+
+def _read_ahead(
+    images: FileImages, wanted: Iterable[Wanted], change: Change, workers: int, image_bytes: int | None
+) -> Generator[list[Tensor], None, None]:
+    def read(one: tuple[int, Draws]) -> Tensor:
+        return change(torch.from_numpy(images.read(one[0], apart=workers > 0)), one[1])
+
+    batches = iter(wanted)
+    first = next(batches, None)
+    if first is None:
+        return
+    mine, theirs = tee(_again(first, batches))
+    most = 4 * workers
+    if image_bytes is not None:
+        most = max(most, min(_AHEAD_BATCHES * len(first[0]), _AHEAD_BYTES // max(1, image_bytes)))
+    each = ((int(position), drawn) for some in theirs for position, drawn in zip(*some, strict=True))
+    with closing(in_order(read, each, workers, most)) as results:
+        for positions, _ in mine:
+            yield list(islice(results, len(positions)))
+
+
+def _again(first: Wanted, others: Iterator[Wanted]) -> Iterator[Wanted]:
+    yield first
+    yield from others
+
+
+def _one(images: Images, position: int) -> Tensor:
+    if isinstance(images, ArrayImages):
+        return images.pixels[position]
+    assert isinstance(images, FileImages)
+    return torch.from_numpy(images.read(position))
+
+
+def stack(images: Sequence[Tensor], channels: int, size: tuple[int, int]) -> Tensor:
+    """`[N, C, H, W]`, also of none."""
+    return torch.stack(list(images)) if images else torch.empty((0, channels, *size), dtype=torch.uint8)
+
+
+def pixels_bytes(images: Images, size: tuple[int, int]) -> int:
+    """What one of `images` takes as pixels of `size`."""
+    return images.channels * math.prod(size)

@@ -18,6 +18,7 @@ TRAIN_FLAGS = {max(each.opts, key=len) for each in COMMANDS["train"].params} - {
     "--config",
     "--json",
     "--quiet",
+    "--out",
 }
 
 
@@ -66,7 +67,7 @@ def test_every_command_and_flag_has_its_place_in_the_documentation():
     for name, command in COMMANDS.items():
         page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
         # The flags that a command shares with train are documented there.
-        elsewhere = TRAIN_FLAGS if name == "find-lr" else set()
+        elsewhere = TRAIN_FLAGS if name in ("find-lr", "tune") else set()
         flags = [max(each.opts, key=len) for each in command.params if each.param_type_name == "option"]
         flags = [flag for flag in flags if flag not in elsewhere]
         assert not [flag for flag in flags if f"`{flag}" not in page and f"[{flag}" not in page], name

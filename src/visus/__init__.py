@@ -42,6 +42,7 @@ _HOME = {
     "split_seconds": "visus.ops.stopwatch",
     "summary": "visus.model_summary",
     "train": "visus.training",
+    "tune": "visus.tuning",
 }
 
 __all__ = sorted(_HOME)

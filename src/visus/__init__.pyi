@@ -33,5 +33,6 @@ from visus.runs import read_history as read_history
 from visus.testing import evaluate_checkpoint as evaluate_checkpoint
 from visus.training import resume as resume
 from visus.training import train as train
+from visus.tuning import tune as tune
 
 __all__: list[str]

@@ -212,6 +212,42 @@ def find_lr(
 
 
 @app.command()
+@_with_flags_of(train, "resume", "allow_change", "name", "profile")
+def tune(
+    trials: Annotated[int, typer.Option(min=1, help="Runs in all, those before included.")] = 30,
+    space: Annotated[
+        Path | None, typer.Option(help="YAML: what is searched; lr and weight decay if not given.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings; flags go before them.")] = None,
+    out: Annotated[str, typer.Option(help="Folder of the study and its runs.")] = "runs/tune",
+    picture: Annotated[Path | None, typer.Option(help="Of the trials; tune.png in the folder.")] = None,
+    as_json: JsonFlag = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing.")] = False,
+    **given: Any,
+) -> int:
+    """Search for settings on DATA; the flags of train are what all trials share."""
+    from visus import tuning
+    from visus.config import read_config
+    from visus.display import Display
+    from visus.plots import plot_search
+
+    asked = {**(read_config(config) if config else {}), **_settings(given), "out": out}
+    if "data" not in asked:
+        raise UsageError("expected DATA to search on; see visus tune --help")
+    with Display(quiet=quiet) as display:
+        found = tuning.tune(
+            asked, tuning.read_space(space) if space else None, trials=trials, display=display
+        )
+        drawn = plot_search([each.accuracy for each in found.trials], picture or Path(out) / "tune.png")
+        display.line(f"Picture: {drawn}")
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        typer.echo(found)
+    return 0
+
+
+@app.command()
 def evaluate(
     checkpoint: CheckpointArgument,
     data: Annotated[str, typer.Argument(help="As for train.")],

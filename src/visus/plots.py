@@ -111,6 +111,21 @@ def plot_range_test(
         return _write(figure, path)
 
 
+def plot_search(accuracies: Sequence[float | None], path: str | os.PathLike[str]) -> Path:
+    """Draw the accuracies of trials in their order, and the best until each; write it to `path` at 200 dpi."""
+    with matplotlib.style.context("default"):
+        values = 100 * np.array([math.nan if each is None else each for each in accuracies])
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(values, "o", markersize=4, label="trial")
+        axes.step(range(len(values)), np.fmax.accumulate(values), where="post", label="best until then")
+        axes.set(xlabel="trial", ylabel="validation accuracy in %", title="Search")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+        return _write(figure, path)
+
+
 def fonts_for(texts: Iterable[str]) -> list[str]:
     """Font families that together have the characters of `texts`, as far as installed fonts go; the usual one first."""
     families = [_BASE_FONT]

@@ -96,6 +96,14 @@ class RunFolder:
         finally:
             lock.release()
 
+    def is_free(self) -> bool:
+        """Whether no process writes here."""
+        try:
+            with self.locked():
+                return True
+        except UsageError:
+            return False
+
     def write_records(self, records: list[Record]) -> None:
         """Replace the lines of `metrics.jsonl`, in one step, so that a full disk leaves no half of one."""
         write_text(self.metrics, "".join(json.dumps(each, allow_nan=False) + "\n" for each in records))

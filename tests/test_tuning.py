@@ -1,0 +1,151 @@
+"""A search: it ends where it was asked to, goes on with what was killed, and is shared by processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from visus.errors import UsageError
+from visus.tuning import Span, read_space, tune
+
+optuna = pytest.importorskip("optuna")
+
+SPACE = {
+    "lr": Span(0.01, 0.5, log=True),
+    "batch_size": Span(50, 150, step=50),
+    "schedule": ["onecycle", "constant"],
+}
+SETTINGS = {
+    "data": "digits",
+    "model": "small",
+    "augment": "none",
+    "epochs": 1,
+    "amp": "off",
+    "threads": 1,
+    "split_seed": 0,
+}
+
+
+def test_a_search_ends_after_its_trials_and_says_what_was_best(tmp_path):
+    settings = {**SETTINGS, "epochs": 2, "out": str(tmp_path / "study")}
+    found = tune(settings, SPACE, trials=2)
+    assert [each.number for each in found.trials] == [0, 1]
+    assert {each.state for each in found.trials} == {"complete"}
+    assert found.best.accuracy == max(each.accuracy for each in found.trials)
+    best = json.loads((Path(found.best.run) / "summary.json").read_text())
+    assert best["best"]["accuracy"] == found.best.accuracy
+    assert found.test == best["test"]
+    assert set(found.best.settings) == set(SPACE)
+    assert 0.01 <= found.best.settings["lr"] <= 0.5
+    assert found.best.settings["batch_size"] in (50, 100, 150)
+    low, high = found.accuracy_ci95
+    assert low < found.best.accuracy < high
+    assert json.loads(json.dumps(found.to_json()))["best"]["number"] == found.best.number
+    assert str(found).splitlines()[0].split() == [
+        "trial",
+        "state",
+        "accuracy",
+        "batch_size",
+        "lr",
+        "schedule",
+    ]
+
+    # The same call trains nothing more; one for another trial goes on.
+    assert tune(settings, SPACE, trials=2).trials == found.trials
+    more = tune(settings, SPACE, trials=3)
+    assert more.trials[:2] == found.trials
+    assert len(more.trials) == 3
+
+    with pytest.raises(UsageError, match="searches another space"):
+        tune(settings, {"lr": [0.1, 0.2]}, trials=4)
+    (tmp_path / "study" / "study.db").unlink()
+    with pytest.raises(UsageError, match=r"expected study\.db beside its trials"):
+        tune(settings, SPACE, trials=4)
+
+
+def test_searches_of_one_seed_try_the_same(tmp_path):
+    found = [tune({**SETTINGS, "out": str(tmp_path / name)}, SPACE, trials=1) for name in ("a", "b")]
+    other = tune({**SETTINGS, "seed": 1, "out": str(tmp_path / "c")}, SPACE, trials=1)
+    assert found[0].trials[0].settings == found[1].trials[0].settings != other.trials[0].settings
+    assert found[0].best.accuracy == found[1].best.accuracy
+
+
+def test_trials_that_fall_behind_are_ended_and_failures_are_none(tmp_path, monkeypatch):
+    # Each trial is worse than the one before; a rate beyond reason ends in numbers that are none.
+    rates = iter([0.1, 0.1, 0.1, 0.1, 0.1, 1e-9, 1e30, 0.1])
+    monkeypatch.setattr("visus.tuning._suggest", lambda trial, space: {"lr": next(rates)})
+    monkeypatch.setattr("visus.tuning._UNPRUNED", 2)
+    found = tune({**SETTINGS, "epochs": 3, "out": str(tmp_path)}, {"lr": [0.1]}, trials=7)
+    states = [each.state for each in found.trials]
+    assert states[5:] == ["pruned", "failed", "complete"]
+    assert found.trials[6].accuracy is None
+    assert found.best.number not in (5, 6)
+
+
+def test_a_killed_search_goes_on_with_the_trial_that_was_under_way(tmp_path, monkeypatch):
+    out = tmp_path / "study"
+    command = "from visus.tuning import Span, tune; import sys, json; tune(json.loads(sys.argv[1]), {'lr': [0.1, 0.05]}, trials=2)"
+    settings = {**SETTINGS, "epochs": 30, "out": str(out)}
+    process = subprocess.Popen([sys.executable, "-c", command, json.dumps(settings)])
+    deadline = time.monotonic() + 120
+    while not (out / "trial-0" / "last.safetensors").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len((out / "trial-0" / "metrics.jsonl").read_text().splitlines()) // 2
+    assert 1 <= done < 30
+
+    monkeypatch.setattr("visus.tuning._SETTLED_SECONDS", 0.0)
+    found = tune(settings, {"lr": [0.1, 0.05]}, trials=1)
+    assert [each.state for each in found.trials] == ["complete"]
+    assert len((out / "trial-0" / "metrics.jsonl").read_text().splitlines()) == 60
+    assert sorted(os.listdir(out)) == ["study.db", "trial-0"]
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_study(tmp_path):
+    out = tmp_path / "study"
+    settings = {**SETTINGS, "out": str(out)}
+    tune(settings, {"lr": Span(0.01, 0.5, log=True)}, trials=1)
+    command = (
+        "from visus.tuning import Span, tune; import sys, json; "
+        "tune(json.loads(sys.argv[1]), {'lr': Span(0.01, 0.5, log=True)}, trials=4)"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", command, json.dumps(settings)]) for _ in range(2)]
+    assert [process.wait(timeout=240) for process in both] == [0, 0]
+    found = tune(settings, {"lr": Span(0.01, 0.5, log=True)}, trials=4)
+    # One may have begun a trial while the other ended the fourth.
+    assert 4 <= len(found.trials) <= 5
+    assert len({each.settings["lr"] for each in found.trials}) == len(found.trials)
+    assert {each.state for each in found.trials} == {"complete"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: 3", "lr: expected a list of values, or low and high"),
+        ("lr: {low: 1}", "lr: expected a list of values"),
+        ("- a", "expected a list of values"),
+        ("", "expected a list of values"),
+        ("lr: [", "cannot be read as a space"),
+    ],
+)
+def test_a_space_that_is_none_is_one_sentence(tmp_path, text, message):
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_space(path)
+
+
+def test_what_is_searched_must_exist_and_not_be_given(tmp_path):
+    with pytest.raises(UsageError, match="learning_rate"):
+        tune({**SETTINGS, "out": str(tmp_path)}, {"learning_rate": [0.1]}, trials=1)
+    with pytest.raises(UsageError, match="epochs is searched and given"):
+        tune({**SETTINGS, "out": str(tmp_path)}, {"epochs": [1, 2]}, trials=1)

@@ -184,7 +184,7 @@ def _with_flags_of(
 
 
 @app.command("find-lr")
-@_with_flags_of(train, "resume", "allow_change", "config", "lr")
+@_with_flags_of(train, "resume", "allow_change", "lr", "out", "name", "checkpoint_every", "keep", "profile")
 def find_lr(
     config: Annotated[Path | None, typer.Option(help="Settings; flags go before them.")] = None,
     picture: Annotated[Path, typer.Option(help="Of the loss: .png, .svg.")] = Path("find-lr.png"),

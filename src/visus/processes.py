@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -109,6 +110,9 @@ def joined() -> Iterator[Processes]:
         endings = replace(endings, peers=processes.from_each(own))
         yield processes
     except BaseException as error:
+        # It is ending already, with a code of its own: whoever started all of them need not hurry it.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         lost = endings.of_another() if _is_lost_connection(error) else None
         endings.tell(lost or error)
         if lost:

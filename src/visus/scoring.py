@@ -17,7 +17,14 @@ from visus.errors import UsageError
 from visus.ops.confusion import Averages, Counts, averages, class_shares
 from visus.ops.intervals import Interval, Method, bounded_interval, share_interval
 from visus.ops.ranking import ranking
-from visus.ops.resampling import Floats, Units, bootstrap, units_of
+from visus.ops.resampling import (
+    Floats,
+    Units,
+    accelerated_interval,
+    bootstrap,
+    units_of,
+    variances,
+)
 from visus.outcomes import Outcomes
 
 TOP = 5
@@ -90,26 +97,40 @@ class Rankings(NamedTuple):
     """These by the images of each class."""
 
 
-def resample(outcomes: Outcomes, wanted: Wanted) -> dict[str, Floats]:
-    """The bootstrap's intervals `[2]`, or `[K, 2]` of figures of classes, by name; NaN where there is nothing to divide by."""
+def resample(outcomes: Outcomes, wanted: Wanted) -> dict[str, Any]:
+    """The intervals of figures by name, a list of them where there is one for each class, from a bootstrap over units.
+
+    Of what is between 0 and 1 by `bounded_interval`, which in simulation keeps its level where quantiles of the samples lose it:
+    few images, or nearly all of them right. Of the loss, which has no upper end, by `accelerated_interval`.
+    """
     classes, n = outcomes.classes, len(outcomes.labels)
     units = units_of(n, wanted.groups)
     sums = _sums(outcomes, units)
+    per_class = wanted.groups is not None or wanted.method == "bootstrap"
 
     def figures(drawn: Floats) -> Floats:
         there, said, right = (drawn[:, place * classes : (place + 1) * classes] for place in range(3))
         images, hits, top, losses, briers = drawn[:, 3 * classes :].T
-        totals = [hits / images, top / images, losses / images, briers / images]
+        totals = [losses / images, hits / images, top / images, briers / images / 2]
         columns = [*totals, *averages(there, said, right)]
-        shares = class_shares(there, said, right) if wanted.groups is not None else ()
+        shares = class_shares(there, said, right) if per_class else ()
         return np.concatenate([np.stack(columns, axis=1), *shares], axis=1)
 
-    intervals = bootstrap(sums, figures, level=wanted.level)
-    names = ["accuracy", "top5", "loss", "brier", *Averages._fields]
-    found = dict(zip(names, intervals, strict=False))
-    per_class = intervals[len(names) :]
-    if len(per_class):
-        found |= dict(zip(("precision", "recall", "f1"), np.split(per_class, 3), strict=True))
+    whole = np.asarray(sums.sum(axis=0))[None]
+    estimates, samples = figures(whole)[0], bootstrap(sums, figures)
+    spread = variances(samples, sums.shape[0], wanted.level)
+    intervals = [
+        bounded_interval(*pair, sums.shape[0], wanted.level) if np.isfinite(pair).all() else None
+        for pair in zip(estimates.tolist(), spread.tolist(), strict=True)
+    ]
+    names = ["loss", "accuracy", "top5", "brier", *Averages._fields]
+    found: dict[str, Any] = dict(zip(names, intervals, strict=False))
+    found["brier"] = found["brier"] and (2 * found["brier"][0], 2 * found["brier"][1])
+    loss = np.bincount(units, outcomes.losses - estimates[0])
+    found["loss"] = interval_of(accelerated_interval(estimates[0], samples[:, 0], loss, wanted.level))
+    for place, name in enumerate(("precision", "recall", "f1") if per_class else ()):
+        begin = len(names) + place * classes
+        found[name] = intervals[begin : begin + classes]
     return found
 
 
@@ -146,7 +167,7 @@ def class_scores(
     table: Counts,
     classes: Sequence[str],
     wanted: Wanted,
-    resampled: Mapping[str, Floats],
+    resampled: Mapping[str, Any],
     rankings: Sequence[Mapping[str, Any]],
 ) -> list[ClassScores]:
     """The scores of each class, from the confusion `[K, K + 1]`. F1 is a function of the share of right images among those that
@@ -170,9 +191,7 @@ def class_scores(
             "precision_ci95": share(correct, predicted, wanted, spread.get("precision")),
             "recall": recall,
             "f1": f1,
-            "f1_ci95": interval_of(spread["f1"])
-            if "f1" in spread
-            else either and (2 * either[0] / (1 + either[0]), 2 * either[1] / (1 + either[1])),
+            "f1_ci95": spread["f1"] if "f1" in spread else either and (_f1(either[0]), _f1(either[1])),
             **rankings[place],
         }
         found.append(scores)
@@ -180,29 +199,28 @@ def class_scores(
 
 
 def average(
-    kind: str, means: Averages, resampled: Mapping[str, Floats], rankings: Mapping[str, Any]
+    kind: str, means: Averages, resampled: Mapping[str, Any], rankings: Mapping[str, Any]
 ) -> Average:
     """The plain (`macro`) or `weighted` means with their intervals."""
     figures: dict[str, Any] = {}
     for name in ("precision", "recall", "f1"):
         figures[name] = float(getattr(means, f"{kind}_{name}"))
-        figures[f"{name}_ci95"] = interval_of(resampled[f"{kind}_{name}"])
+        figures[f"{name}_ci95"] = resampled[f"{kind}_{name}"]
     return Average(**figures, **rankings)
 
 
-def share(correct: int, n: int, wanted: Wanted, resampled: Floats | None) -> Interval | None:
+def share(correct: int, n: int, wanted: Wanted, resampled: Interval | None) -> Interval | None:
     """The interval of a share; `None` where there is nothing to divide by."""
     if not n:
         return None
-    if resampled is not None and (wanted.groups is not None or wanted.method == "bootstrap"):
-        return interval_of(resampled)
-    return share_interval(correct, n, wanted.level, "exact" if wanted.method == "exact" else "wilson")
+    if wanted.groups is not None or wanted.method == "bootstrap":
+        return resampled
+    return share_interval(correct, n, wanted.level, wanted.method)
 
 
-def interval_of(pair: Floats) -> Interval | None:
-    """Two numbers as an interval; `None` where they are none."""
-    low, high = pair.tolist()
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+def interval_of(pair: tuple[float, float]) -> Interval | None:
+    """Two numbers as an interval; `None` where one is none."""
+    return pair if all(map(math.isfinite, pair)) else None
 
 
 def check_groups(groups: Sequence[Any], n: int) -> Sequence[Any]:
@@ -249,6 +267,11 @@ def _ranked(
 def _variance(influence: Floats, units: Units | None) -> float:
     together = influence if units is None else np.bincount(units, influence)
     return float((together**2).sum())
+
+
+def _f1(share: float) -> float:
+    """From the share of right images among those of a class or taken for it."""
+    return 2 * share / (1 + share)
 
 
 def _number(value: Any) -> float | None:

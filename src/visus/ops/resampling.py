@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
+from scipy import sparse, stats
 
 Floats = npt.NDArray[np.float64]
 Units = npt.NDArray[np.int64]
@@ -36,21 +37,50 @@ def units_of(n: int, groups: Sequence[Any] | npt.NDArray[Any] | None = None, mos
 
 
 def bootstrap(
-    sums: sparse.csr_array, statistic: Callable[[Floats], Floats], *, level: float = 0.95, seed: int = _SEED
+    sums: sparse.csr_array, statistic: Callable[[Floats], Floats], *, seed: int = _SEED
 ) -> Floats:
-    """The intervals `[S, 2]` at `level` of the figures that `statistic` makes of sums: `[R, M] -> [R, S]`.
+    """2,000 samples `[R, S]` of the figures that `statistic` makes of sums, `[R, M] -> [R, S]`.
 
-    `sums [U, M]` are those of each unit. Units are drawn with replacement 2,000 times, and the interval runs between quantiles of
-    the figures of these (Efron's percentiles); a figure that is NaN in a sample is left out of its quantiles, and an interval is
-    NaN where all are. The words that units are drawn by are PCG64's, whose stream numpy promises to keep: the same sums give
-    the same interval everywhere.
+    `sums [U, M]` are those of each unit; a sample is as many units, drawn with replacement (Efron, 1979). The words that units are
+    drawn by are PCG64's, whose stream numpy promises to keep: the same sums give the same samples everywhere.
     """
-    figures = np.concatenate([statistic(drawn @ sums) for drawn in _draws(sums.shape[0], seed)])
-    tail = (1 - level) / 2
-    empty = np.isnan(figures).all(axis=0)
-    figures[:, empty] = 0.0
-    low, high = np.nanquantile(figures, [tail, 1 - tail], axis=0)
-    return np.where(empty[:, None], np.nan, np.stack([low, high], axis=1))
+    return np.concatenate([statistic(drawn @ sums) for drawn in _draws(sums.shape[0], seed)])
+
+
+def variances(samples: Floats, units: int, level: float) -> Floats:
+    """The variance of each figure `[S]` from its bootstrap `samples [R, S]`; those in which it is NaN are left out.
+
+    Of few units (Korn and Graubard, 1998): as much larger as Student's t makes an interval at `level` longer.
+    """
+    if units < 2:
+        return np.full(samples.shape[1], np.nan)
+    tail = (1 + level) / 2
+    stretch = float(stats.t.ppf(tail, units - 1) / stats.norm.ppf(tail)) ** 2 * units / (units - 1)
+    known = np.isfinite(samples)
+    count = known.sum(axis=0)
+    filled = np.where(known, samples, 0.0)
+    mean = filled.sum(axis=0) / np.maximum(count, 1)
+    squares = (np.where(known, samples - mean, 0.0) ** 2).sum(axis=0)
+    spread = squares / np.maximum(count - 1, 1) * stretch
+    return np.where(count > 1, spread, np.nan)
+
+
+def accelerated_interval(
+    figure: float, samples: Floats, influence: Floats, level: float = 0.95
+) -> tuple[float, float]:
+    """The BCa interval of a figure from its bootstrap `samples [R]` (Efron, Better Bootstrap Confidence Intervals, 1987).
+
+    `influence [U]` is how far each unit pulls the figure, up to a factor. NaN where a sample is.
+    """
+    cubes, squares = float((influence**3).sum()), float((influence**2).sum())
+    if not squares > 0 or not np.isfinite(samples).all():
+        return (figure, figure) if squares == 0 else (math.nan, math.nan)
+    acceleration = cubes / (6 * squares**1.5)
+    below = (np.sum(samples < figure) + np.sum(samples <= figure)) / 2 / len(samples)
+    shift = float(stats.norm.ppf(np.clip(below, 1 / len(samples), 1 - 1 / len(samples))))
+    z = shift + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(samples, stats.norm.cdf(shift + z / (1 - acceleration * z)))
+    return float(low), float(high)
 
 
 def _draws(units: int, seed: int) -> Any:

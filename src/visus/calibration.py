@@ -1,0 +1,202 @@
+"""What `visus calibrate` does: a temperature that makes a model's confidence honest, stored in its checkpoint.
+
+`N` images, `K` classes.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import optimize, sparse
+from torch import Tensor
+
+from visus.amp import amp_that_works
+from visus.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, rebuild_model, save_checkpoint
+from visus.data.batching import EvaluationBatches
+from visus.data.images import Skipped
+from visus.devices import computing, select_device
+from visus.errors import DataError, UsageError
+from visus.inference import predict_logits
+from visus.ops.calibration_error import (
+    Bin,
+    calibration_error_interval,
+    debiased_calibration_error,
+    reliability_bins,
+    smooth_calibration_error,
+)
+from visus.ops.intervals import Interval
+from visus.ops.resampling import accelerated_interval, bootstrap, units_of
+from visus.ops.rng import permutation
+from visus.runs import RunFolder
+from visus.testing import open_part
+
+_LOWEST, _HIGHEST = 0.05, 20.0
+_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Honesty:
+    """How honest the probabilities are."""
+
+    loss: float
+    """Mean cross-entropy in nats."""
+    loss_ci95: Interval
+    ece: float
+    """`debiased_calibration_error`."""
+    ece_ci95: Interval
+    smooth_ece: float
+    reliability: list[Bin]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was found, and stored in the checkpoint."""
+
+    checkpoint: str
+    split: str
+    n: int
+    temperature: float
+    before: Honesty
+    """With the temperature 1."""
+    after: Honesty
+    """Each image with a temperature that was fitted without it and its fold, a fifth of the images."""
+    digest: str
+    """Of the weights, which stay as they were."""
+    notes: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `visus calibrate --json`."""
+        document = asdict(self)
+        del document["notes"]
+        return document | {"skipped": len(self.skipped)}
+
+    def __str__(self) -> str:
+        rows = (("before", self.before), ("after", self.after))
+        lines = [
+            f"{name:>6}: loss {each.loss:.4f} ({each.loss_ci95[0]:.4f} to {each.loss_ci95[1]:.4f}), calibration error "
+            f"{each.ece:.4f} ({each.ece_ci95[0]:.4f} to {each.ece_ci95[1]:.4f}), smooth {each.smooth_ece:.4f}"
+            for name, each in rows
+        ]
+        return "\n".join(
+            [f"temperature {self.temperature:.4f}, from {self.n} images ({self.split}), 95 % intervals", *lines]
+        )
+
+
+def calibrate_checkpoint(
+    path: Path, source: str, *, part: str = "val", device: torch.device | str = "auto"
+) -> Calibration:
+    """Fit a temperature to the model at `path` on a part of `source`, and store it in the checkpoint, in one step.
+
+    `path` is a checkpoint, or a run's folder for its best one. One temperature for all classes (Guo et al., On Calibration of
+    Modern Neural Networks, 2017): accuracy, weights and their digest stay as they are. A temperature that was there is replaced.
+    `UsageError` for the test part, which is never used to choose anything.
+    """
+    if part == "test":
+        raise UsageError("--split test: what is called test is never used to choose anything; take val")
+    # A run writes its checkpoints itself while it goes on.
+    with RunFolder(path).locked() if path.is_dir() else nullcontext():
+        checkpoint = load_checkpoint(find_checkpoint(path))
+        logits, labels, notes, skipped = _logits(checkpoint, source, part, device)
+        temperature = fit_temperature(logits, labels)
+        found = Calibration(
+            checkpoint=str(checkpoint.path),
+            split=part,
+            n=len(labels),
+            temperature=temperature,
+            before=_honesty(logits, labels),
+            after=_honesty(_cross_fitted(logits, labels), labels),
+            digest=checkpoint.document["digest"],
+            notes=notes,
+            skipped=skipped,
+        )
+        document = {**checkpoint.document, "temperature": temperature}
+        save_checkpoint(checkpoint.path, checkpoint.tensors, document)
+    return found
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature from 0.05 to 20 that makes the mean cross-entropy of `logits [N, K] / temperature` least.
+
+    `DataError` where the images do not settle it: all are right, or the outputs say nothing.
+    """
+
+    def loss(log_temperature: float) -> float:
+        return float(F.cross_entropy(logits.double() / math.exp(log_temperature), labels))
+
+    bounds = math.log(_LOWEST), math.log(_HIGHEST)
+    found = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    temperature = math.exp(found.x)
+    if not _LOWEST * 1.01 < temperature < _HIGHEST / 1.01:
+        reason = "all or nearly all are right" if temperature < 1 else "the model knows little of them"
+        raise DataError(
+            f"expected images that settle a temperature, found {len(labels)} that want one beyond {temperature:.2g} ({reason}); "
+            "take more or harder ones"
+        )
+    return temperature
+
+
+def _logits(
+    checkpoint: Checkpoint, source: str, part: str, device: torch.device | str
+) -> tuple[Tensor, Tensor, tuple[str, ...], tuple[Skipped, ...]]:
+    """Logits `[N, K]` and labels `[N]` of a part of `source`, as they are without a temperature."""
+    config, chosen = checkpoint.config, select_device(device)
+    plain = replace(checkpoint, document={**checkpoint.document, "temperature": 1.0})
+    data, _ = open_part(plain, source, part)
+    assert data.test is not None
+    batches = EvaluationBatches(data.test, plain.preprocessing, config.get("val_batch_size", 100))
+    with computing(threads=config.get("threads"), deterministic=config.get("deterministic", True)):
+        model = rebuild_model(plain).to(chosen).to(memory_format=torch.channels_last)
+        amp = amp_that_works(config.get("amp", "off"), chosen)
+        pairs = list(predict_logits(model, batches, device=chosen, amp=amp))
+    logits, labels = (torch.cat(each).cpu() for each in zip(*pairs, strict=True))
+    if bad := int((~logits.isfinite()).any(dim=1).sum()):
+        raise DataError(
+            f"{checkpoint.path}: expected numbers as outputs, found NaN or infinite ones for {bad} images"
+        )
+    return logits, labels, data.notes, data.skipped
+
+
+def _cross_fitted(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits divided by the temperature that the other four fifths of the images want."""
+    scaled = torch.empty_like(logits, dtype=torch.float64)
+    order = torch.from_numpy(permutation(0, "calibration", 0, len(labels)))
+    for held_out in order.tensor_split(min(_FOLDS, len(labels))):
+        others = torch.ones(len(labels), dtype=torch.bool)
+        others[held_out] = False
+        scaled[held_out] = logits[held_out].double() / _any_temperature(logits[others], labels[others])
+    return scaled
+
+
+def _any_temperature(logits: Tensor, labels: Tensor) -> float:
+    """As `fit_temperature`; 1 where these images do not settle one."""
+    try:
+        return fit_temperature(logits, labels)
+    except DataError:
+        return 1.0
+
+
+def _honesty(logits: Tensor, labels: Tensor) -> Honesty:
+    losses = F.cross_entropy(logits.double(), labels, reduction="none").numpy()
+    probabilities = logits.double().softmax(dim=1)
+    confidences, predictions = (each.numpy() for each in probabilities.max(dim=1))
+    correct = predictions == labels.numpy()
+    units = units_of(len(losses))
+    sums = np.stack([np.bincount(units, losses), np.bincount(units)], axis=1)
+    loss = float(losses.mean())
+    samples = bootstrap(sparse.csr_array(sums), lambda drawn: drawn[:, :1] / drawn[:, 1:])[:, 0]
+    return Honesty(
+        loss=loss,
+        loss_ci95=accelerated_interval(loss, samples, sums[:, 0] - loss * sums[:, 1]),
+        ece=debiased_calibration_error(confidences, correct),
+        ece_ci95=calibration_error_interval(confidences, correct),
+        smooth_ece=smooth_calibration_error(confidences, correct),
+        reliability=reliability_bins(confidences, correct),
+    )

@@ -1,0 +1,324 @@
+"""What `visus compare` does: which of several runs is better on the same test images, and whether that is more than chance.
+
+It reads run folders only: `config.yaml`, `evaluation.json` and the table of predictions. `N` images.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from visus.config import read_config
+from visus.errors import DataError, UsageError, first_of
+from visus.ops.intervals import Interval, wilson
+from visus.ops.paired import cohens_kappa, detectable_difference, mcnemar, paired_interval
+from visus.ops.significance import holm
+from visus.runs import RunFolder
+from visus.tables import read_columns
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+_OWN = frozenset(["seed", "name", "out", "device", "workers", "cache", "checkpoint_every", "threads", "keep"])
+"""Settings in which runs of one kind may differ."""
+
+
+@dataclass(frozen=True)
+class TestedRun:
+    """A run whose predictions are there."""
+
+    __test__ = False
+
+    folder: RunFolder
+    settings: dict[str, Any]
+    evaluation: dict[str, Any]
+    paths: list[str]
+    """Of the test images, sorted."""
+    labels: list[str]
+    predictions: list[str]
+
+    @property
+    def name(self) -> str:
+        """The path of its folder."""
+        return str(self.folder.path)
+
+    @cached_property
+    def correct(self) -> Bools:
+        """`[N]`"""
+        return np.array(self.labels) == np.array(self.predictions)
+
+    @property
+    def n(self) -> int:
+        """Test images."""
+        return len(self.paths)
+
+    @property
+    def accuracy(self) -> float:
+        """On them."""
+        return float(self.correct.mean())
+
+    @property
+    def tested_on(self) -> object:
+        """Equal for runs that can be compared."""
+        return self.evaluation.get("fingerprint"), tuple(self.paths), tuple(self.labels)
+
+    @property
+    def kind(self) -> str:
+        """Equal for runs that differ by their seed only."""
+        return json.dumps({k: v for k, v in self.settings.items() if k not in _OWN}, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs on the same images; differences are `b` less `a`."""
+
+    a: str
+    b: str
+    n: int
+    difference: float
+    difference_ci95: Interval
+    mcnemar_p: float
+    """Exact."""
+    mcnemar_mid_p: float
+    p_adjusted: float
+    """The exact one, by Holm's method for all pairs."""
+    flipped: list[dict[str, str]]
+    """Images that one of them has right: `path`, `label`, `a`, `b`."""
+    only_a: int
+    only_b: int
+    """Images that this one alone has right."""
+    agreement: float
+    """Share of images of which both say the same."""
+    kappa: float | None
+    """The same beyond chance (Cohen)."""
+    detectable: float
+    """The smallest difference that so many images, differing as often, would show in four of five cases."""
+    per_class: list[dict[str, Any]]
+    """`name`, `n`, `difference`, `ci95`, `p`, `p_adjusted`: Holm's method for all classes of the pair."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Runs of the same settings but for their seeds."""
+
+    runs: list[str]
+    accuracy: float
+    """Mean."""
+    accuracy_sd: float | None
+    """Over seeds; `None` of one run."""
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class PoolPair:
+    """Two pools; differences are those of mean accuracies, `b` less `a`, and hold for other seeds and other images too."""
+
+    a: int
+    b: int
+    """Places in `pools`."""
+    difference: float
+    difference_ci95: Interval
+    p: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What there is to say of runs on the same images."""
+
+    runs: list[TestedRun]
+    pairs: list[Pair]
+    pools: list[Pool]
+    pool_pairs: list[PoolPair]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `visus compare --json`."""
+        return {
+            "runs": [row_of(run) for run in self.runs],
+            "pairs": [vars(pair) for pair in self.pairs],
+            "pools": [vars(pool) for pool in self.pools],
+            "pool_pairs": [vars(pair) for pair in self.pool_pairs],
+        }
+
+
+def compare_runs(paths: Sequence[str | os.PathLike[str]]) -> Comparison:
+    """Every two of the runs in the folders `paths`, two at least; `DataError` where they were tested on different images."""
+    if len({Path(path).resolve() for path in paths}) < len(paths) or len(paths) < 2:
+        raise UsageError("expected at least two different runs to compare; name each once")
+    runs = [read_run(path) for path in paths]
+    for other in runs[1:]:
+        _refuse_other_images(runs[0], other)
+    return compare_tested(runs)
+
+
+def compare_tested(runs: Sequence[TestedRun], *, with_first_only: bool = False) -> Comparison:
+    """As `compare_runs`, of runs that were read; with `with_first_only` each with the first."""
+    couples = itertools.combinations(runs, 2) if not with_first_only else ((runs[0], each) for each in runs[1:])
+    found = [_pair(a, b) for a, b in couples]
+    adjusted = holm([each["mcnemar_p"] for each in found])
+    pairs = [Pair(**each, p_adjusted=float(p)) for each, p in zip(found, adjusted, strict=True)]
+    members: dict[str, list[TestedRun]] = {}
+    for run in runs:
+        members.setdefault(run.kind, []).append(run)
+    pools = list(members.values())
+    several = len(pools) > 1 and any(len(each) > 1 for each in pools)
+    places = itertools.combinations(range(len(pools)), 2) if several and not with_first_only else ()
+    return Comparison(
+        list(runs), pairs, [_pool(each) for each in pools], [_pool_pair(pools, a, b) for a, b in places]
+    )
+
+
+def find_runs(folder: str | os.PathLike[str]) -> list[RunFolder]:
+    """The runs in the folders right under `folder`, sorted; none where it is a run itself."""
+    if RunFolder(folder).config.is_file() or not Path(folder).is_dir():
+        return []
+    return [run for each in sorted(Path(folder).iterdir()) if (run := RunFolder(each)).config.is_file()]
+
+
+def leaderboard(runs: Sequence[RunFolder]) -> tuple[list[Comparison], dict[str, str]]:
+    """The runs by the images that they were tested on, the best first, each compared with the best; and why others are left out."""
+    tested: dict[object, list[TestedRun]] = {}
+    left_out = {}
+    for folder in runs:
+        try:
+            run = read_run(folder.path)
+        except (DataError, UsageError) as error:
+            left_out[str(folder.path)] = str(error)
+            continue
+        tested.setdefault(run.tested_on, []).append(run)
+    boards = [sorted(each, key=lambda run: -run.accuracy) for each in tested.values()]
+    return [compare_tested(each, with_first_only=True) for each in boards], left_out
+
+
+def read_run(path: str | os.PathLike[str]) -> TestedRun:
+    """The run in the folder `path`; `DataError` where it has no predictions, `UsageError` where it is no run."""
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        raise UsageError(f"{path}: expected a run's folder with config.yaml in it, found none")
+    table = folder.predictions
+    if table is None or not folder.evaluation.is_file():
+        raise DataError(
+            f"{path}: expected predictions of a finished run, found none; finish it with visus train --resume {path}"
+        )
+    paths, labels, predictions = read_columns(table, ["path", "label", "prediction"])
+    if not paths:
+        raise DataError(f"{table}: expected predictions, found none")
+    try:
+        evaluation = json.loads(folder.evaluation.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{folder.evaluation}: cannot be read: {error}") from None
+    rows = sorted(zip(paths, labels, predictions, strict=True))
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return TestedRun(folder, read_config(folder.config), evaluation, *columns)
+
+
+def row_of(run: TestedRun) -> dict[str, Any]:
+    """What a leaderboard says of a run."""
+    keys = ("model", "recipe", "epochs", "seed")
+    return {
+        "run": run.name,
+        "n": run.n,
+        "accuracy": run.accuracy,
+        "accuracy_ci95": wilson(int(run.correct.sum()), run.n),
+        "split": run.evaluation.get("split"),
+        "loss": run.evaluation.get("loss"),
+        "ece": run.evaluation.get("ece"),
+        **{key: run.settings.get(key) for key in keys},
+    }
+
+
+def _refuse_other_images(run: TestedRun, other: TestedRun) -> None:
+    if run.tested_on == other.tested_on:
+        return
+    had, has = set(run.paths), set(other.paths)
+    if only := sorted(had ^ has):
+        how = f"{len(had - has)} only in the one and {len(has - had)} only in the other ({first_of(only, 3)})"
+    elif run.labels != other.labels:
+        how = "images of the same names have other labels"
+    else:
+        how = "images of the same names have another content"
+    raise DataError(
+        f"{run.name} and {other.name}: expected the same test images, found different ones: {how}; compare runs of the same "
+        "data and split"
+    )
+
+
+def _pair(a: TestedRun, b: TestedRun) -> dict[str, Any]:
+    only_a, only_b = a.correct & ~b.correct, b.correct & ~a.correct
+    first, second = int(only_a.sum()), int(only_b.sum())
+    same = np.array(a.predictions) == np.array(b.predictions)
+    return {
+        "a": a.name,
+        "b": b.name,
+        "n": a.n,
+        "difference": (second - first) / a.n,
+        "difference_ci95": paired_interval(a.n, first, second),
+        "mcnemar_p": mcnemar(first, second),
+        "mcnemar_mid_p": mcnemar(first, second, mid=True),
+        "flipped": [
+            {"path": a.paths[i], "label": a.labels[i], "a": a.predictions[i], "b": b.predictions[i]}
+            for i in np.flatnonzero(only_a | only_b).tolist()
+        ],
+        "only_a": first,
+        "only_b": second,
+        "agreement": float(same.mean()),
+        "kappa": cohens_kappa(a.predictions, b.predictions),
+        "detectable": detectable_difference(a.n, (first + second) / a.n),
+        "per_class": _per_class(np.array(a.labels), only_a, only_b),
+    }
+
+
+def _per_class(labels: npt.NDArray[Any], only_a: Bools, only_b: Bools) -> list[dict[str, Any]]:
+    names, places = np.unique(labels, return_inverse=True)
+    counts = [np.bincount(places, each, minlength=len(names)).astype(int).tolist() for each in (only_a, only_b)]
+    sizes = np.bincount(places, minlength=len(names)).tolist()
+    rows = list(zip(names.tolist(), sizes, *counts, strict=True))
+    p_values = [mcnemar(first, second) for _, _, first, second in rows]
+    return [
+        {
+            "name": name,
+            "n": n,
+            "difference": (second - first) / n,
+            "ci95": paired_interval(n, first, second),
+            "p": p,
+            "p_adjusted": float(adjusted),
+        }
+        for (name, n, first, second), p, adjusted in zip(rows, p_values, holm(p_values), strict=True)
+    ]
+
+
+def _pool(runs: Sequence[TestedRun]) -> Pool:
+    figures = [run.accuracy for run in runs]
+    spread = float(np.std(figures, ddof=1)) if len(runs) > 1 else None
+    return Pool([run.name for run in runs], float(np.mean(figures)), spread, min(figures), max(figures))
+
+
+def _pool_pair(pools: Sequence[Sequence[TestedRun]], a: int, b: int) -> PoolPair:
+    """The variance is that over images of the mean difference, and that over seeds of each pool; the degrees of freedom are
+    Welch's and Satterthwaite's. What is shared by both is counted twice, so that the interval is rather too long."""
+    means = [np.mean([run.correct for run in pools[place]], axis=0) for place in (a, b)]
+    difference = means[1] - means[0]
+    n = len(difference)
+    terms = [(float(difference.var(ddof=1)) / n, n - 1)]
+    for place in (a, b):
+        if (k := len(pools[place])) > 1:
+            terms.append((float(np.var([run.accuracy for run in pools[place]], ddof=1)) / k, k - 1))
+    variance = sum(each for each, _ in terms)
+    estimate = float(difference.mean())
+    if not variance:
+        return PoolPair(a, b, estimate, (estimate, estimate), 1.0 if estimate == 0 else 0.0)
+    freedom = variance**2 / sum(each**2 / degrees for each, degrees in terms)
+    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
+    p = 2 * float(stats.t.sf(abs(estimate) / math.sqrt(variance), freedom))
+    return PoolPair(a, b, estimate, (estimate - half, estimate + half), p)

@@ -242,7 +242,7 @@ def test_the_run_folder_holds_what_the_contract_names(finished):
         "config.yaml metrics.jsonl last.safetensors previous.safetensors best.safetensors split.csv loss.png"
     )
     expected += " accuracy.png loss_accuracy.png environment.json summary.json evaluation.json predictions.parquet run.lock"
-    assert names == {*expected.split(), "confusion.png"}
+    assert names == {*expected.split(), "confusion.png", "reliability.png"}
     evaluation = json.loads(Path(document["run"], "evaluation.json").read_text())
     assert (evaluation["split"], evaluation["n"]) == ("test", document["test"]["n"])
     with Path(document["run"], "split.csv").open() as file:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 from torch import nn
@@ -26,6 +26,7 @@ def random_outputs(seed, n, classes):
     return logits, torch.randint(classes, (n,), generator=generator)
 
 
+@settings(max_examples=12)
 @given(st.integers(0, 999), st.integers(1, 60), st.integers(6, 9), st.integers(1, 60))
 def test_scores_equal_those_of_scikit_learn(seed, n, classes, batch_size):
     logits, labels = random_outputs(seed, n, classes)

@@ -1,5 +1,7 @@
 from visus.autotuning import find_lr as find_lr
+from visus.calibration import calibrate_checkpoint as calibrate_checkpoint
 from visus.checkpoint import load_checkpoint as load_checkpoint
+from visus.comparison import compare_runs as compare_runs
 from visus.config import TrainConfig as TrainConfig
 from visus.config import make_config as make_config
 from visus.data.batching import EvaluationBatches as EvaluationBatches
@@ -26,10 +28,12 @@ from visus.ops.stopwatch import split_seconds as split_seconds
 from visus.packing import pack_source as pack_source
 from visus.plots import plot_confusion as plot_confusion
 from visus.plots import plot_curves as plot_curves
+from visus.plots import plot_reliability as plot_reliability
 from visus.prediction import predict_files as predict_files
 from visus.ranging import range_test as range_test
 from visus.recording import RunRecorder as RunRecorder
 from visus.runs import read_history as read_history
+from visus.scoring import Wanted as Wanted
 from visus.testing import evaluate_checkpoint as evaluate_checkpoint
 from visus.training import resume as resume
 from visus.training import train as train

@@ -86,7 +86,10 @@ class Calibration:
             for name, each in rows
         ]
         return "\n".join(
-            [f"temperature {self.temperature:.4f}, from {self.n} images ({self.split}), 95 % intervals", *lines]
+            [
+                f"temperature {self.temperature:.4f}, from {self.n} images ({self.split}), 95 % intervals",
+                *lines,
+            ]
         )
 
 
@@ -131,16 +134,21 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     def loss(log_temperature: float) -> float:
         return float(F.cross_entropy(logits.double() / math.exp(log_temperature), labels))
 
+    if bool((logits.argmax(dim=1) == labels).all()):
+        raise _unsettled(labels, "all are right, so that no temperature is low enough")
     bounds = math.log(_LOWEST), math.log(_HIGHEST)
     found = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
     temperature = math.exp(found.x)
     if not _LOWEST * 1.01 < temperature < _HIGHEST / 1.01:
-        reason = "all or nearly all are right" if temperature < 1 else "the model knows little of them"
-        raise DataError(
-            f"expected images that settle a temperature, found {len(labels)} that want one beyond {temperature:.2g} ({reason}); "
-            "take more or harder ones"
-        )
+        raise _unsettled(labels, f"the best is beyond {temperature:.2g}")
     return temperature
+
+
+def _unsettled(labels: Tensor, reason: str) -> DataError:
+    return DataError(
+        f"expected images that settle a temperature, found {len(labels)} that do not ({reason}); take more or harder ones, "
+        "or train for longer"
+    )
 
 
 def _logits(

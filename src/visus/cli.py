@@ -267,12 +267,15 @@ def evaluate(
         Path | None, typer.Option(help="Write probabilities here: .csv or .parquet.")
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="Write the confusion matrix here: .png, .svg.")] = None,
+    reliability: Annotated[
+        Path | None, typer.Option(help="Write accuracy against confidence here: .png, .svg.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> int:
     """Score a model on DATA."""
     from visus.checkpoint import find_checkpoint, load_checkpoint
     from visus.ops.stopwatch import format_duration
-    from visus.plots import plot_confusion
+    from visus.plots import plot_confusion, plot_reliability
     from visus.scoring import Wanted
     from visus.testing import evaluate_checkpoint
 
@@ -286,12 +289,65 @@ def evaluate(
         plot_confusion(
             found.scores.confusion, loaded.classes, picture, warn=lambda text: typer.echo(text, err=True)
         )
+    if reliability:
+        plot_reliability({found.part: found.scores.reliability}, reliability)
     if as_json:
         _print_json(found.to_json())
     else:
         typer.echo(f"{found.part}: {found.scores}")
     _tell([f"done in {format_duration(time.perf_counter() - began)}"])
     return 1 if found.skipped else 0
+
+
+@app.command()
+def calibrate(
+    checkpoint: CheckpointArgument,
+    data: Annotated[str, typer.Argument(help="As for train.")],
+    split: Annotated[str, typer.Option(help="val, or train of images that the model has not seen.")] = "val",
+    picture: Annotated[
+        Path | None, typer.Option(help="Write the reliability before and after here: .png, .svg.")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonFlag = False,
+) -> int:
+    """Make the confidence of a model honest: fit a temperature on DATA and store it in the checkpoint."""
+    from visus.calibration import calibrate_checkpoint
+    from visus.plots import plot_reliability
+
+    found = calibrate_checkpoint(checkpoint, data, part=split, device=device)
+    _tell([*found.notes, *(f"skipped {each.path}: {each.reason}" for each in found.skipped)])
+    if picture:
+        plot_reliability({"before": found.before.reliability, "after": found.after.reliability}, picture)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        typer.echo(found)
+    return 1 if found.skipped else 0
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or one folder of many runs.")],
+    as_json: JsonFlag = False,
+) -> int:
+    """Say which of several runs is better, and whether that is more than chance; of a folder of runs, a leaderboard."""
+    from visus.comparison import compare_runs, find_runs, leaderboard
+    from visus.comparison_tables import describe_comparison, describe_leaderboard
+
+    if len(runs) == 1 and (found := find_runs(runs[0])):
+        boards, left_out = leaderboard(found)
+        _tell(left_out.values())
+        documents = [board.to_json() for board in boards]
+        document = {key: [row for each in documents for row in each[key]] for key in ("runs", "pairs")}
+        text = describe_leaderboard(boards)
+    else:
+        comparison = compare_runs(runs)
+        document, text, left_out = comparison.to_json(), describe_comparison(comparison), {}
+    if as_json:
+        _print_json(document | {"left_out": left_out})
+    else:
+        typer.echo(text)
+    return 1 if left_out else 0
 
 
 @app.command()

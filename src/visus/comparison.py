@@ -56,7 +56,8 @@ class TestedRun:
     @cached_property
     def correct(self) -> Bools:
         """`[N]`"""
-        return np.array(self.labels) == np.array(self.predictions)
+        found: Bools = np.array(self.labels) == np.array(self.predictions)
+        return found
 
     @property
     def n(self) -> int:
@@ -164,7 +165,9 @@ def compare_runs(paths: Sequence[str | os.PathLike[str]]) -> Comparison:
 
 def compare_tested(runs: Sequence[TestedRun], *, with_first_only: bool = False) -> Comparison:
     """As `compare_runs`, of runs that were read; with `with_first_only` each with the first."""
-    couples = itertools.combinations(runs, 2) if not with_first_only else ((runs[0], each) for each in runs[1:])
+    couples = (
+        itertools.combinations(runs, 2) if not with_first_only else ((runs[0], each) for each in runs[1:])
+    )
     found = [_pair(a, b) for a, b in couples]
     adjusted = holm([each["mcnemar_p"] for each in found])
     pairs = [Pair(**each, p_adjusted=float(p)) for each, p in zip(found, adjusted, strict=True)]
@@ -281,7 +284,9 @@ def _pair(a: TestedRun, b: TestedRun) -> dict[str, Any]:
 
 def _per_class(labels: npt.NDArray[Any], only_a: Bools, only_b: Bools) -> list[dict[str, Any]]:
     names, places = np.unique(labels, return_inverse=True)
-    counts = [np.bincount(places, each, minlength=len(names)).astype(int).tolist() for each in (only_a, only_b)]
+    counts = [
+        np.bincount(places, each, minlength=len(names)).astype(int).tolist() for each in (only_a, only_b)
+    ]
     sizes = np.bincount(places, minlength=len(names)).tolist()
     rows = list(zip(names.tolist(), sizes, *counts, strict=True))
     p_values = [mcnemar(first, second) for _, _, first, second in rows]

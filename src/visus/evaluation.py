@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from visus.display import Display
-from visus.errors import DataError
+from visus.errors import DataError, UsageError
 from visus.inference import predict_logits
 from visus.ops.abstention import Abstention, Point, coverage_area, coverage_curve, threshold_for
 from visus.ops.calibration_error import (
@@ -39,6 +39,7 @@ from visus.scoring import (
     ClassScores,
     Wanted,
     average,
+    balanced_interval,
     check_groups,
     class_scores,
     rank_classes,
@@ -164,6 +165,10 @@ def validate(
 def score(outcomes: Outcomes, classes: Sequence[str] | None = None, wanted: Wanted | None = None) -> Scores:
     """The scores of `outcomes`; as `evaluate`."""
     wanted = wanted or Wanted()
+    if wanted.accuracy and wanted.groups is not None:
+        raise UsageError(
+            "--wanted-accuracy: what it promises is for images that are independent; leave --groups out"
+        )
     names = classes or [str(each) for each in range(outcomes.classes)]
     table = confusion_matrix(outcomes.labels, outcomes.predictions, outcomes.classes)
     n, correct = len(outcomes.labels), outcomes.correct
@@ -173,16 +178,20 @@ def score(outcomes: Outcomes, classes: Sequence[str] | None = None, wanted: Want
     means = averages(table.sum(axis=1), table[:, :-1].sum(axis=0), table[:, :-1].diagonal())
     in_top = outcomes.ranks < TOP if outcomes.classes > TOP else np.ones(n, dtype=bool)
     calibration = outcomes.confidences, correct
+    per_class = class_scores(table, names, wanted, resampled, rankings.per_class)
+    accuracy_ci95 = share(int(correct.sum()), n, wanted, resampled["accuracy"])
+    resampled["weighted_recall"] = accuracy_ci95
+    resampled["macro_recall"] = balanced_interval(per_class, wanted, resampled["macro_recall"])
     commonest = int(table.sum(axis=1).argmax())
     attributes = {"class": [names[label] for label in outcomes.labels], **wanted.attributes}
     return Scores(
         n=n,
         loss=float(outcomes.losses.mean()),
         accuracy=float(correct.mean()),
-        accuracy_ci95=share(int(correct.sum()), n, wanted, resampled["accuracy"]) or (0.0, 1.0),
+        accuracy_ci95=accuracy_ci95 or (0.0, 1.0),
         top5=float(in_top.mean()),
         confusion=table[:, :-1],
-        per_class=class_scores(table, names, wanted, resampled, rankings.per_class),
+        per_class=per_class,
         ece=debiased_calibration_error(*calibration),
         ece_plain=plain_calibration_error(*calibration),
         loss_ci95=resampled["loss"],

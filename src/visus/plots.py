@@ -6,7 +6,7 @@ import math
 import os
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from visus.errors import UsageError
 from visus.files import replacing
+from visus.ops.calibration_error import Bin
 from visus.runs import Curve, History
 
 Kind = Literal["loss", "accuracy", "both"]
@@ -126,6 +127,18 @@ def plot_search(accuracies: Sequence[float | None], path: str | os.PathLike[str]
         return _write(figure, path)
 
 
+def plot_reliability(bins: Mapping[str, Sequence[Bin]], path: str | os.PathLike[str]) -> Path:
+    """Draw accuracy against confidence of one or two sets of bins, with the intervals of the accuracies, and write it to `path`.
+
+    On the diagonal confidence is honest. Below, how many images have such a confidence. `UsageError` where there is nothing to
+    draw, and as in `plot_curves`.
+    """
+    if not any(bins.values()):
+        raise UsageError("expected bins to draw, found none")
+    with matplotlib.style.context("default"):
+        return _write(_draw_reliability(bins), path)
+
+
 def fonts_for(texts: Iterable[str]) -> list[str]:
     """Font families that together have the characters of `texts`, as far as installed fonts go; the usual one first."""
     families = [_BASE_FONT]
@@ -212,6 +225,45 @@ def _marked(values: npt.NDArray[np.float64]) -> list[int]:
     alone = gap[:-2] & gap[2:]
     regular = np.arange(len(values)) % -(-len(values) // _MAX_MARKERS) == 0
     return [int(each) for each in np.flatnonzero(alone | regular)]
+
+
+def _draw_reliability(bins: Mapping[str, Sequence[Bin]]) -> Figure:
+    figure = Figure(figsize=(6, 6.5))
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    above.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle=":", label="honest")
+    for (name, members), style in zip(bins.items(), _STYLES.values(), strict=False):
+        confidences = [each.confidence for each in members]
+        accuracies = [each.accuracy for each in members]
+        lengths = [
+            [each.accuracy - each.ci95[0] for each in members],
+            [each.ci95[1] - each.accuracy for each in members],
+        ]
+        above.errorbar(
+            confidences, accuracies, lengths, label=name, marker="o", markersize=4, capsize=2, **style
+        )
+        # Images to a unit of confidence: the bins have equally many, and are the narrower the more there are.
+        widths = [max(each.high - each.low, 2e-3) for each in members]
+        heights = [each.n / width for each, width in zip(members, widths, strict=True)]
+        below.bar(
+            [each.low for each in members],
+            heights,
+            widths,
+            align="edge",
+            alpha=0.5,
+            color=style["color"],
+        )
+    above.set_xlim(-0.01, 1.01)
+    above.set_ylim(-0.01, 1.01)
+    for axis in (above.xaxis, above.yaxis):
+        axis.set_major_formatter(PercentFormatter(1.0))
+    above.set_ylabel("Accuracy")
+    above.set_title("Reliability")
+    above.grid(linewidth=0.5, alpha=0.4)
+    above.legend(loc="upper left", frameon=False)
+    below.set_yscale("log")
+    below.set_ylabel("Density")
+    below.set_xlabel("Confidence")
+    return figure
 
 
 def _draw_confusion(

@@ -15,8 +15,8 @@ from scipy import sparse
 
 from visus.errors import UsageError
 from visus.ops.confusion import Averages, Counts, averages, class_shares
-from visus.ops.intervals import Interval, Method, bounded_interval, share_interval
-from visus.ops.ranking import ranking
+from visus.ops.intervals import Interval, Method, bounded_interval, mean_share_interval, share_interval
+from visus.ops.ranking import ranking, ranking_variances, shrunk
 from visus.ops.resampling import (
     Floats,
     Units,
@@ -106,6 +106,8 @@ def resample(outcomes: Outcomes, wanted: Wanted) -> dict[str, Any]:
     classes, n = outcomes.classes, len(outcomes.labels)
     units = units_of(n, wanted.groups)
     sums = _sums(outcomes, units)
+    if not np.isfinite(outcomes.losses).all():
+        sums.data = np.nan_to_num(sums.data, nan=np.nan, posinf=np.nan)
     per_class = wanted.groups is not None or wanted.method == "bootstrap"
 
     def figures(drawn: Floats) -> Floats:
@@ -119,14 +121,16 @@ def resample(outcomes: Outcomes, wanted: Wanted) -> dict[str, Any]:
     whole = np.asarray(sums.sum(axis=0))[None]
     estimates, samples = figures(whole)[0], bootstrap(sums, figures)
     spread = variances(samples, sums.shape[0], wanted.level)
+    bounded = zip(estimates.tolist()[1:], spread.tolist()[1:], strict=True)
     intervals = [
         bounded_interval(*pair, sums.shape[0], wanted.level) if np.isfinite(pair).all() else None
-        for pair in zip(estimates.tolist(), spread.tolist(), strict=True)
+        for pair in bounded
     ]
-    names = ["loss", "accuracy", "top5", "brier", *Averages._fields]
+    names = ["accuracy", "top5", "brier", *Averages._fields]
     found: dict[str, Any] = dict(zip(names, intervals, strict=False))
     found["brier"] = found["brier"] and (2 * found["brier"][0], 2 * found["brier"][1])
-    loss = np.bincount(units, outcomes.losses - estimates[0])
+    loss = np.zeros(sums.shape[0])
+    np.add.at(loss, units, outcomes.losses - estimates[0])
     found["loss"] = interval_of(accelerated_interval(estimates[0], samples[:, 0], loss, wanted.level))
     for place, name in enumerate(("precision", "recall", "f1") if per_class else ()):
         begin = len(names) + place * classes
@@ -139,27 +143,36 @@ def rank_classes(outcomes: Outcomes, units: Units | None, level: float) -> Ranki
     n = len(outcomes.labels)
     shares = np.bincount(outcomes.labels, minlength=outcomes.classes) / n
     per_class = [dict[str, Any](zip(_RANKING_KEYS, [None] * 4, strict=True)) for _ in shares]
-    figures = np.zeros((outcomes.classes, 2))
+    figures, spread, near = np.zeros((3, outcomes.classes, 2))
     plain, weighted = np.zeros((2, n)), np.zeros((2, n))
     ranked = np.flatnonzero((shares > 0) & (shares < 1))
     for place in ranked.tolist():
         # An output that is no number is below all that are.
         scores = np.nan_to_num(outcomes.probabilities.column(place), nan=-1.0)
-        found = ranking(scores, outcomes.labels == place)
+        positive = outcomes.labels == place
+        found = ranking(scores, positive)
         figures[place], influence = found[:2], np.stack(found[2:])
+        spread[place] = ranking_variances(found, positive, level=level, units=units)
         plain += influence / len(ranked)
         weighted += influence * shares[place]
         scarcer = n * min(shares[place], 1 - shares[place])
-        per_class[place] = _ranked(figures[place], influence, scarcer, units, level)
+        near[place] = shrunk(found.auroc, scarcer), found.average_precision
+        per_class[place] = _ranked(figures[place], spread[place], near[place], scarcer, level)
     if not len(ranked):
         return Rankings(per_class, per_class[0], per_class[0])
     mean = shares @ figures
     # Another image of a class adds to its weight, too.
     weighted += (figures[outcomes.labels].T - mean[:, None]) / n
+    # At least what the classes have each for itself: see `ranking_variances`.
+    least = spread[ranked].sum(axis=0) / len(ranked) ** 2, shares**2 @ spread
+    spreads = (
+        np.maximum(_variances(plain, units), least[0]),
+        np.maximum(_variances(weighted, units), least[1]),
+    )
     return Rankings(
         per_class,
-        _ranked(figures[ranked].mean(axis=0), plain, n, units, level),
-        _ranked(mean, weighted, n, units, level),
+        _ranked(figures[ranked].mean(axis=0), spreads[0], near[ranked].mean(axis=0), n, level),
+        _ranked(mean, spreads[1], shares @ near, n, level),
     )
 
 
@@ -198,9 +211,18 @@ def class_scores(
     return found
 
 
-def average(
-    kind: str, means: Averages, resampled: Mapping[str, Any], rankings: Mapping[str, Any]
-) -> Average:
+def balanced_interval(
+    per_class: Sequence[ClassScores], wanted: Wanted, resampled: Interval | None
+) -> Interval | None:
+    """Of the mean of the classes' accuracies, which are independent of each other where images are."""
+    if wanted.groups is not None or wanted.method == "bootstrap":
+        return resampled
+    there = [each for each in per_class if each["n"]]
+    correct, sizes = [each["correct"] for each in there], [each["n"] for each in there]
+    return mean_share_interval(correct, sizes, wanted.level)
+
+
+def average(kind: str, means: Averages, resampled: Mapping[str, Any], rankings: Mapping[str, Any]) -> Average:
     """The plain (`macro`) or `weighted` means with their intervals."""
     figures: dict[str, Any] = {}
     for name in ("precision", "recall", "f1"):
@@ -253,20 +275,18 @@ def _sums(outcomes: Outcomes, units: Units) -> sparse.csr_array:
 _RANKING_KEYS = ("auroc", "auroc_ci95", "average_precision", "average_precision_ci95")
 
 
-def _ranked(
-    figures: Floats, influences: Floats, n: float, units: Units | None, level: float
-) -> dict[str, Any]:
+def _ranked(figures: Floats, spread: Floats, near: Floats, n: float, level: float) -> dict[str, Any]:
     intervals = [
-        bounded_interval(float(figure), _variance(influence, units), n, level)
-        for figure, influence in zip(figures, influences, strict=True)
+        bounded_interval(figure, variance, n, level, at=at)
+        for figure, variance, at in zip(figures.tolist(), spread.tolist(), near.tolist(), strict=True)
     ]
     pairs = [float(figures[0]), intervals[0], float(figures[1]), intervals[1]]
     return dict(zip(_RANKING_KEYS, pairs, strict=True))
 
 
-def _variance(influence: Floats, units: Units | None) -> float:
-    together = influence if units is None else np.bincount(units, influence)
-    return float((together**2).sum())
+def _variances(influences: Floats, units: Units | None) -> Floats:
+    together = influences if units is None else [np.bincount(units, each) for each in influences]
+    return np.asarray((np.asarray(together) ** 2).sum(axis=1))
 
 
 def _f1(share: float) -> float:

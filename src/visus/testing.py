@@ -139,8 +139,7 @@ def score_split(
 
 def split_columns(split: Split) -> Mapping[str, Sequence[Any]]:
     """The columns that the source has for each image besides its path and label."""
-    columns: Mapping[str, Sequence[Any]] = getattr(split, "columns", None) or {}
-    return columns
+    return {name: values.tolist() for name, values in split.columns.items()}
 
 
 def open_part(checkpoint: Checkpoint, source: str, part: str | None) -> tuple[Data, str]:

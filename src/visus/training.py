@@ -61,7 +61,7 @@ from visus.models.weights import is_file
 from visus.ops.losses import cross_entropy_sum
 from visus.ops.optim import resolve_optimizer
 from visus.ops.schedules import make_schedule
-from visus.plots import plot_confusion
+from visus.plots import plot_confusion, plot_reliability
 from visus.preparing import Prepared, prepare, prepare_again
 from visus.probing import compute_features, fed_with_features, trains_head_alone
 from visus.processes import AgreedStop, Processes, find_begun, joined, launch_id
@@ -481,6 +481,8 @@ def _test(assembly: _Assembly, recorder: RunRecorder) -> Scores:
     recorder.attempt(
         picture, lambda: plot_confusion(scores.confusion, data.classes, picture, warn=display.line)
     )
+    reliability = run.path / "reliability.png"
+    recorder.attempt(reliability, lambda: plot_reliability({part.name: scores.reliability}, reliability))
     low, high = scores.accuracy_ci95
     display.line(
         f"Accuracy of the best model on the {scores.n} {part.name} images: {100 * scores.accuracy:.2f}% "

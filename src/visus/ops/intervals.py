@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 from scipy import stats
@@ -29,12 +30,29 @@ def share_at_least(correct: int, n: int, level: float = 0.95) -> float:
     return float(stats.beta.ppf(1 - level, correct, n - correct + 1)) if correct else 0.0
 
 
-def bounded_interval(figure: float, variance: float, n: float, level: float = 0.95) -> Interval:
+def mean_share_interval(correct: Sequence[int], n: Sequence[int], level: float = 0.95) -> Interval:
+    """The interval of the mean of independent shares, `correct` of `n` each, such as a balanced accuracy.
+
+    By `bounded_interval`, the variance of each share that of one with half an image of one more wrong: a class of two images, both
+    right, is uncertain all the same.
+    """
+    near = [(x + 0.5) / (size + 1) for x, size in zip(correct, n, strict=True)]
+    variance = sum(p * (1 - p) / size for p, size in zip(near, n, strict=True)) / len(n) ** 2
+    mean = sum(x / size for x, size in zip(correct, n, strict=True)) / len(n)
+    return bounded_interval(mean, variance, sum(n), level, at=sum(near) / len(n))
+
+
+def bounded_interval(
+    figure: float, variance: float, n: float, level: float = 0.95, *, at: float | None = None
+) -> Interval:
     """The interval of a figure between 0 and 1 whose variance is known: Wilson's, with as many images as a proportion of that
     variance would have (Korn and Graubard, Confidence Intervals for Proportions With Small Expected Number of Positive Counts,
-    1998, have this for clustered samples). `n` is their number where the variance says nothing, as at 0 and 1.
+    1998, have this for clustered samples). `n` is their number where the variance says nothing, as at 0 and 1; `at` is the
+    figure that the variance belongs to, where it is another.
     """
-    size = figure * (1 - figure) / variance if variance > 0 and 0 < figure < 1 else n
+    figure = min(1.0, max(0.0, figure))
+    known = figure if at is None else at
+    size = known * (1 - known) / variance if variance > 0 and 0 < known < 1 else n
     z = float(stats.norm.ppf((1 + level) / 2))
     middle = (figure + z**2 / (2 * size)) / (1 + z**2 / size)
     half = z / (1 + z**2 / size) * math.sqrt(figure * (1 - figure) / size + z**2 / (4 * size**2))

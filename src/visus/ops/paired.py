@@ -63,16 +63,19 @@ def mcnemar(first: int, second: int, *, mid: bool = False) -> float:
 def detectable_difference(n: int, differing: float, level: float = 0.95) -> float:
     """The smallest difference in accuracy that `n` images would show in four of five cases, where a share `differing` of them is
     right with one classifier only (Connor, Sample Size for Testing Differences in Proportions for the Paired-Sample Design, 1987).
+
+    At least that of the fewest images with which the exact test speaks, all of them for one classifier.
     """
-    if not differing:
-        return 0.0
     surely, mostly = stats.norm.ppf((1 + level) / 2), stats.norm.ppf(POWER)
+    fewest = math.ceil(math.log2(2 / (1 - level))) / n
 
     def excess(difference: float) -> float:
         spread = mostly * math.sqrt(max(0.0, differing - difference**2))
         return float(difference * math.sqrt(n) - surely * math.sqrt(differing) - spread)
 
-    return float(optimize.brentq(excess, 0.0, differing)) if excess(differing) > 0 else differing
+    if differing <= fewest or excess(differing) <= 0:
+        return max(differing, fewest)
+    return max(fewest, float(optimize.brentq(excess, 0.0, differing)))
 
 
 def cohens_kappa(first: Sequence[str], second: Sequence[str]) -> float | None:

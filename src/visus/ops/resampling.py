@@ -36,9 +36,7 @@ def units_of(n: int, groups: Sequence[Any] | npt.NDArray[Any] | None = None, mos
     return dealt[units].astype(np.int64)
 
 
-def bootstrap(
-    sums: sparse.csr_array, statistic: Callable[[Floats], Floats], *, seed: int = _SEED
-) -> Floats:
+def bootstrap(sums: sparse.csr_array, statistic: Callable[[Floats], Floats], *, seed: int = _SEED) -> Floats:
     """2,000 samples `[R, S]` of the figures that `statistic` makes of sums, `[R, M] -> [R, S]`.
 
     `sums [U, M]` are those of each unit; a sample is as many units, drawn with replacement (Efron, 1979). The words that units are

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from visus.ops.intervals import bounded_interval, mean_share_interval, share_at_least, share_interval, wilson
+
+
+@given(st.integers(0, 60), st.integers(1, 60), st.sampled_from([0.8, 0.95, 0.99]))
+def test_a_proportion_with_its_own_variance_gets_wilsons_interval(correct, n, level):
+    share = min(correct, n) / n
+    ours = bounded_interval(share, share * (1 - share) / n, n, level)
+    assert ours == pytest.approx(wilson(min(correct, n), n, level), abs=1e-12)
+
+
+def test_more_variance_is_a_longer_interval_within_0_and_1():
+    intervals = [bounded_interval(0.9, variance, 10) for variance in (1e-4, 1e-2, 1.0)]
+    lengths = [high - low for low, high in intervals]
+    assert lengths == sorted(lengths)
+    assert all(0 <= low <= 0.9 <= high <= 1 for low, high in intervals)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 10), (3, 10), (10, 10)])
+def test_the_bound_is_clopper_and_pearsons(correct, n):
+    expected = stats.binomtest(correct, n, alternative="greater").proportion_ci(0.95, method="exact").low
+    assert share_at_least(correct, n) == pytest.approx(expected)
+    assert share_interval(correct, n, 0.9, "exact")[0] == pytest.approx(share_at_least(correct, n))
+
+
+def test_the_mean_of_shares_keeps_its_level_where_classes_are_small_and_nearly_all_right():
+    random = np.random.default_rng(0)
+    sizes, truth = [5, 20, 80], [0.9, 0.95, 0.99]
+    drawn = random.binomial(sizes, truth, size=(1000, 3)).tolist()
+    intervals = [mean_share_interval(each, sizes) for each in drawn]
+    assert 0.93 <= np.mean([low <= np.mean(truth) <= high for low, high in intervals]) <= 0.99
+    low, high = mean_share_interval([2, 2], [2, 2])
+    assert low < 0.8
+    assert high == 1
+    assert mean_share_interval([500], [1000]) == pytest.approx(wilson(500, 1000), abs=1e-3)
+
+
+def test_intervals_of_shares_hold_the_truth_as_often_as_they_say():
+    random = np.random.default_rng(0)
+    held = []
+    for n in (20, 100, 1000):
+        for p in (0.5, 0.9, 0.99):
+            counts, times = np.unique(random.binomial(n, p, 500), return_counts=True)
+            inside = [low <= p <= high for low, high in (wilson(int(each), n) for each in counts)]
+            held.append(times @ inside / 500)
+    assert 0.94 <= np.mean(held) <= 0.97

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from visus.ops.slices import as_slices, quarters, slice_scores
+
+
+def test_p_values_are_those_of_fishers_exact_test():
+    random = np.random.default_rng(0)
+    values, correct = random.choice(list("abc"), 90), random.random(90) < 0.7
+    for each in slice_scores({"kind": values}, correct):
+        inside = values == each.value
+        table = [
+            [correct[inside].sum(), (~correct[inside]).sum()],
+            [correct[~inside].sum(), (~correct[~inside]).sum()],
+        ]
+        assert each.p == pytest.approx(stats.fisher_exact(table, alternative="less").pvalue)
+        assert (each.n, each.accuracy) == (inside.sum(), correct[inside].mean())
+        assert each.rest_accuracy == pytest.approx(correct[~inside].mean())
+
+
+def test_the_bad_slice_is_found_and_no_other():
+    random = np.random.default_rng(1)
+    values = random.choice(list("abcdefgh"), 2000)
+    correct = random.random(2000) < np.where(values == "c", 0.75, 0.92)
+    assert [each.value for each in slice_scores({"camera": values}, correct) if each.beyond_chance] == ["c"]
+
+
+@pytest.mark.parametrize("together", [1, 10])
+def test_chance_alone_names_one_seldom(together):
+    """With `together` images to a group that are right or wrong as one."""
+    random = np.random.default_rng(2)
+    alarms = 0
+    for _ in range(200):
+        units = np.arange(40).repeat(together)
+        values = random.choice(list("abcde"), 40).repeat(together)
+        correct = (random.random(40) < 0.6).repeat(together)
+        found = slice_scores({"x": values}, correct, units=None if together == 1 else units)
+        alarms += any(each.beyond_chance for each in found)
+    # The z-test of few groups errs more often than it says, Fisher's less often.
+    assert alarms <= (10 if together == 1 else 40)
+
+
+def test_empty_tiny_and_whole_slices_are_passed_over():
+    correct = np.array([True] * 6 + [False])
+    assert slice_scores({"one": ["a"] * 7, "tiny": list("abbcccd")}, correct) == []
+    assert slice_scores({}, correct) == []
+
+
+def test_columns_become_slices_where_they_can():
+    assert as_slices(["a", "a"]) is None
+    assert as_slices([1, 2, 1]) == ["1", "2", "1"]
+    assert as_slices([f"name {i}" for i in range(60)]) is None
+    assert len(set(as_slices([float(i) for i in range(60)]))) == 4
+    assert quarters([1.0, float("nan"), 3.0, 2.0]) == ["1 to 1", "unknown", "3 to 3", "2 to 2"]
+    assert quarters([float("nan")] * 2) == ["unknown"] * 2

@@ -1,0 +1,131 @@
+"""Temperatures: found where they are known, stored without touching a weight, used by whoever takes the checkpoint."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from visus.calibration import calibrate_checkpoint, fit_temperature
+from visus.checkpoint import load_checkpoint, rebuild_model, save_checkpoint
+from visus.data.batching import TrainingBatches, measure_preprocessing
+from visus.data.sources import open_source
+from visus.errors import DataError, UsageError
+from visus.models.build import build_model
+from visus.testing import evaluate_checkpoint
+
+
+def drawn(seed, n=4000, classes=5, temperature=1.0):
+    """Labels drawn from the softmax of logits, which are then `temperature` times too large."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(n, classes, generator=generator)
+    labels = torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0]
+    return logits * temperature, labels
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_a_known_temperature_is_found_and_is_the_best(temperature):
+    logits, labels = drawn(0, temperature=temperature)
+    found = fit_temperature(logits, labels)
+    assert found == pytest.approx(temperature, rel=0.05)
+    best = F.cross_entropy(logits.double() / found, labels)
+    for other in (0.98 * found, 1.02 * found):
+        assert best < F.cross_entropy(logits.double() / other, labels)
+
+
+def test_images_that_settle_nothing_are_said():
+    logits = 5 * torch.eye(4)[[0, 1, 2, 3]]
+    with pytest.raises(DataError, match="all are right"):
+        fit_temperature(logits, torch.arange(4))
+    with pytest.raises(DataError, match="beyond 20"):
+        fit_temperature(logits, torch.tensor([1, 0, 3, 2]))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model that knows the digits a little, far too sure of it: its last weights were blown up."""
+    torch.manual_seed(0)
+    data = open_source("digits")
+    model = build_model("small", num_classes=10, in_channels=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    record = measure_preprocessing(data.train)
+    for images, labels, *_ in TrainingBatches(data.train, record, 100, "none", 0)(0, 0):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    head = next(each for each in reversed(list(model.modules())) if isinstance(each, torch.nn.Linear))
+    with torch.no_grad():
+        head.weight.mul_(8)
+    return data, record, model
+
+
+@pytest.fixture
+def overconfident(trained, tmp_path):
+    """Its checkpoint."""
+    data, record, model = trained
+    document = {
+        "model": "small",
+        "model_args": {"num_classes": 10, "in_channels": 1, "stem": None},
+        "classes": list(data.classes),
+        "preprocess": record.to_json(),
+        "config": {"data": "digits", "val_batch_size": 100, "threads": 1},
+    }
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, {f"model.{name}": each for name, each in model.state_dict().items()}, document)
+    return path
+
+
+def test_the_checkpoint_is_honest_afterwards_and_has_the_same_weights(overconfident):
+    before, fresh = (
+        load_checkpoint(overconfident),
+        evaluate_checkpoint(load_checkpoint(overconfident), "digits"),
+    )
+    found = calibrate_checkpoint(overconfident, "digits")
+    after = load_checkpoint(overconfident)
+    assert after.temperature == found.temperature > 1
+    assert after.document["digest"] == before.document["digest"] == found.digest
+    assert all(torch.equal(tensor, before.tensors[name]) for name, tensor in after.tensors.items())
+    assert (found.split, found.n) == ("val", 143)
+    assert found.after.loss < found.before.loss
+    assert found.after.ece < found.before.ece
+    low, high = found.after.loss_ci95
+    assert low < found.after.loss < high
+    tested = evaluate_checkpoint(after, "digits")
+    assert tested.scores.accuracy == fresh.scores.accuracy
+    assert tested.scores.loss < fresh.scores.loss
+    assert tested.temperature == found.temperature
+    assert tested.fingerprint == fresh.fingerprint
+
+
+def test_logits_are_divided_in_the_module_itself_and_in_what_is_exported(overconfident):
+    images = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = rebuild_model(load_checkpoint(overconfident)).eval()
+    temperature = calibrate_checkpoint(overconfident, "digits").temperature
+    model = rebuild_model(load_checkpoint(overconfident)).eval()
+    torch.testing.assert_close(model(images), plain(images) / temperature)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    exported = torch.export.export(model, (images,)).module()
+    torch.testing.assert_close(exported(images), model(images))
+
+
+def test_calibrating_again_gives_the_same(overconfident):
+    first = calibrate_checkpoint(overconfident, "digits")
+    assert calibrate_checkpoint(overconfident, "digits") == first
+
+
+def test_a_wrong_part_or_outputs_that_are_no_numbers_leave_the_checkpoint_alone(overconfident, tmp_path):
+    content = overconfident.read_bytes()
+    with pytest.raises(UsageError, match="never used to choose"):
+        calibrate_checkpoint(overconfident, "digits", part="test")
+    pixels = np.zeros((4, 8, 8), np.uint8)
+    np.savez(tmp_path / "other.npz", images=pixels, labels=[0, 1, 0, 1])
+    with pytest.raises(UsageError, match="one of the parts train"):
+        calibrate_checkpoint(overconfident, str(tmp_path / "other.npz"))
+    assert overconfident.read_bytes() == content
+    broken = load_checkpoint(overconfident)
+    tensors = {
+        name: torch.full_like(each, torch.nan) if "weight" in name else each
+        for name, each in broken.tensors.items()
+    }
+    save_checkpoint(overconfident, tensors, broken.document)
+    with pytest.raises(DataError, match="NaN or infinite ones for 143 images"):
+        calibrate_checkpoint(overconfident, "digits")

@@ -1,0 +1,159 @@
+"""Runs compared from their folders alone."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from visus.comparison import compare_runs, find_runs, leaderboard
+from visus.comparison_tables import describe_comparison, describe_leaderboard
+from visus.errors import DataError, UsageError
+from visus.tables import writing_table
+
+LABELS = list(np.random.default_rng(0).choice(list("abc"), 200))
+
+
+def make_run(folder, seed=0, accuracy=0.9, *, labels=LABELS, suffix=".csv", fingerprint="x", lr=0.1):
+    """A run's folder as training leaves it, as far as comparisons look at it."""
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(
+        f"data: d\nmodel: small\nepochs: 3\nseed: {seed}\nlr: {lr}\nname: {folder.name}\n"
+    )
+    right = random.random(len(labels)) < accuracy
+    predictions = [
+        label if ok else "abca"["abc".index(label) + 1] for label, ok in zip(labels, right, strict=True)
+    ]
+    rows = [
+        (f"{place:03}.png", label, said)
+        for place, (label, said) in enumerate(zip(labels, predictions, strict=True))
+    ]
+    with writing_table(folder / f"predictions{suffix}", ["path", "label", "prediction"]) as write:
+        write(rows)
+    (folder / "evaluation.json").write_text(
+        json.dumps({"split": "test", "loss": 0.5, "fingerprint": fingerprint})
+    )
+    return right
+
+
+def test_a_pair_is_what_a_table_of_both_says(tmp_path):
+    a, b = make_run(tmp_path / "a", 0, 0.8), make_run(tmp_path / "b", 1, 0.95, suffix=".parquet", lr=0.2)
+    found = compare_runs([tmp_path / "a", tmp_path / "b"])
+    (pair,) = found.pairs
+    assert [run.accuracy for run in found.runs] == [a.mean(), b.mean()]
+    assert pair.difference == pytest.approx(b.mean() - a.mean())
+    assert (pair.only_a, pair.only_b) == ((a & ~b).sum(), (b & ~a).sum())
+    assert pair.mcnemar_p == stats.binomtest(pair.only_a, pair.only_a + pair.only_b).pvalue
+    assert pair.difference_ci95[0] < pair.difference < pair.difference_ci95[1]
+    assert [each["path"] for each in pair.flipped] == [f"{place:03}.png" for place in np.flatnonzero(a != b)]
+    assert sum(each["n"] * each["difference"] for each in pair.per_class) == pytest.approx(
+        200 * pair.difference
+    )
+    assert len(found.pools) == 2
+    assert f"{pair.only_b} with" in describe_comparison(found)
+    document = json.loads(json.dumps(found.to_json()))
+    assert set(document) >= {"runs", "pairs"}
+    assert {"run", "accuracy", "accuracy_ci95"} <= set(document["runs"][0])
+    names = ["a", "b", "n", "difference", "difference_ci95", "mcnemar_p", "flipped"]
+    assert set(names) <= set(document["pairs"][0])
+
+
+def test_seeds_of_the_same_settings_are_pooled(tmp_path):
+    for seed in range(3):
+        make_run(tmp_path / f"a{seed}", seed, 0.8)
+        make_run(tmp_path / f"b{seed}", 10 + seed, 0.95, lr=0.2)
+    found = compare_runs(sorted(tmp_path.iterdir()))
+    assert [len(pool.runs) for pool in found.pools] == [3, 3]
+    (pair,) = found.pool_pairs
+    means = [np.mean([run.accuracy for run in found.runs[place : place + 3]]) for place in (0, 3)]
+    assert pair.difference == pytest.approx(means[1] - means[0])
+    assert pair.difference_ci95[0] < pair.difference < pair.difference_ci95[1]
+    assert found.pools[0].accuracy_sd == pytest.approx(
+        np.std([run.accuracy for run in found.runs[:3]], ddof=1)
+    )
+    assert "on average of 3" in describe_comparison(found)
+
+
+def test_pools_that_are_equally_good_are_seldom_told_apart(tmp_path):
+    from visus.comparison import _pool_pair
+
+    class Run:
+        def __init__(self, correct):
+            self.correct, self.accuracy = correct, correct.mean()
+
+    random = np.random.default_rng(0)
+    outside = 0
+    for _ in range(400):
+        hard = random.normal(size=300)
+        runs = [Run(hard + random.normal(0, 0.3) + random.normal(size=300) < 1.5) for _ in range(6)]
+        low, high = _pool_pair([runs[:3], runs[3:]], 0, 1).difference_ci95
+        outside += not low <= 0 <= high
+    assert outside <= 0.06 * 400
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"labels": LABELS[:-1]}, "0 only in the one|1 only in the one"),
+        ({"labels": LABELS[1:] + LABELS[:1]}, "other labels"),
+        ({"fingerprint": "y"}, "another content"),
+    ],
+)
+def test_other_test_images_are_refused(tmp_path, options, sentence):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", **options)
+    with pytest.raises(DataError, match=sentence):
+        compare_runs([tmp_path / "a", tmp_path / "b"])
+
+
+def test_runs_that_cannot_be_compared_are_named(tmp_path):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b")
+    (tmp_path / "b" / "predictions.csv").unlink()
+    with pytest.raises(DataError, match="finish it with visus train --resume"):
+        compare_runs([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(UsageError, match="at least two different runs"):
+        compare_runs([tmp_path / "a", tmp_path / "a"])
+    with pytest.raises(UsageError, match=r"config\.yaml"):
+        compare_runs([tmp_path / "a", tmp_path])
+    (tmp_path / "b" / "predictions.parquet").write_bytes(b"no table")
+    with pytest.raises(DataError, match="cannot be read as a table"):
+        compare_runs([tmp_path / "a", tmp_path / "b"])
+    (tmp_path / "b" / "predictions.parquet").unlink()
+    (tmp_path / "b" / "predictions.csv").write_text("path,prediction\n1,a\n")
+    with pytest.raises(DataError, match="a column label"):
+        compare_runs([tmp_path / "a", tmp_path / "b"])
+
+
+def test_a_leaderboard_has_the_best_first_and_leaves_out_what_it_names(tmp_path):
+    for name, seed, accuracy in (("poor", 0, 0.6), ("good", 1, 0.95), ("fair", 2, 0.8)):
+        make_run(tmp_path / name, seed, accuracy)
+    make_run(tmp_path / "else", 3, 0.7, fingerprint="other")
+    make_run(tmp_path / "half")
+    (tmp_path / "half" / "predictions.csv").unlink()
+    boards, left_out = leaderboard(find_runs(tmp_path))
+    assert [[run.folder.path.name for run in board.runs] for board in boards] == [
+        ["else"],
+        ["good", "fair", "poor"],
+    ]
+    assert [pair.difference < 0 for pair in boards[1].pairs] == [True, True]
+    assert list(left_out) == [str(tmp_path / "half")]
+    text = describe_leaderboard(boards)
+    assert text.index("good") < text.index("fair") < text.index("poor")
+    assert find_runs(tmp_path / "good") == []
+    assert find_runs(tmp_path / "nothing") == []
+
+
+def test_a_prediction_that_was_none_is_wrong(tmp_path):
+    make_run(tmp_path / "a", accuracy=1.0)
+    make_run(tmp_path / "b", accuracy=1.0)
+    table = tmp_path / "b" / "predictions.csv"
+    table.write_text(
+        table.read_text()
+        .replace("000.png,a,a", "000.png,a,")
+        .replace("000.png,b,b", "000.png,b,")
+        .replace("000.png,c,c", "000.png,c,")
+    )
+    (pair,) = compare_runs([tmp_path / "a", tmp_path / "b"]).pairs
+    assert (pair.only_a, pair.only_b, pair.mcnemar_p) == (1, 0, 1.0)

@@ -83,6 +83,7 @@ class _Document(BaseModel):
     epoch: _Count = 0
     step: _Count = 0
     accuracy: _Number | None = None
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     state: dict[str, Any] = {}
     records: list[_Record] = []
     data: str = ""

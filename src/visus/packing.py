@@ -28,6 +28,7 @@ from visus.data.decode import UndecodableError
 from visus.data.encoding import EncodedImage, Recoding, encode_images
 from visus.data.images import Data, Skipped, Split
 from visus.data.listing import fingerprint
+from visus.data.names import join_names
 from visus.data.shards import INDEX_NAME, PART_NAMES, ShardIndex
 from visus.data.sources import read_source
 from visus.data.webdataset import SHARD_SUFFIX, read_shard
@@ -267,7 +268,7 @@ def _make_index(
         shards,
         # When a shard was written says nothing: it may have been copied. Its images have their CRC-32.
         np.array([[(folder / name).stat().st_size, 0] for name in shards], dtype=np.int64).reshape(-1, 2),
-        [path for part in packed.values() for path in part.paths],
+        join_names([part.paths for part in packed.values()]),
         {
             "shard": table[:, 0] + before[of_part],
             "offset": table[:, 1],

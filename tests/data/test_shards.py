@@ -43,7 +43,7 @@ def test_what_was_written_is_read(count):
     read = parse_index(written.to_bytes(), "here")
     assert read.to_bytes() == written.to_bytes()
     assert (list(read.paths), list(read.classes), read.skipped) == (
-        written.paths,
+        list(written.paths),
         written.classes,
         written.skipped,
     )

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from visus.data.addresses import Place
 from visus.data.decode import UndecodableError
 from visus.data.images import Column, Skipped
+from visus.data.names import Names, collect_names, read_names
 from visus.errors import DataError
 from visus.ops.rng import hash64
 
@@ -55,12 +56,14 @@ class ShardIndex:
         if not self.has_twins:
             return self.paths
         parts = self.rows["part"].tolist()
-        return [f"{PART_NAMES[part]}/{path}" for part, path in zip(parts, self.paths, strict=True)]
+        return collect_names(
+            f"{PART_NAMES[part]}/{path}" for part, path in zip(parts, self.paths, strict=True)
+        )
 
     @cached_property
     def has_twins(self) -> bool:
         """Whether a path is there more than once."""
-        return len(set(self.paths)) < len(self.paths)
+        return len(np.unique(hash64(0, "shards", self.paths))) < len(self.paths)
 
     def to_bytes(self) -> bytes:
         """As the content of `index.npz`; `docs/pack.md` describes it."""
@@ -101,12 +104,12 @@ def parse_index(content: bytes, origin: str) -> ShardIndex:
             index = ShardIndex(
                 document["shards"],
                 arrays["stamps"].astype(np.int64),
-                _as_texts(arrays["paths"], count),
+                _as_names(arrays["paths"], count),
                 rows,
                 document["classes"],
                 arrays["crc"].astype(np.uint32) if "crc" in arrays else None,
                 {
-                    name: np.array(_as_texts(arrays[f"column{place}"], count), dtype=object)
+                    name: np.array(list(_as_names(arrays[f"column{place}"], count)), dtype=object)
                     for place, name in enumerate(document["columns"])
                 },
                 int(document["channels"]),
@@ -210,11 +213,12 @@ class ShardArchive:
 
 
 def _as_bytes(texts: Iterable[str]) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(os.fsencode("\0".join(texts)), dtype=np.uint8)
+    return np.frombuffer(collect_names(texts).separated(), dtype=np.uint8)
 
 
-def _as_texts(content: npt.NDArray[np.uint8], count: int) -> list[str]:
-    texts = os.fsdecode(content.tobytes()).split("\0") if count else []
-    if len(texts) != count:
+def _as_names(content: npt.NDArray[np.uint8], count: int) -> Names:
+    # One empty name is no bytes, and so is none.
+    names = read_names(content.tobytes()) if content.size else collect_names([""] * min(count, 1))
+    if len(names) != count:
         raise ValueError("lengths differ")
-    return texts
+    return names

@@ -20,6 +20,7 @@ import numpy as np
 from visus.data.addresses import Place, expand_braces, is_address
 from visus.data.folders import IMAGE_SUFFIXES, PARTS, Listing, parts_by_name, refuse_lookalikes
 from visus.data.images import Skipped
+from visus.data.names import NamesBuilder, collect_names, join_names, take
 from visus.data.scans import keep_scan, recall_scan
 from visus.data.shards import INDEX_NAME, PART_NAMES, ShardIndex, parse_index
 from visus.data.tabular import number_labels, sort_labels
@@ -58,7 +59,7 @@ class _Sample:
 class ShardContent:
     """What a pass over one shard has found, by columns: an object for each image would take more memory than all else."""
 
-    paths: list[str] = field(default_factory=list)
+    paths: NamesBuilder = field(default_factory=NamesBuilder)
     numbers: array[int] = field(default_factory=lambda: array("q"))
     """Offset, length and position of each image; -1 where that is not said."""
     labels: list[str | None] = field(default_factory=list)
@@ -70,7 +71,7 @@ class ShardContent:
 
     def add(self, sample: _Sample) -> None:
         """The next image."""
-        self.paths.append(sample.path)
+        self.paths.add([sample.path])
         position = -1 if sample.position is None else sample.position
         self.numbers.extend((sample.offset, sample.length, position))
         self.labels.append(sample.label and sys.intern(sample.label))
@@ -157,7 +158,7 @@ def listings(index: ShardIndex, *, stored: bool) -> dict[str, Listing]:
         present = np.arange(len(index.classes)) if stored and name == "train" else np.unique(labels)
         parts[name] = Listing(
             classes=[index.classes[int(label)] for label in present],
-            paths=[index.paths[int(place)] for place in places],
+            paths=take(index.paths, places),
             labels=np.searchsorted(present, labels).tolist(),
             others=index.others if not parts else 0,
             columns={column: values[places] for column, values in index.columns.items()},
@@ -167,12 +168,13 @@ def listings(index: ShardIndex, *, stored: bool) -> dict[str, Listing]:
 
 def _make_index(source: ShardSource, stamps: Any, found: Sequence[ShardContent]) -> ShardIndex:
     by_name = parts_by_name(source.names, source.identity)
-    paths = [path for shard in found for path in shard.paths]
+    named = [shard.paths.finish() for shard in found]
+    paths = join_names(named) if named else collect_names([])
     labels = [label for shard in found for label in shard.labels]
     numbers = np.concatenate([np.empty(0, np.int64), *(np.array(each.numbers) for each in found)]).reshape(
         -1, 3
     )
-    shards = np.repeat(np.arange(len(found)), [len(each.paths) for each in found])
+    shards = np.repeat(np.arange(len(found)), [len(each) for each in named])
     parts = [part or by_name[number] for number, each in enumerate(found) for part in each.parts]
     fields = [each for shard in found for each in shard.fields]
     skipped = [each for shard in found for each in shard.skipped]
@@ -197,7 +199,7 @@ def _make_index(source: ShardSource, stamps: Any, found: Sequence[ShardContent])
     return ShardIndex(
         source.names,
         stamps,
-        [paths[place] for place in order],
+        take(paths, order),
         {
             "shard": shards[order],
             "offset": numbers[order, 0],

@@ -63,7 +63,7 @@ def test_a_data_set_is_taken_as_it_lies(pets):
     assert data.train.labels.tolist() == [0, 1] * 10
     assert files(data.train) == [png(number) for number in range(20)]
     assert data.train.columns["age"].tolist() == ["", *map(str, range(1, 20))]
-    assert data.train.images.sizes_bytes() == [len(png(number)) for number in range(20)]
+    assert data.train.images.sizes_bytes().tolist() == [len(png(number)) for number in range(20)]
     shuffled = read_source(pets.shuffle(seed=1).select(range(7)))
     assert files(shuffled.train) == [png(int(number or 0)) for number in shuffled.train.columns["age"]]
 
@@ -155,7 +155,7 @@ def test_images_by_path_and_images_that_are_not_there(pets, tmp_path):
         datasets.Dataset.from_dict({"image": [*cells, None], "label": [0, 1, 0]}, features=features)
     )
     assert data.train.images.source(0) == png(1)
-    assert data.train.images.sizes_bytes() == [len(png(1)), -1, -1]
+    assert data.train.images.sizes_bytes().tolist() == [len(png(1)), -1, -1]
     for place, reason in ((1, "No such file"), (2, "found nothing")):
         with pytest.raises(UndecodableError, match=reason):
             data.train.images.source(place)

@@ -48,9 +48,11 @@ def test_what_was_written_is_read(count):
         written.skipped,
     )
     assert read.columns["site"].tolist() == written.columns["site"].tolist()
-    assert read.names() == [
-        f"{('train', 'val', 'test')[n % 3]}/{path}" for n, path in enumerate(written.paths)
-    ]
+    assert read.names() == written.paths
+
+
+def test_images_of_two_parts_may_have_one_path():
+    assert index(4, paths=["0", "0", "0", "1"]).names() == ["train/0", "val/0", "test/0", "train/1"]
 
 
 @given(st.binary(max_size=30), st.integers(0, 10**6))

@@ -167,7 +167,7 @@ def test_a_damaged_shard_is_named_and_the_rest_is_used(shards):
     assert [(each.path, each.reason) for each in data.skipped] == [
         (
             "train-000001.tar",
-            "cut off in the midst of 0007.png; what is whole before that is used; copy it again",
+            "cut off; what is whole before that is used; copy it again",
         )
     ]
     path.write_bytes(b"")

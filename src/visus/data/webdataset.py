@@ -102,9 +102,7 @@ def find_shards(source: str) -> ShardSource:
     """
     folder, _, last = source.rpartition("/")
     if source.lower().endswith(COMPRESSED_SUFFIXES):
-        raise DataError(
-            f"{source}: expected plain .tar, of which any image can be read by itself, found a compressed one; unpack it"
-        )
+        raise DataError(f"{source}: {_PLAIN}, found a compressed one; unpack it")
     if last.lower().endswith(SHARD_SUFFIX) or "{" in source:
         prefix = source[: source.index("{")].rpartition("/")[0] if "{" in source else folder
         place = Place(prefix or ("/" if source.startswith("/") else "."))

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,9 @@ from visus.errors import Interrupted
 from visus.evaluation import evaluate
 from visus.loop import fit
 from visus.models.small import SmallNet
-from visus.ops.averaging import ExponentialAverage
+from visus.ops.averaging import ExponentialAverage, TailAverage
 from visus.ops.batchnorm import GlobalBatchNorm
+from visus.ops.losses import cross_entropy_sum
 from visus.processes import AgreedStop, joined
 from visus.signals import StopSignal
 from visus.state import TrainingState
@@ -54,6 +56,16 @@ def training(processes, **options):
     """Weights and history after two epochs."""
     state, batches = begin(processes)
     history = run(processes, batches, state, epochs=2, accumulate=2, clip_grad=1.0, **options)
+    return {"weights": state.model.state_dict(), "average": state.weights.state_dict(), "history": history}
+
+
+def tail_average(processes):
+    """Weights averaged over the last updates, of images drawn by class, by a weighted loss."""
+    state, batches = begin(processes)
+    state.average = TailAverage(state.model, 4)
+    weights = torch.linspace(0.5, 2.0, 10)
+    options = {"loss": lambda logits, batch: cross_entropy_sum(logits, batch.targets, class_weights=weights)}
+    history = run(processes, replace(batches, sampler="balanced"), state, epochs=2, **options)
     return {"weights": state.model.state_dict(), "average": state.weights.state_dict(), "history": history}
 
 

@@ -168,7 +168,11 @@ def test_a_damaged_last_checkpoint_is_replaced_by_its_predecessor(finished, tmp_
             2,
             "lower --batch-size or --img-size",
         ),
-        (["train", "digits", "--model", "small", "--optimizer", "sgdp"], 2, "give another --lr"),
+        (
+            ["train", "digits", "--model", "small", "--optimizer", "sgdp"],
+            2,
+            "sgdp: has no learning rate of its own; give --lr",
+        ),
         (["train", "digits", "--model", "small", "--img-size", "3"], 2, "small cannot take images of 3x3"),
         (["train", "digits", "--checkpoint-every", "often"], 2, "often"),
         (["train", "digits", "--device", "7"], 2, "CUDA unavailable"),

@@ -16,9 +16,10 @@ from visus.data.batching import EvaluationBatches, TrainingBatches, measure_prep
 from visus.data.sources import open_source
 from visus.display import Display
 from visus.errors import DataError, Interrupted, NonFiniteError, UsageError
+from visus.evaluation import evaluate
 from visus.loop import fit
 from visus.models.small import SmallNet
-from visus.ops.averaging import ExponentialAverage
+from visus.ops.averaging import ExponentialAverage, TailAverage
 from visus.ops.optim import OptimizerSettings, make_optimizer
 from visus.ops.rng import derive_seed
 from visus.ops.schedules import ScheduleSettings, make_schedule
@@ -32,13 +33,14 @@ BATCHES = TrainingBatches(TRAIN, RECORD, 34, "light", seed=1)
 VAL = EvaluationBatches(DATA.val, RECORD, 60)
 
 
-def begin(optimizer="sgd", ema=False):
+def begin(optimizer="sgd", average=None):
     torch.manual_seed(0)
     net = SmallNet(10, 1)
     model = nn.Sequential(net.features, net.pool, nn.Flatten(), nn.Dropout(0.3), net.classifier)
     model = model.to(memory_format=torch.channels_last)
-    average = ExponentialAverage(model, 0.9) if ema else None
-    return TrainingState(model, make_optimizer(model, OptimizerSettings(optimizer=optimizer)), average)
+    averages = {None: None, "ema": ExponentialAverage(model, 0.9), "swa": TailAverage(model, 3)}
+    settings = OptimizerSettings(optimizer=optimizer)
+    return TrainingState(model, make_optimizer(model, settings), averages[average])
 
 
 class StopAt:
@@ -79,13 +81,13 @@ def test_it_equals_a_bare_loop_bit_for_bit():
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("average", [None, "ema", "swa"])
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("stop", [1, 3, 6, 10])
-def test_a_stopped_and_resumed_run_ends_in_the_same_bits(tmp_path, optimizer, ema, accumulate, stop):
+def test_a_stopped_and_resumed_run_ends_in_the_same_bits(tmp_path, optimizer, average, accumulate, stop):
     if accumulate == 4 and stop > 5:
         pytest.skip("the run has no more than 6 updates")
-    whole, state = begin(optimizer, ema), begin(optimizer, ema)
+    whole, state = begin(optimizer, average), begin(optimizer, average)
     train(whole, accumulate=accumulate, clip_grad=1.0)
     with pytest.raises(Interrupted):
         train(state, accumulate=accumulate, clip_grad=1.0, stop=StopAt(state, stop))
@@ -94,7 +96,7 @@ def test_a_stopped_and_resumed_run_ends_in_the_same_bits(tmp_path, optimizer, em
     save_checkpoint(tmp_path / "last.safetensors", tensors, document)
 
     torch.manual_seed(99)
-    resumed = begin(optimizer, ema)
+    resumed = begin(optimizer, average)
     checkpoint = load_checkpoint(tmp_path / "last.safetensors")
     restore(resumed, checkpoint.tensors, checkpoint.document["state"], checkpoint.path)
     train(resumed, accumulate=accumulate, clip_grad=1.0)
@@ -180,7 +182,7 @@ def test_an_epoch_without_images_is_an_error():
 
 
 def test_averaged_weights_are_the_ones_validated():
-    state = begin(ema=True)
+    state = begin(average="ema")
     before = copy.deepcopy(state.average.module.state_dict())
     train(state)
     assert state.weights is state.average.module
@@ -271,3 +273,72 @@ def test_the_images_of_the_first_bad_step_are_named():
     assert f"its images: {', '.join(TRAIN.paths[place] for place in first[:10])} and 24 more" in str(
         caught.value
     )
+
+
+def test_averages_of_the_last_updates_are_validated_with_statistics_of_their_own():
+    state = begin(average="swa")
+    history = train(state)
+    expected = nn.Sequential(*copy.deepcopy(list(state.model)))
+    expected.load_state_dict(state.average.module.state_dict())
+    torch.optim.swa_utils.update_bn((batch.images for batch in BATCHES(0)), without_dropout(expected))
+    torch.testing.assert_close(dict(expected.named_buffers()), dict(state.average.module.named_buffers()))
+    scores = evaluate(state.average.module, VAL)
+    assert scores.accuracy == history["acc"]["val"][-1]
+    assert not any(each.training for each in state.average.module.modules())
+    assert state.model.training
+
+
+def without_dropout(model):
+    for each in model:
+        if isinstance(each, nn.Dropout):
+            each.p = 0.0
+    return model
+
+
+class Scripted(nn.Module):
+    """A model whose validation accuracy is a number of images, told for each epoch; training changes nothing of it."""
+
+    def __init__(self, right):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.right, self.epoch = right, -1
+
+    def forward(self, images):
+        self.epoch += not self.training
+        right = torch.arange(len(images)) < self.right[self.epoch]
+        return torch.stack((right, ~right), dim=1).float() + self.weight
+
+
+PAIRS = [(torch.zeros(10, 1, 2, 2), torch.zeros(10, dtype=torch.int64))]
+
+
+@pytest.mark.parametrize(
+    ("right", "patience", "epochs", "best"),
+    [
+        ([1, 2, 2, 1, 9, 9], 2, 4, 2),
+        ([1, 2, 2, 1, 9, 9], 3, 6, 5),
+        ([5, 4, 9], 1, 2, 1),
+        ([1, 2, 3], 1, 3, 3),
+    ],
+)
+def test_patience_runs_out_where_no_epoch_is_better(right, patience, epochs, best):
+    model, told = Scripted(right), Told()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = TrainingState(model, optimizer)
+    options = {"optimizer": optimizer, "epochs": len(right), "state": state, "display": told}
+    history = fit(model, PAIRS, PAIRS, patience=patience, **options)
+    assert len(history["acc"]["val"]) == state.epoch == epochs
+    assert state.best_epoch == best
+    if epochs < len(right):
+        assert told.lines[-1] == f"ended after epoch {epochs}: none was better since epoch {best}"
+        # Asked to go on, it has nothing to do; with more patience it has.
+        fit(model, PAIRS, PAIRS, patience=patience, **options)
+        assert state.epoch == epochs
+        fit(model, PAIRS, PAIRS, patience=patience + 1, **options)
+        assert state.epoch > epochs
+
+
+def test_patience_wants_images_to_validate_on():
+    state = begin()
+    with pytest.raises(UsageError, match="patience"):
+        fit(state.model, BATCHES, optimizer=state.optimizer, epochs=1, patience=1)

@@ -32,7 +32,7 @@ def start(size, file, *cases):
 def found(tmp_path_factory):
     """What one, two, three and four processes found, by their number."""
     folder = tmp_path_factory.mktemp("found")
-    cases = ["training", "evaluation", "normalisation"]
+    cases = ["training", "tail_average", "evaluation", "normalisation"]
     others = {2: ["local_batchnorm", "local_statistics", "repeated", "unused_and_frozen"], 3: ["stopped"]}
     results = {}
     for size in (1, 2, 3, 4):
@@ -44,9 +44,10 @@ def found(tmp_path_factory):
     return results
 
 
+@pytest.mark.parametrize("case", ["training", "tail_average"])
 @pytest.mark.parametrize("size", [2, 3])
-def test_training_is_that_of_one_process(found, size):
-    ours, expected = found[size]["training"], found[1]["training"]
+def test_training_is_that_of_one_process(found, size, case):
+    ours, expected = found[size][case], found[1][case]
     torch.testing.assert_close(ours["weights"], expected["weights"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours["average"], expected["average"], rtol=1e-4, atol=1e-5)
     assert ours["history"]["acc"] == expected["history"]["acc"]

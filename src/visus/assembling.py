@@ -13,7 +13,7 @@ from torch import nn
 from visus.amp import make_scaler
 from visus.compiling import refuse_without_compiler
 from visus.config import TrainConfig, default_batch_size
-from visus.data.batching import TrainingBatches
+from visus.data.batching import TrainingBatches, batch_sizes
 from visus.data.foreign import Transform
 from visus.errors import UsageError, VisusError
 from visus.inference import eval_mode
@@ -21,7 +21,7 @@ from visus.models.adapt import freezer, learning_rate_factors
 from visus.models.build import build_model
 from visus.models.lora import add_lora
 from visus.models.sizes import working_sizes
-from visus.ops.averaging import ExponentialAverage
+from visus.ops.averaging import ExponentialAverage, TailAverage, last_quarter
 from visus.ops.optim import make_optimizer
 from visus.ops.rng import derive_seed
 from visus.preparing import Prepared
@@ -56,7 +56,14 @@ def training_batches(
         erasing=config.erasing,
         transform=transform,
         workers=config.workers,
+        sampler=config.sampler,
     )
+
+
+def count_steps(config: TrainConfig, prepared: Prepared) -> int:
+    """The updates of a whole run."""
+    batches = len(batch_sizes(len(prepared.train), default_batch_size(config, prepared.train)))
+    return config.epochs * -(-batches // config.accumulate)
 
 
 def new_model(
@@ -87,13 +94,17 @@ def new_model(
     return model
 
 
-def begin(config: TrainConfig, model: nn.Module, device: torch.device) -> TrainingState:
-    """All that a run moves, at step 0."""
+def begin(config: TrainConfig, model: nn.Module, device: torch.device, *, steps: int = 1) -> TrainingState:
+    """All that a run of so many `steps` moves, at the first of them."""
     if config.lora:
         torch.manual_seed(derive_seed(config.seed, "lora"))
         add_lora(model, config.lora)
     model.to(device).to(memory_format=torch.channels_last)
-    average = ExponentialAverage(model, config.ema_decay) if config.ema else None
+    average: ExponentialAverage | TailAverage | None = None
+    if config.ema:
+        average = ExponentialAverage(model, config.ema_decay)
+    elif config.swa:
+        average = TailAverage(model, last_quarter(steps))
     if not config.lora:
         # The optimizer knows all that will ever be trained; what has no gradient yet has no state either.
         freezer(model, config.freeze)(sys.maxsize)

@@ -23,6 +23,7 @@ from visus.errors import UsageError
 from visus.loop import fit
 from visus.model_summary import largest_batch
 from visus.models.build import build_model
+from visus.objective import make_loss
 from visus.preparing import Prepared, prepare
 from visus.processes import ALONE, Processes
 from visus.ranging import RangeTest, range_test
@@ -123,6 +124,7 @@ def range_test_of(
         state.model,
         batches,
         optimizer=state.optimizer,
+        loss=make_loss(config, prepared.train, prepared.preprocessing, device),
         device=device,
         amp=config.amp,
         accumulate=accumulate,

@@ -263,15 +263,28 @@ def restore_optimizer(
         optimizer.state[parameter][key] = value
     match_layout(optimizer)
     for group, values in zip(optimizer.param_groups, plain["groups"], strict=True):
-        group.update(values)
+        for key, value in values.items():
+            group[key] = _to_scalar(value) if isinstance(value, dict) else value
 
 
 def _group_state(optimizer: Optimizer, group: dict[str, Any]) -> dict[str, Any]:
-    """What an optimizer counts in its groups (as schedule-free ones do); its settings come from the config."""
+    """What an optimizer counts in its groups (as LAMB and schedule-free ones do); its settings come from the config."""
     settings = {"params", "lr", "initial_lr", *optimizer.defaults}
+    counted = {key: value for key, value in group.items() if key not in settings}
     return {
-        key: value for key, value in group.items() if key not in settings and isinstance(value, int | float)
+        key: _from_scalar(value) if isinstance(value, Tensor) else value
+        for key, value in counted.items()
+        if isinstance(value, int | float) or (isinstance(value, Tensor) and value.dim() == 0)
     }
+
+
+def _from_scalar(tensor: Tensor) -> dict[str, Any]:
+    """A tensor of one number as plain values, exactly."""
+    return {"dtype": str(tensor.dtype).removeprefix("torch."), "value": tensor.item()}
+
+
+def _to_scalar(values: dict[str, Any]) -> Tensor:
+    return torch.tensor(values["value"], dtype=getattr(torch, values["dtype"]))
 
 
 def _without_ties(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:

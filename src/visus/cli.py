@@ -74,6 +74,7 @@ def train(
     data: Annotated[
         str | None, typer.Argument(help="digits, a folder of images, a table, shards, an .npz file, ...")
     ] = None,
+    recipe: Annotated[str | None, typer.Option(help="classic, fast or finetune: defaults of others.")] = None,
     model: Annotated[str | None, typer.Option(help="small, or a name of torchvision's or timm's.")] = None,
     weights: Annotated[str | None, typer.Option(help="default, or a file to start from.")] = None,
     stem: Annotated[str | None, typer.Option(help="small: 3x3 first convolution for small images.")] = None,
@@ -90,8 +91,16 @@ def train(
     cache: Annotated[str | None, typer.Option(help="Decoded images: auto, ram, disk or off.")] = None,
     cache_size: Annotated[str | None, typer.Option(help="Their short side for training, or full.")] = None,
     workers: Annotated[int | None, typer.Option("-j", "--workers", help="Processes that decode.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="shuffle, or balanced: by class.")] = None,
+    loss: Annotated[str | None, typer.Option(help="cross-entropy, bce or focal.")] = None,
+    class_weights: Annotated[
+        bool | None, typer.Option("--class-weights", help="Let every class count the same.")
+    ] = None,
     label_smoothing: Annotated[float | None, typer.Option()] = None,
+    distill: Annotated[str | None, typer.Option(help="A checkpoint to learn from.")] = None,
+    distill_digest: Annotated[str | None, typer.Option(help="Of its weights, to be checked.")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
+    patience: Annotated[int | None, typer.Option(help="Epochs without a gain that end the run.")] = None,
     batch_size: Annotated[
         str | None, typer.Option("-b", "--batch-size", help="Images per pass, or auto.")
     ] = None,
@@ -115,6 +124,7 @@ def train(
     warmup_epochs: Annotated[float | None, typer.Option()] = None,
     ema: Annotated[bool | None, typer.Option("--ema", help="Average the weights.")] = None,
     ema_decay: Annotated[float | None, typer.Option()] = None,
+    swa: Annotated[bool | None, typer.Option("--swa", help="Average those of the last quarter.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, mps, or indices such as 0.")] = None,
     amp: Annotated[str | None, typer.Option(help="Mixed precision: auto, off, bf16 or fp16.")] = None,
     compile: Annotated[bool | None, typer.Option("--compile", help="Train through torch.compile.")] = None,

@@ -12,7 +12,8 @@ import pydantic
 import pydantic.dataclasses
 import torch
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import ArgsKwargs
 
 from visus.amp import Amp, resolve_amp
 from visus.data.addresses import is_address
@@ -21,6 +22,7 @@ from visus.data.batching import batch_sizes
 from visus.data.cache import Cache
 from visus.data.files import cache_in_use
 from visus.data.images import Split
+from visus.data.sampling import Sampler
 from visus.errors import UsageError
 from visus.files import write_text
 from visus.models.adapt import AdaptSettings
@@ -28,6 +30,7 @@ from visus.ops.optim import OptimizerSettings, resolve_optimizer
 from visus.ops.schedules import ScheduleSettings
 from visus.preprocessing import Preprocessing
 from visus.processors import own_processors
+from visus.recipes import Recipe, conflict, with_recipe
 
 _DEFAULT_BATCH_SIZE = 100
 
@@ -44,6 +47,8 @@ class TrainConfig(OptimizerSettings, ScheduleSettings, AdaptSettings):
     """Share of the training images set aside for validation, where the data has no such part."""
     split_seed: int = Field(default=0, ge=0)
     """Of the choice of those images; independent of `seed`, so that seeds are compared on the same images."""
+    recipe: Recipe | None = None
+    """Whose settings are the defaults of others: `finetune` where there are weights to start from, else `classic`."""
     model: str = "resnet18"
     weights: str | None = None
     """`default`, or a file to start from."""
@@ -69,8 +74,19 @@ class TrainConfig(OptimizerSettings, ScheduleSettings, AdaptSettings):
     """Short side of the training images in it, where crops are of random size; as in evaluation where it is not given."""
     workers: int | None = Field(default=None, ge=0)
     """Child processes that decode, and threads that crop, in each process; 0: neither. As many as there are processors."""
+    sampler: Sampler = "shuffle"
+    """`shuffle`: every image once an epoch; `balanced`: as many, drawn so that every class is equally likely."""
+    loss: Literal["cross-entropy", "bce", "focal"] = "cross-entropy"
+    class_weights: bool = False
+    """Weigh the loss so that every class counts the same; the mean over the training images is 1."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    distill: str | None = None
+    """A checkpoint of ours, or a run's folder, whose model is to be learned from besides the labels."""
+    distill_digest: str | None = None
+    """Of the weights of that teacher; filled in, and checked where it is given."""
     epochs: int = Field(default=10, ge=1)
+    patience: int | None = Field(default=None, ge=1)
+    """Epochs without a better validation accuracy after which the run ends."""
     batch_size: Annotated[int, Field(ge=2)] | Literal["auto"] | None = None
     """Images per forward pass; 100, or the whole set where that is smaller. `auto`: as many as the device takes."""
     val_batch_size: int | None = Field(default=None, ge=1)
@@ -79,6 +95,8 @@ class TrainConfig(OptimizerSettings, ScheduleSettings, AdaptSettings):
     ema: bool = False
     """Validate and keep an exponential average of the weights."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    swa: bool = False
+    """Validate and keep the mean of the weights after each update of the last quarter of the run."""
     device: str = "auto"
     """`auto`, `cpu`, `mps`, or the index of a CUDA device."""
     amp: Amp = "auto"
@@ -104,6 +122,21 @@ class TrainConfig(OptimizerSettings, ScheduleSettings, AdaptSettings):
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do where a loss or gradient is no longer a number: end the run, or leave the step out."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_recipe(cls, given: Any) -> Any:
+        return (
+            ArgsKwargs(given.args, with_recipe(given.kwargs or {}))
+            if isinstance(given, ArgsKwargs)
+            else given
+        )
+
+    @model_validator(mode="after")
+    def _go_together(self) -> TrainConfig:
+        if sentence := conflict(self):
+            raise ValueError(sentence)
+        return self
+
 
 def make_config(**settings: Any) -> TrainConfig:
     """The settings, checked; `UsageError` in one sentence where they make no sense."""
@@ -111,8 +144,10 @@ def make_config(**settings: Any) -> TrainConfig:
         return TrainConfig(**settings)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(each) for each in first["loc"]) or "settings"
+        place = ".".join(str(each) for each in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
+        if not place:
+            raise UsageError(message) from None
         raise UsageError(f"--{place.replace('_', '-')}: {message}, found {first['input']!r}") from None
 
 
@@ -173,7 +208,7 @@ def default_batch_size(config: TrainConfig, train_part: Split) -> int:
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """With paths that are right from any folder; names such as `digits` stay as they are."""
-    given = {name: getattr(config, name) for name in ("data", "val", "weights")}
+    given = {name: getattr(config, name) for name in ("data", "val", "weights", "distill")}
     paths: Any = {name: absolute(path) for name, path in given.items() if path}
     return dataclasses.replace(config, **paths)
 

@@ -25,6 +25,7 @@ from visus.errors import DataError, Interrupted, NonFiniteError, UsageError
 from visus.evaluation import Validation, validate
 from visus.models.adapt import train_mode
 from visus.models.lora import merged
+from visus.ops.averaging import TailAverage, recomputed_batchnorm
 from visus.ops.batchnorm import GlobalBatchNorm
 from visus.ops.losses import cross_entropy_sum
 from visus.ops.metrics import correct_counts
@@ -49,6 +50,7 @@ def fit(
     *,
     optimizer: Optimizer,
     epochs: int,
+    patience: int | None = None,
     schedule: Callable[[int], float] = lambda _: 1.0,
     loss: Loss | None = None,
     device: str | torch.device = "cpu",
@@ -67,7 +69,9 @@ def fit(
     compile: bool = False,
     profile: Profile | None = None,
 ) -> History:
-    """Train `model` to `epochs` epochs in all, and return its accuracies and losses.
+    """Train `model` to `epochs` epochs in all, or until `patience` epochs went by without a better validation accuracy.
+
+    Returns the accuracies and losses of all epochs.
 
     `train` is a function `(epoch, start_batch) -> batches`, which makes a run resumable in mid-epoch, or any iterable of
     `(images [N, C, H, W], targets [N] or [N, K])`, such as a `DataLoader`; `val` is such an iterable. `schedule(step)` is the
@@ -102,7 +106,10 @@ def fit(
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
 
-    for epoch in range(state.epoch, epochs):
+    if patience and val is None:
+        raise UsageError("expected images to validate on, so that patience can run out; give `val`")
+    while not _is_over(state, epochs, patience):
+        epoch = state.epoch
         # Also where it is gone on with in its middle, an epoch is shown with the rate it began with.
         epoch_lr = _set_learning_rates(optimizer, schedule(state.step - state.epoch_step))
         display.epoch(epoch, epochs, epoch_lr, state.best_accuracy)
@@ -190,8 +197,13 @@ def fit(
         images = records[-1]["n"]
         _show(display, records[-1])
 
+        phase("validation")
+        if isinstance(state.average, TailAverage) and state.average.has_begun(state.step):
+            with recomputed_batchnorm(state.average.module, model):
+                for item in _batches(train, 0, 0):
+                    with precision, normalising:
+                        state.average.module(to_batch(item, device).images)
         if val is not None:
-            phase("validation")
             began = time.perf_counter()
             scores = validate(state.weights, val, device=device, amp=amp, display=display)
             records.append(_validation_record(scores, epoch, epoch_lr, time.perf_counter() - began))
@@ -200,6 +212,7 @@ def fit(
         if improved:
             state.best_accuracy, state.best_epoch = scores.accuracy, epoch + 1
         _finish_epoch(state, images)
+        over = _is_over(state, epochs, patience)
         phase("checkpoint")
         if recorder:
             recorder.write_metrics(records)
@@ -210,14 +223,22 @@ def fit(
                 )
             recorder.save_last(*pack(state))
             phase("curves")
-            if epoch + 1 == epochs or recorder.curves_due():
+            if over or recorder.curves_due():
                 recorder.draw_curves(records)
-        if stop and stop.received and epoch + 1 < epochs:
+        if stop and stop.received and not over:
             raise _interrupted(stop, state, recorder, records, processes)
     phase("checkpoint")
+    if state.epoch < epochs:
+        display.line(f"ended after epoch {state.epoch}: none was better since epoch {state.best_epoch}")
     if recorder:
         recorder.flush()
     return history_of(records)
+
+
+def _is_over(state: TrainingState, epochs: int, patience: int | None) -> bool:
+    """Whether all `epochs` are done, or the last `patience` of them were no better than the best."""
+    waited = state.epoch - (state.best_epoch or 0)
+    return state.epoch >= epochs or (patience is not None and waited >= patience)
 
 
 def to_batch(item: Any, device: torch.device) -> Batch:

@@ -64,7 +64,8 @@ def compute_features(
     `None`, after a sentence to `say`, where training would not be the same with them: images that change from epoch to epoch, a
     head that is more than a layer at the end, more features than half of the memory holds.
     """
-    reason = _changing(train) or _unsuited(model, train, val, device)
+    watched = "its teacher looks at the images" if config.distill else None
+    reason = watched or _changing(train) or _unsuited(model, train, val, device)
     if reason:
         say(f"the frozen backbone runs in every epoch, since {reason}")
         return None

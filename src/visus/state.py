@@ -18,7 +18,7 @@ from visus.checkpoint import (
     with_prefix,
 )
 from visus.errors import CheckpointError
-from visus.ops.averaging import ExponentialAverage
+from visus.ops.averaging import ExponentialAverage, TailAverage
 
 
 @dataclass
@@ -27,7 +27,7 @@ class TrainingState:
 
     model: nn.Module
     optimizer: Optimizer
-    average: ExponentialAverage | None = None
+    average: ExponentialAverage | TailAverage | None = None
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
     epoch: int = 0
     """Epochs that are finished."""
@@ -47,6 +47,7 @@ class TrainingState:
     """Updates that were left out, since their loss or gradient was not finite."""
     best_accuracy: float | None = None
     best_epoch: int | None = None
+    """From 1."""
 
     @property
     def weights(self) -> nn.Module:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from visus.amp import resolve_amp
-from visus.assembling import begin, check_compile, model_args, new_model, training_batches
+from visus.assembling import begin, check_compile, count_steps, model_args, new_model, training_batches
 from visus.autotuning import with_batch_size, with_lr
 from visus.checkpoint import (
     CHECKPOINT_KEY,
@@ -49,16 +49,17 @@ from visus.devices import (
     own_device,
 )
 from visus.display import Display
+from visus.distillation import find_teacher
 from visus.errors import CheckpointError, DataError, UnreadableError, UsageError
 from visus.evaluation import Scores
 from visus.files import link, write_json
-from visus.loop import fit
+from visus.loop import Loss, fit
 from visus.models.adapt import freezer
 from visus.models.build import build_model
 from visus.models.lora import merge_lora
 from visus.models.names import resolve_model
 from visus.models.weights import is_file
-from visus.ops.losses import cross_entropy_sum
+from visus.objective import make_loss
 from visus.ops.optim import resolve_optimizer
 from visus.ops.schedules import make_schedule
 from visus.plots import plot_confusion, plot_reliability
@@ -128,6 +129,7 @@ class _Assembly:
     run: RunFolder
     display: Display
     processes: Processes
+    loss: Loss
     transform: Transform | None = None
 
     @property
@@ -158,6 +160,9 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
         device = own_device(config.device, processes.local_rank, processes.local_size)
         if config.weights and is_file(*resolve_model(config.model), config.weights):
             config = dataclasses.replace(config, weights=str(_weights_file(config.weights)))
+        if config.distill:
+            teacher, digest = find_teacher(config.distill, config.distill_digest)
+            config = dataclasses.replace(config, distill=teacher, distill_digest=digest)
         prepared = _prepared_alike(prepare(config, display), processes)
         threads = default_threads(processes.local_size)
         asked = config
@@ -170,12 +175,15 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
                 config = with_batch_size(config, asked, prepared, device, processes, display)
             # The model is made before the folder, so that a mistyped name leaves nothing behind.
             model = new_model(config, prepared, device, display.line)
-            state = begin(config, model, device)
+            state = begin(config, model, device, steps=count_steps(config, prepared))
             if config.lr == "auto":
                 config = with_lr(config, prepared, state, device, processes, display, transform)
+            loss = make_loss(config, prepared.train, prepared.preprocessing, device)
             run = RunFolder(processes.from_first(_new_folder(config, prepared, processes)))
             with run.locked(needed=processes.first), closing(prepared):
-                return _run(_Assembly(config, prepared, device, state, run, display, processes, transform))
+                return _run(
+                    _Assembly(config, prepared, device, state, run, display, processes, loss, transform)
+                )
 
 
 def resume(
@@ -228,8 +236,9 @@ def _resume(
                 prepared = prepare(config, display)
                 model = new_model(config, prepared, device, display.line)
             _prepared_alike(prepared, processes)
-            state = begin(config, model, device)
-            assembly = _Assembly(config, prepared, device, state, run, display, processes, transform)
+            state = begin(config, model, device, steps=count_steps(config, prepared))
+            loss = make_loss(config, prepared.train, prepared.preprocessing, device)
+            assembly = _Assembly(config, prepared, device, state, run, display, processes, loss, transform)
             if checkpoint:
                 refuse_other_transform(run, checkpoint, transform)
                 others_data = data_has_changed(run, checkpoint, prepared, allowed)
@@ -381,10 +390,9 @@ def _run(assembly: _Assembly) -> Run:
                 *(features or (batches, val_batches)),
                 optimizer=state.optimizer,
                 epochs=config.epochs,
+                patience=config.patience,
                 schedule=make_schedule(config, epochs=config.epochs, steps_per_epoch=updates),
-                loss=lambda logits, batch: cross_entropy_sum(
-                    logits, batch.targets, label_smoothing=config.label_smoothing
-                ),
+                loss=assembly.loss,
                 device=assembly.device,
                 amp=config.amp,
                 accumulate=config.accumulate,

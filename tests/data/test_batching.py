@@ -34,6 +34,7 @@ KINDS = [
     {"augment": "standard"},
     {"augment": "trivial", "erasing": 0.5},
     {"augment": "rand"},
+    {"augment": "light", "sampler": "balanced"},
 ]
 MIXED = [{"mixup": 0.4}, {"cutmix": 1.0}, {"augment": "trivial", "erasing": 0.3, "mixup": 1.0, "cutmix": 1.0}]
 
@@ -68,7 +69,7 @@ def test_an_image_does_not_depend_on_its_batch(one, other, kind):
     def images(batch_size):
         batches = list(TrainingBatches(SPLIT, RECORD, batch_size, **kind)(1))
         assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in batches)
-        order = torch.cat([batch.indices for batch in batches]).argsort()
+        order = torch.cat([batch.indices for batch in batches]).argsort(stable=True)
         return torch.cat([batch.images for batch in batches])[order]
 
     assert torch.equal(images(one), images(other))
@@ -79,6 +80,17 @@ def test_epochs_differ_and_every_image_is_seen():
     for epoch in (first, second):
         assert sorted(torch.cat([batch.indices for batch in epoch]).tolist()) == list(range(23))
     assert first[0].indices.tolist() != second[0].indices.tolist()
+
+
+def test_an_image_that_is_there_twice_is_not_the_same_picture():
+    labels = np.array([0] * 21 + [1, 2])
+    split = replace(SPLIT, labels=labels)
+    (batch,) = TrainingBatches(split, RECORD, 23, "light", sampler="balanced")(0)
+    again = batch.images[batch.indices == 22]
+    assert len(again) > 3
+    assert not any(torch.equal(again[0], each) for each in again[1:])
+    (plain,) = TrainingBatches(split, RECORD, 23, "light")(0)
+    assert any(torch.equal(each, plain.images[plain.indices == 22][0]) for each in again)
 
 
 def test_targets_stay_with_their_images():

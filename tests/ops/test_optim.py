@@ -90,5 +90,8 @@ def test_buffers_take_the_layout_that_the_parameters_have_now(name):
 
 
 def test_what_timm_refuses_is_said_in_one_sentence():
-    with pytest.raises(UsageError, match=r"--optimizer sgdp: .*give another --lr"):
-        make_optimizer(nn.Linear(2, 2), OptimizerSettings(optimizer="sgdp"))
+    for name in ("sgdp", "adafactor"):
+        with pytest.raises(
+            UsageError, match=f"--optimizer {name}: has no learning rate of its own; give --lr"
+        ):
+            make_optimizer(nn.Linear(2, 2), OptimizerSettings(optimizer=name))

@@ -25,9 +25,9 @@ from visus.data.keeping import keep_part
 from visus.data.mixing import Mixing, draw_mixing, mix_images_, mix_labels, with_partner
 from visus.data.policies import POLICIES, apply_change
 from visus.data.reading import Draws, Positions, Wanted, pixels_bytes, read_batches, stack
+from visus.data.sampling import Sampler, draw_epoch
 from visus.devices import available_memory_bytes
 from visus.errors import UsageError
-from visus.ops.rng import permutation
 from visus.preprocessing import RESIZE_RATIO, Preprocessing
 
 _MEASURED_AT_ONCE = 2**24
@@ -93,25 +93,25 @@ class TrainingBatches:
     """Chance that a rectangle of an image is blanked."""
     transform: Transform | None = None
     """Somebody else's, in the place of `augment`: gets an image as it is, and makes it as large as the model wants it."""
-
     workers: int | None = None
     """Threads that crop, and child processes that decode what was not kept; 0: neither. As many as there are processors."""
+    sampler: Sampler = "shuffle"
+    """`shuffle`: each image once an epoch; `balanced`: as many images, drawn so that each class is equally likely."""
 
     def __len__(self) -> int:
         return len(batch_sizes(len(self.split), self.batch_size))
 
     def positions(self, epoch: int, start: int = 0) -> Iterator[Positions]:
         """Which images of the split each batch of `epoch` (from 0) holds, from batch `start` on; over all processes."""
-        order = permutation(self.seed, "order", epoch, len(self.split))
-        ends = np.cumsum([0, *batch_sizes(len(self.split), self.batch_size)])
-        for begin, end in zip(ends[start:-1], ends[start + 1 :], strict=True):
-            yield order[begin:end]
+        for numbers in self._numbers(epoch, start):
+            yield numbers % len(self.split)
 
     def __call__(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` (from 0), from batch `start` on; what is skipped costs nothing."""
         shares, same = itertools.tee(self._shares(epoch, start))
         with closing(self._images(epoch, same)) as read:
-            for batch, (positions, images) in enumerate(zip(shares, read, strict=True), start):
+            for batch, (numbers, images) in enumerate(zip(shares, read, strict=True), start):
+                positions = numbers % len(self.split)
                 if self.mixup or self.cutmix:
                     mixing = draw_mixing(
                         self.seed, epoch, batch, self.preprocessing.size, mixup=self.mixup, cutmix=self.cutmix
@@ -120,33 +120,43 @@ class TrainingBatches:
                 else:
                     yield _batch(self.split, positions, images)
 
+    def _numbers(self, epoch: int, start: int) -> Iterator[Positions]:
+        """For each batch from `start` on the numbers of its images, as `draw_epoch` gives them."""
+        order = draw_epoch(self.seed, epoch, self.split.labels, self.sampler)
+        ends = np.cumsum([0, *batch_sizes(len(self.split), self.batch_size)])
+        for begin, end in zip(ends[start:-1], ends[start + 1 :], strict=True):
+            yield order[begin:end]
+
     def _shares(self, epoch: int, start: int) -> Iterator[Positions]:
-        """The images that this process needs of each batch: its slice, and for mixing the one before it."""
-        for whole in self.positions(epoch, start):
+        """The numbers of the images that this process needs of each batch: its slice, and for mixing the one before it."""
+        for whole in self._numbers(epoch, start):
             if self.mixup or self.cutmix:
                 yield with_partner(whole, self.rank, self.world_size)
             else:
                 yield np.array_split(whole, self.world_size)[self.rank]
 
     def _images(self, epoch: int, shares: Iterator[Positions]) -> Generator[Tensor, None, None]:
-        """Of each share, augmented and normalised, `[N, C, H, W]`; each image depends on its own position only."""
+        """Of each share, augmented and normalised, `[N, C, H, W]`; each image depends on its own number only."""
         if self.transform:
             yield from self._transformed(self.transform, epoch, shares)
             return
         size = self.preprocessing.size
         how = cropping(self.augment, size)
-        wanted, same = itertools.tee((each, draw(self.seed, epoch, each, how)) for each in shares)
-        with closing(_read(self.split.images, same, size, how == "standard", self.workers)) as read:
-            for (positions, draws), pixels in zip(wanted, read, strict=True):
-                yield self._augmented(augment(pixels, draws, how), epoch, positions)
+        n = len(self.split)
+        drawn = ((each, draw(self.seed, epoch, each, how)) for each in shares)
+        wanted, same = itertools.tee(drawn)
+        places = ((numbers % n, draws) for numbers, draws in same)
+        with closing(_read(self.split.images, places, size, how == "standard", self.workers)) as read:
+            for (numbers, draws), pixels in zip(wanted, read, strict=True):
+                yield self._augmented(augment(pixels, draws, how), epoch, numbers)
 
-    def _augmented(self, pixels: Tensor, epoch: int, positions: Positions) -> Tensor:
+    def _augmented(self, pixels: Tensor, epoch: int, numbers: Positions) -> Tensor:
         """What comes after cropping and flipping."""
         if policy := POLICIES.get(self.augment):
-            for change in policy(self.seed, epoch, positions, self.preprocessing.size):
+            for change in policy(self.seed, epoch, numbers, self.preprocessing.size):
                 pixels = apply_change(pixels, change)
         images = normalise(pixels, self.preprocessing)
-        return erase_(images, self.seed, epoch, positions, self.erasing) if self.erasing else images
+        return erase_(images, self.seed, epoch, numbers, self.erasing) if self.erasing else images
 
     def _transformed(
         self, transform: Transform, epoch: int, shares: Iterator[Positions]
@@ -155,12 +165,17 @@ class TrainingBatches:
         channels, size = self.split.images.channels, self.preprocessing.size
         # Read as they are; what the transform draws comes from generators that threads would share.
         with closing(
-            read_batches(self.split.images, _undrawn(same), _as_it_is, workers=self.workers)
+            read_batches(
+                self.split.images,
+                _undrawn(each % len(self.split) for each in same),
+                _as_it_is,
+                workers=self.workers,
+            )
         ) as read:
-            for positions, whole in zip(shares, read, strict=True):
+            for numbers, whole in zip(shares, read, strict=True):
                 found = stack([], channels, size)
                 if whole:
-                    found = transform_images(transform, whole, self.seed, epoch, positions.tolist())
+                    found = transform_images(transform, whole, self.seed, epoch, numbers.tolist())
                 bytes_ = found.dtype == torch.uint8
                 yield normalise(found, self.preprocessing) if bytes_ else _channels_last(found)
 

@@ -15,6 +15,12 @@ from torch.optim import Optimizer
 from visus.errors import UsageError, unknown_name
 
 _FUSED_ON = {"cpu", "cuda", "mps"}
+_KRON = "draws random numbers of its own, so that a run could not go on to the same bits"
+_UNSUITED = {
+    "adahessian": "needs second derivatives, which training here does not take",
+    **dict.fromkeys(("kron", "kronc", "kronw"), _KRON),
+}
+"""Of timm's; why they are refused."""
 _DEFAULTS = {"sgd": (0.1, 5e-4), "adamw": (1e-3, 1e-2)}
 
 
@@ -122,6 +128,8 @@ def _make_timm_optimizer(
     known = list_optimizers()
     if settings.optimizer not in known:
         raise unknown_name("optimizer", settings.optimizer, ["sgd", "adamw", *known])
+    if reason := _UNSUITED.get(settings.optimizer):
+        raise UsageError(f"--optimizer {settings.optimizer} {reason}; take another, such as adamw or muon")
     try:
         optimizer: Optimizer = create_optimizer_v2(
             groups,
@@ -130,9 +138,18 @@ def _make_timm_optimizer(
             momentum=settings.momentum,
             weight_decay=weight_decay,
         )
-    # An optimizer that has no rate of its own, or refuses a value, says so in its own way.
-    except (TypeError, ValueError) as error:
+    # An optimizer that has no rate of its own, refuses a value or wants another library says so in its own way.
+    except (AssertionError, ImportError, TypeError, ValueError) as error:
+        if "required optimization parameter lr" in str(error):
+            raise _without_rate(settings) from None
         raise UsageError(
-            f"--optimizer {settings.optimizer}: {error}; give another --lr, --momentum or --weight-decay"
+            f"--optimizer {settings.optimizer}: {error}; give another --lr, --momentum or --weight-decay, or take another one"
         ) from None
+    # Adafactor would go by a schedule of its own.
+    if any(group["lr"] is None for group in optimizer.param_groups):
+        raise _without_rate(settings)
     return optimizer
+
+
+def _without_rate(settings: OptimizerSettings) -> UsageError:
+    return UsageError(f"--optimizer {settings.optimizer}: has no learning rate of its own; give --lr")

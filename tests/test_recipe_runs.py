@@ -1,0 +1,117 @@
+"""Runs with each setting of `docs/recipes.md`: interrupted in mid-epoch and resumed, they end in the same bits."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from visus.checkpoint import load_checkpoint, model_digest
+from visus.config import make_config, read_config
+from visus.display import Display
+from visus.errors import CheckpointError, Interrupted, UsageError
+from visus.training import resume, train
+
+SETTINGS = {
+    "sampler": {"sampler": "balanced", "mixup": 0.2},
+    "class weights": {"class_weights": True, "label_smoothing": 0.1, "cutmix": 1.0, "accumulate": 2},
+    "bce": {"loss": "bce", "mixup": 0.2, "label_smoothing": 0.1},
+    "focal": {"loss": "focal", "class_weights": True},
+    "swa": {"swa": True, "schedule": "constant"},
+    "patience": {"patience": 1, "lr": 1e-6},
+    "fast": {"recipe": "fast", "optimizer": "lamb"},
+    "distill": {"distill": "teacher", "label_smoothing": 0.1, "mixup": 0.2},
+}
+
+
+class InterruptedAt(Display):
+    """Asks for an end at a step, by a signal as from outside."""
+
+    def __init__(self, step):
+        super().__init__(quiet=True)
+        self.left = step
+
+    def due(self):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A short run of a small net."""
+    out = str(tmp_path_factory.mktemp("teacher"))
+    return train(config(out, "teacher", epochs=1)).run
+
+
+def config(out, name, **settings):
+    # 288 images: 6 batches, the last of them smaller.
+    few = {"data": "digits", "val_fraction": 0.8, "batch_size": 50, "augment": "light", "amp": "off"}
+    return make_config(**{"model": "small", "epochs": 4, **few, "out": str(out), "name": name, **settings})
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_an_interrupted_run_ends_in_the_same_bits(kind, teacher, tmp_path):
+    settings = dict(SETTINGS[kind])
+    if "distill" in settings:
+        settings["distill"] = teacher
+    whole = train(config(tmp_path, "whole", **settings))
+    # In the last epoch but with patience, which has run out by then.
+    steps_per_epoch = 3 if "accumulate" in settings else 6
+    stop = 4 if kind == "patience" else 3 * steps_per_epoch + 2
+    with pytest.raises(Interrupted):
+        train(config(tmp_path, "stopped", **settings), display=InterruptedAt(stop))
+    resumed = resume(str(tmp_path / "stopped"))
+    assert resumed.digest == whole.digest
+    assert (resumed.best, resumed.epochs, resumed.steps) == (whole.best, whole.epochs, whole.steps)
+    best = [load_checkpoint(each.checkpoints["best"]) for each in (whole, resumed)]
+    assert best[0].document["digest"] == best[1].document["digest"]
+
+
+def test_patience_is_in_the_document_and_may_be_given_more(tmp_path):
+    run = train(config(tmp_path, "a", patience=1, lr=1e-9, schedule="constant"))
+    assert (run.epochs, run.best["epoch"]) == (2, 1)
+    assert resume(run.run).to_json() == run.to_json()
+    assert resume(run.run, patience=2).epochs == 3
+    summary = json.loads(Path(run.run, "summary.json").read_text())
+    assert summary["epochs"] == 3
+
+
+def test_the_best_weights_of_swa_are_the_average_and_last_holds_both(tmp_path):
+    run = train(config(tmp_path, "a", swa=True, schedule="constant"))
+    last = load_checkpoint(run.checkpoints["last"])
+    raw = {k.removeprefix("model."): v for k, v in last.tensors.items() if k.startswith("model.")}
+    assert model_digest(raw) == run.digest
+    assert model_digest(last.model_tensors) != run.digest
+    if run.best["epoch"] == 4:
+        best = load_checkpoint(run.checkpoints["best"])
+        assert model_digest(best.model_tensors) == model_digest(last.model_tensors)
+
+
+def test_a_run_keeps_to_its_teacher(teacher, tmp_path):
+    run = train(config(tmp_path, "a", distill=teacher, epochs=1))
+    stored = read_config(Path(run.run, "config.yaml"))
+    best = Path(teacher, "best.safetensors")
+    assert stored["distill"] == str(best.resolve())
+    assert stored["distill_digest"] == load_checkpoint(best).document["digest"]
+    other = train(config(tmp_path, "other", epochs=1, seed=1))
+    with pytest.raises(UsageError, match="--distill cannot change"):
+        resume(run.run, distill=other.checkpoints["best"], epochs=2)
+    moved = train(config(tmp_path, "b", distill=other.run, epochs=1))
+    Path(other.checkpoints["best"]).write_bytes(best.read_bytes())
+    with pytest.raises(CheckpointError, match="expected the teacher that the run began with"):
+        resume(moved.run, epochs=2)
+    with pytest.raises(CheckpointError, match="expected the teacher that the run began with"):
+        train(make_config(**{**read_config(Path(moved.run, "config.yaml")), "out": str(tmp_path)}))
+
+
+def test_a_teacher_of_other_classes_is_refused_before_a_folder_is_made(teacher, tmp_path):
+    import numpy as np
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=np.arange(40) % 2)
+    with pytest.raises(UsageError, match="expected a teacher of the classes 0, 1, found"):
+        train(config(tmp_path / "runs", "a", data=str(tmp_path / "a.npz"), distill=teacher, batch_size=4))
+    assert not (tmp_path / "runs").exists()

@@ -49,6 +49,7 @@ def test_flags_are_the_fields_of_the_settings():
         "config",
         "resume",
         "allow_change",
+        "no_report",
         "as_json",
         "quiet",
     }

@@ -137,12 +137,18 @@ def train(
     checkpoint_every: Annotated[str | None, typer.Option(help="As in 5m, 30s, 500steps.")] = None,
     keep: Annotated[str | None, typer.Option(help="Checkpoints: last, or all of them, numbered.")] = None,
     profile: Annotated[bool | None, typer.Option("--profile", help="Say where the time goes.")] = None,
+    track: Annotated[
+        str | None, typer.Option(help="Send metrics to tensorboard, mlflow or wandb as well.")
+    ] = None,
     on_nonfinite: Annotated[str | None, typer.Option(help="stop, or skip the step.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings; flags go before them.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with the run in this folder.")] = None,
     allow_change: Annotated[
         list[str] | None, typer.Option(help="What may differ on --resume: a setting, data or classes.")
     ] = None,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Write no report and no model card.")
+    ] = False,
     as_json: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing.")] = False,
 ) -> int:
@@ -170,6 +176,10 @@ def train(
             raise UsageError("expected DATA to train on, or --resume RUN; see visus train --help")
         else:
             run = training.train(make_config(**asked), display=display)
+        if launching.is_first() and not no_report:
+            from visus.reporting.page import report_on
+
+            report_on(run.run, display.line)
     if as_json and launching.is_first():
         _print_json(run.to_json())
     return 1 if (run.failure or run.skipped) and launching.may_fail() else 0
@@ -425,6 +435,38 @@ def summary(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="RUN...")],
+    output: Annotated[Path | None, typer.Option(help="Where to write it.")] = None,
+    as_json: JsonFlag = False,
+) -> int:
+    """Write one page about a run, or about several side by side."""
+    from visus.reporting.model_card import write_card
+    from visus.reporting.page import write_report
+
+    page = write_report(runs, output)
+    if len(runs) == 1 and output is None:
+        write_card(runs[0])
+    if as_json:
+        _print_json({"report": str(page)})
+    else:
+        typer.echo(page)
+    return 0
+
+
+@app.command()
+def watch(
+    runs: Annotated[Path, typer.Argument(help="A folder of runs, or the folder of one run.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of this machine; 0 for any.")] = 8417,
+) -> int:
+    """Show runs in the browser while they go on."""
+    from visus.watching import Watcher, serve
+
+    serve(Watcher(runs), port, lambda text: typer.echo(text, err=True))
+    return 0
+
+
+@app.command()
 def inspect(checkpoint: CheckpointArgument, as_json: JsonFlag = False) -> int:
     """Say what a checkpoint holds."""
     from visus.checkpoint import find_checkpoint, load_checkpoint
@@ -519,7 +561,16 @@ def pack(
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
     """The flags that were given, by the names of the settings."""
-    others = {"config", "resume", "allow_change", "as_json", "quiet", "no_deterministic", "milestones"}
+    others = {
+        "config",
+        "resume",
+        "allow_change",
+        "as_json",
+        "quiet",
+        "no_deterministic",
+        "no_report",
+        "milestones",
+    }
     settings = {name: value for name, value in given.items() if value is not None and name not in others}
     if given["no_deterministic"]:
         settings["deterministic"] = False

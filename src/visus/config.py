@@ -119,6 +119,8 @@ class TrainConfig(OptimizerSettings, ScheduleSettings, AdaptSettings):
     """`all` gives every last checkpoint a numbered name as well, which stays."""
     profile: bool = False
     """Measure where the time goes."""
+    track: str | None = None
+    """Also send metrics to `tensorboard`, `mlflow` or `wandb`."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do where a loss or gradient is no longer a number: end the run, or leave the step out."""
 

@@ -52,6 +52,8 @@ class RunRecorder:
         self.run = run
         self.records = run.records()
         """Of the epochs that are finished."""
+        self.track: Callable[[list[Record]], object] | None = None
+        """Is given the records as well, after each epoch."""
         self._failures: dict[Path, str] = {}
         self._document = dict(document or {"model": CUSTOM, "classes": [], "preprocess": None, "config": {}})
         self._every_seconds, self._every_steps = parse_interval(every)
@@ -86,6 +88,8 @@ class RunRecorder:
         """Write `metrics.jsonl`; checkpoints hold these lines as well from now on."""
         self.records = list(records)
         self.attempt(self.run.metrics, partial(self.run.write_records, records))
+        if self.track:
+            self.track(self.records)
 
     def save_best(self, tensors: Tensors, plain: Mapping[str, Any]) -> None:
         """Write `best.safetensors`, the weights to use, as `tensors` are now."""

@@ -18,7 +18,7 @@ from visus.preparing import Prepared
 from visus.runs import RunFolder
 from visus.state import TrainingState
 
-FREE = frozenset(["epochs", "patience", "device", "checkpoint_every", "workers", "cache", "profile"])
+FREE = frozenset(["epochs", "patience", "device", "checkpoint_every", "workers", "cache", "profile", "track"])
 """Settings of which none changes what a step computes."""
 _OTHERS = ("classes",)
 """What may be allowed besides settings."""

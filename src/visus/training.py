@@ -82,6 +82,7 @@ from visus.state import TrainingState, restore
 from visus.tables import usual_suffix, writing_table
 from visus.tensorfile import read_header
 from visus.testing import Evaluation, score_split
+from visus.tracking import Send, check_tracker, open_tracker
 
 _SHAPE_EPOCHS = frozenset(["batch_size", "accumulate"])
 """Settings without which a place in an epoch means something else."""
@@ -148,6 +149,8 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
     Of several processes, as `torchrun` starts them, each calls this alike; those it has started again go on with their run.
     """
     parse_interval(config.checkpoint_every)
+    if config.track:
+        check_tracker(config.track)
     resolve_optimizer(config)
     resolve_model(config.model)
     with joined() as processes:
@@ -381,10 +384,21 @@ def _run(assembly: _Assembly) -> Run:
     if processes.first:
         every, keep = config.checkpoint_every, config.keep
         recording = RunRecorder(run, _document(assembly), every=every, keep=keep, warn=display.line)
+    tracking: AbstractContextManager[Send | None] = nullcontext()
+    if config.track and processes.first:
+        tracking = open_tracker(config.track, run, plain_settings(config), display.line)
     profiling = Profile(assembly.device) if config.profile and processes.first else None
     updates = -(-len(batches) // config.accumulate)
     with noting_nondeterminism() as inexact:
-        with StopSignal() as stop, recording as recorder, profiling or nullcontext(), feeding:
+        with (
+            StopSignal() as stop,
+            tracking as track,
+            recording as recorder,
+            profiling or nullcontext(),
+            feeding,
+        ):
+            if recorder:
+                recorder.track = track
             history = fit(
                 state.model,
                 *(features or (batches, val_batches)),

@@ -1,0 +1,112 @@
+"""The report: one page in one file, which needs no network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from visus.errors import UsageError, VisusError
+from visus.files import write_text
+from visus.reporting.comparing import compare
+from visus.reporting.contents import Place, describe_run
+from visus.reporting.model_card import CARD, write_card
+from visus.reporting.reading import RunResults, clean, read_run
+from visus.reporting.rendering import as_json, page_template
+from visus.reporting.thumbnails import Draw, open_pictures
+from visus.reporting.wording import plural
+
+_SECTIONS = ("data", "training", "evaluation", "mistakes", "model", "repeat")
+
+
+def write_report(
+    runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
+) -> Path:
+    """Write what is known of `runs` to one page, and its path is returned: `output`, else `report.html` in the folder of a single
+    run, else here. What a folder lacks is left out and said. `UsageError` for what is no run."""
+    if not runs:
+        raise UsageError("expected at least one run to report on, found none")
+    results = [read_run(Path(run)) for run in runs]
+    target = Path(output) if output else (results[0].path if len(results) == 1 else Path()) / "report.html"
+    if not target.absolute().parent.is_dir():
+        raise UsageError(f"{target}: expected a folder to write to, found none; make it first")
+    write_text(target, render(results))
+    return target.absolute()
+
+
+def render(
+    results: Sequence[RunResults],
+    *,
+    live: str | None = None,
+    pictures: Callable[[Mapping[str, Any]], Draw] = open_pictures,
+) -> str:
+    """The page of one run, or of several side by side.
+
+    With `live`, a mark of this state of the runs, it asks for itself again; the model is then told of once the run is over.
+    `pictures` opens the data of a run's settings.
+    """
+    several = len(results) > 1
+    runs = []
+    for index, each in enumerate(results):
+        draw, failure = _open(each, pictures)
+        place = Place(index, len(results), draw, with_model=live is None or each.summary is not None)
+        run = describe_run(each, place)
+        run["notes"] += [failure] if failure else []
+        runs.append(run | {"data": as_json(run["data"])})
+    anchors = [(f"{name}0", name.capitalize()) for name in _SECTIONS]
+    return page_template("page.html.j2", live=live).render(
+        title="Report on " + (f"{len(runs)} runs" if several else runs[0]["name"]),
+        sections=[("compared", "Runs")] if several else anchors,
+        runs=runs,
+        compared=_compared(results) if several else None,
+        footer=_footer(results),
+    )
+
+
+def render_overview(
+    results: Sequence[RunResults], links: Sequence[str], live: str, *, most_curves: int
+) -> str:
+    """A table of runs with `links` to their pages, and the curves of the first ones over one another."""
+    compared = _compared(results, most_curves) if results else None
+    for row, link in zip(compared["rows"] if compared else (), links, strict=True):
+        row["link"] = link
+    if compared:
+        compared["title"] = plural(len(results), "run")
+    return page_template("overview.html.j2", live=live).render(
+        title="Runs", sections=[], runs=[], compared=compared, footer=_footer(results)
+    )
+
+
+def _footer(results: Sequence[RunResults]) -> str:
+    versions = {clean(str((each.environment or {}).get("visus", ""))) for each in results} - {""}
+    return f"Written by visus {', '.join(sorted(versions))}. One file; nothing is fetched from anywhere."
+
+
+def _open(
+    results: RunResults, pictures: Callable[[Mapping[str, Any]], Draw]
+) -> tuple[Draw | None, str | None]:
+    """What draws the pictures of a run, or why there are none."""
+    if "data" not in results.config:
+        return None, None
+    try:
+        return pictures(results.config), None
+    except (VisusError, OSError) as error:
+        return None, clean(f"pictures, since the data could not be opened ({error})")
+
+
+def _compared(results: Sequence[RunResults], most_curves: int | None = None) -> dict[str, Any]:
+    found = compare(results)
+    return found | {"data": as_json(found["data"][:most_curves])}
+
+
+def report_on(run: str | os.PathLike[str], say: Callable[[str], object]) -> None:
+    """Write the report and the model card of a run that has ended; whatever goes wrong is a line for `say`, and no more."""
+    try:
+        card = write_card(run)
+        if card is None:
+            say(f"{CARD} has been changed by hand and is left as it is")
+        say(f"Report: {write_report([run])}")
+    # The run is over and whole; it must not fail for a page about it.
+    except Exception as error:
+        say(f"the report could not be written: {' '.join(str(error).split()) or type(error).__name__}")

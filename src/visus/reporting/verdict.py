@@ -1,0 +1,145 @@
+"""Three sentences: how good the model is, whether its confidence can be believed, and what is wrong with the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from visus.ops.intervals import Interval, wilson
+from visus.reporting.reading import RunResults
+from visus.reporting.wording import isolated, part_name, percent, percent_range, plural
+
+Tone = Literal["good", "doubtful", "bad", "unknown"]
+_CALIBRATED = 0.02
+"""Of the calibration error: two points between what is said and what is so disturb few decisions."""
+_TONES: dict[str, Tone] = {"high": "bad", "medium": "doubtful"}
+_TOLD = 2
+_GRAVE: tuple[tuple[Tone, str], ...] = (
+    ("bad", "The data has faults that matter"),
+    ("doubtful", "The data is worth a look"),
+)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One of the three."""
+
+    text: str
+    tone: Tone
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the first screen says. Accuracies are fractions."""
+
+    accuracy: float | None
+    interval: Interval | None
+    n: int
+    part: str
+    """`test` or `val`."""
+    baseline: float | None
+    """The accuracy of always answering the commonest class of the training part."""
+    baseline_class: str | None
+    sentences: list[Sentence]
+
+
+def judge(results: RunResults) -> Verdict:
+    """The verdict on one run."""
+    accuracy, n, part = _accuracy(results)
+    interval = _interval(results, accuracy, n)
+    baseline_class, baseline = _majority(results, part)
+    verdict = Verdict(accuracy, interval, n, part, baseline, baseline_class, [])
+    verdict.sentences.extend([_on_accuracy(verdict), _on_calibration(results), _on_data(results)])
+    return verdict
+
+
+def _accuracy(results: RunResults) -> tuple[float | None, int, str]:
+    """The accuracy on the evaluated part; before there is one, the best on validation so far."""
+    evaluation = results.evaluation
+    if evaluation and evaluation.get("accuracy") is not None:
+        return evaluation["accuracy"], evaluation["n"], evaluation.get("split", "test")
+    if validated := results.phase("val"):
+        best = max(validated, key=lambda record: record["accuracy"])
+        return best["accuracy"], best["n"], "val"
+    return None, 0, "val"
+
+
+def _interval(results: RunResults, accuracy: float | None, n: int) -> Interval | None:
+    stated = (results.evaluation or {}).get("accuracy_ci95")
+    if stated:
+        return stated[0], stated[1]
+    return wilson(round(accuracy * n), n) if accuracy is not None and n else None
+
+
+def _majority(results: RunResults, part: str) -> tuple[str | None, float | None]:
+    """The commonest class in training, and its share of `part`."""
+    listing = results.listing
+    if listing is None or not listing.count("train") or not listing.count(part):
+        return None, None
+    commonest = max(sorted(listing.images["train"]), key=lambda name: listing.count("train", name))
+    return commonest, listing.count(part, commonest) / listing.count(part)
+
+
+def _on_accuracy(verdict: Verdict) -> Sentence:
+    if verdict.accuracy is None or verdict.interval is None:
+        return Sentence("Nothing has been measured yet: the first epoch is not over.", "unknown")
+    low, high = verdict.interval
+    told = (
+        f"It is right on {percent(verdict.accuracy)} of {verdict.n:,} {part_name(verdict.part)} images "
+        f"(95\u00a0% interval {percent_range(low, high)})"
+    )
+    beyond, tone = _against_majority(verdict, low)
+    chosen = ""
+    if verdict.part == "val":
+        chosen = ", which flatters, as the best epoch was chosen on them"
+        tone = "doubtful" if tone == "good" else tone
+    return Sentence(f"{told}{chosen}{beyond}.", tone)
+
+
+def _against_majority(verdict: Verdict, low: float) -> tuple[str, Tone]:
+    if verdict.baseline is None or verdict.baseline_class is None:
+        return "", "good"
+    always = f"always answering {isolated(verdict.baseline_class)}, the commonest class"
+    if low > verdict.baseline:
+        return f"; {always}, would be right on {percent(verdict.baseline)}", "good"
+    return f", which is not shown to be better than {always} ({percent(verdict.baseline)})", "bad"
+
+
+def _on_calibration(results: RunResults) -> Sentence:
+    evaluation = results.evaluation or {}
+    error, predictions = evaluation.get("ece"), results.predictions
+    if error is None or predictions is None:
+        return Sentence("Whether its confidence can be believed has not been measured.", "unknown")
+    confidence = float(np.nanmean(predictions.confidence))
+    accuracy = float(predictions.correct.mean())
+    beyond = f"calibration error {percent(error)}" if error else "no calibration error beyond chance"
+    said = f"it is {percent(confidence)} sure on average and right on {percent(accuracy)} ({beyond})"
+    if error <= _CALIBRATED:
+        return Sentence(f"Its confidence can be believed: {said}.", "good")
+    low, high = wilson(int(predictions.correct.sum()), len(predictions))
+    if confidence > high:
+        return Sentence(f"It is surer than it should be: {said}.", "doubtful")
+    if confidence < low:
+        return Sentence(f"It is less sure than it could be: {said}.", "doubtful")
+    return Sentence(f"Its confidence is right on average and wrong in places: {said}.", "doubtful")
+
+
+def _on_data(results: RunResults) -> Sentence:
+    skipped = (results.summary or {}).get("skipped", 0)
+    left_out = f" {plural(skipped, 'file')} could not be used, and left out." if skipped else ""
+    if results.audit is None:
+        return Sentence(f"The data has not been audited.{left_out}", "unknown")
+    findings = results.audit.get("findings", [])
+    for tone, words in _GRAVE:
+        if some := [str(each.get("message", "")).rstrip(".") for each in findings if tone_of(each) == tone]:
+            more = f"; and {len(some) - _TOLD} more" if len(some) > _TOLD else ""
+            return Sentence(f"{words}: {'; '.join(some[:_TOLD])}{more}.{left_out}", tone)
+    return Sentence(f"The audit of the data found no fault that matters.{left_out}", "good")
+
+
+def tone_of(finding: Mapping[str, Any]) -> Tone:
+    """How grave a finding of the audit is."""
+    return _TONES.get(str(finding.get("severity", "")), "unknown")

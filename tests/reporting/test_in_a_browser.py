@@ -1,0 +1,288 @@
+"""The report as a person meets it: opened from disk in a real browser, without a network."""
+
+import contextlib
+import json
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import make_images, make_run
+
+from visus.reporting.page import write_report
+
+sync_api = pytest.importorskip("playwright.sync_api")
+
+HOSTILE = sorted(
+    [
+        "<script>document.title='broken'</script>",
+        "قطة صغيرة",
+        "</script><b>",
+        "a\u2028b & \"q\" 'x' `$`",
+        "日本語",
+        "x" * 90,
+        "\u202eevil",
+        "{{7*7}}",
+        "name|pipe",
+        "-1",
+    ]
+)
+PHONE = {"width": 390, "height": 844}
+
+
+def browser_path():
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
+        if found := shutil.which(name):
+            return found
+    pytest.skip("no browser: chromium is not installed")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = browser_path()
+    with sync_api.sync_playwright() as playwright:
+        # As root, as in a container, chromium has no sandbox.
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile")
+    source = make_images(folder, HOSTILE, 200)
+    run = make_run(folder / "run", HOSTILE, source=source, epochs=4)
+    findings = [
+        {
+            "kind": "leakage",
+            "severity": "high",
+            "message": "<b>12</b> images",
+            "paths": ["<img src=x onerror=alert(1)>"],
+        }
+    ]
+    (run / "audit.json").write_text(json.dumps({"images": 200, "classes": 10, "findings": findings}))
+    return write_report([run])
+
+
+@pytest.fixture
+def opened(browser, page_file, request):
+    options = getattr(request, "param", {})
+    with watched(browser, page_file, **options) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def watched(browser, path, **options):
+    """The page, seen all over; fails where it asks for anything but itself, or has anything to complain of."""
+    context = browser.new_context(**options)
+    page, trouble = context.new_page(), []
+    page.on("console", lambda message: trouble.append(message.text))
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on(
+        "request",
+        lambda request: request.url.startswith(("data:", path.as_uri())) or trouble.append(request.url),
+    )
+    page.on("dialog", lambda dialog: trouble.append(dialog.message))
+    page.goto(path.as_uri())
+    see_all(page)
+    yield page
+    context.close()
+    assert not trouble
+
+
+def see_all(page):
+    for part in page.query_selector_all("section, .hero, .chart"):
+        if part.is_visible():
+            part.scroll_into_view_if_needed()
+    sync_api.expect(page.locator("[data-confusion]:empty:visible")).to_have_count(0)
+
+
+def data_of(page):
+    return json.loads(page.locator(".run script.data").first.text_content())
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [{}, {"color_scheme": "dark"}, {"viewport": PHONE}, {"viewport": PHONE, "color_scheme": "dark"}],
+    indirect=True,
+)
+def test_it_asks_for_nothing_complains_of_nothing_and_never_scrolls_sideways(opened):
+    assert opened.title() == "Report on run"
+    assert opened.evaluate("document.documentElement.scrollWidth") <= opened.viewport_size["width"]
+    assert opened.locator(".chart svg").count() == 6
+    assert opened.locator(".matrix .cell").count() == 100
+
+
+@pytest.mark.parametrize(("scheme", "dark"), [("light", False), ("dark", True)])
+def test_it_follows_the_scheme_of_the_reader(browser, page_file, scheme, dark):
+    with watched(browser, page_file, color_scheme=scheme) as page:
+        ground, ink = page.evaluate(
+            "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+        )
+    brightness = [sum(map(int, colour[4:-1].split(","))) for colour in (ground, ink)]
+    assert (brightness[0] < brightness[1]) is dark
+    assert abs(brightness[0] - brightness[1]) > 500
+
+
+def test_names_from_files_are_text_in_every_script(opened):
+    names = opened.locator("table.scores tbody th").all_text_contents()
+    assert names == HOSTILE
+    assert opened.locator("main b script, main bdi script, main bdi b").count() == 0
+    assert opened.locator(".findings img").count() == 0
+    arabic = opened.locator("table.scores bdi", has_text="قطة")
+    assert arabic.evaluate("each => getComputedStyle(each).direction") == "rtl"
+
+
+def test_a_cell_of_the_confusion_matrix_opens_the_images_behind_it(opened):
+    data = data_of(opened)
+    truth, predicted, count = max(
+        (cell for cell in data["cells"] if cell[0] != cell[1]), key=lambda cell: cell[2]
+    )
+    opened.locator(f'.matrix [data-cell="{truth},{predicted}"]').click()
+    dialog = opened.locator("dialog[open]")
+    assert dialog.locator("h2").text_content() == f"{HOSTILE[truth]} taken for {HOSTILE[predicted]}"
+    wanted = [row[0] for row in data["images"] if row[1:3] == [truth, predicted]]
+    assert dialog.locator(".path").all_text_contents() == wanted
+    assert len(wanted) == count
+    with np.load(Path(opened.url.removeprefix("file://")).parents[1] / "images.npz") as source:
+        assert {HOSTILE[label] for label in source["labels"][list(map(int, wanted))]} == {HOSTILE[truth]}
+        drawn = dialog.locator("img").first.evaluate(
+            "image => { const c = document.createElement('canvas'); c.width = image.naturalWidth; c.height = image.naturalHeight;"
+            "const d = c.getContext('2d'); d.drawImage(image, 0, 0); return [...d.getImageData(0, 0, c.width, c.height).data]; }"
+        )
+        np.testing.assert_array_equal(
+            np.reshape(drawn, (12, 12, 4))[..., :3], source["images"][int(wanted[0])]
+        )
+    opened.keyboard.press("Escape")
+    assert dialog.count() == 0
+
+
+def test_the_matrix_is_read_with_arrow_keys(opened):
+    opened.locator(".matrix .cell").first.focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowLeft"):
+        opened.keyboard.press(key)
+    assert opened.evaluate("document.activeElement.dataset.cell") == "1,1"
+    assert opened.locator(".matrix .cell[tabindex='0']").count() == 1
+    opened.keyboard.press("Enter")
+    assert "recognised" in opened.locator("dialog[open] h2").text_content()
+
+
+def test_headings_sort_the_table_both_ways(opened):
+    def column():
+        cells = opened.locator("table.scores tbody td:nth-child(3)")
+        return [float(each) for each in cells.evaluate_all("all => all.map(each => each.dataset.value)")]
+
+    heading = opened.locator("table.scores th", has_text="Recognised")
+    heading.locator("button").click()
+    assert column() == sorted(column())
+    assert heading.get_attribute("aria-sort") == "ascending"
+    heading.locator("button").click()
+    assert column() == sorted(column(), reverse=True)
+    assert len(set(column())) > 2
+
+
+def test_the_gallery_filters_and_orders(opened):
+    data = data_of(opened)
+    mistakes = [row for row in data["images"] if row[1] != row[2]]
+    gallery = opened.locator(".gallery")
+    shown = gallery.locator(".pictures > li")
+    assert shown.count() == len(mistakes)
+    assert [row[3] for row in mistakes] == sorted((row[3] for row in mistakes), reverse=True)
+    truth = mistakes[0][1]
+    gallery.locator("select").first.select_option(str(truth))
+    expected = [row[0] for row in mistakes if row[1] == truth]
+    assert shown.locator(".path").all_text_contents() == expected
+    assert gallery.locator("[role=status]").text_content() == f"{len(expected)} of {len(mistakes)} mistakes"
+    gallery.locator("select").nth(2).select_option("path")
+    assert shown.locator(".path").all_text_contents() == sorted(expected, key=int)
+    gallery.locator("input").fill(expected[0])
+    assert set(shown.locator(".path").all_text_contents()) == {
+        path for path in expected if expected[0] in path
+    }
+
+
+def test_curves_tell_their_values_to_the_pointer_and_to_keys(opened):
+    chart = opened.locator('[data-chart="accuracy"]')
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    opened.mouse.move(box["x"] + box["width"] - 16, box["y"] + 60)
+    tip = chart.locator(".tip")
+    assert tip.inner_text().split("\n") == ["Epoch 4", "training 87.5\u00a0%", "validation 82.5\u00a0%"]
+    assert opened.locator('[data-chart="loss"] .tip').is_visible()
+    opened.mouse.move(5, 5)
+    assert not tip.is_visible()
+    chart.focus()
+    opened.keyboard.press("Home")
+    assert chart.get_attribute("aria-valuetext") == "Epoch 1, training 50\u00a0%, validation 45\u00a0%"
+
+
+@pytest.mark.parametrize("opened", [{}, {"color_scheme": "dark"}, {"viewport": PHONE}], indirect=True)
+def test_axe_finds_nothing_serious(opened):
+    check_accessibility(opened)
+    opened.locator(".matrix .cell:not(.empty)").first.click()
+    check_accessibility(opened)
+
+
+def check_accessibility(page):
+    pytest.importorskip("axe_playwright_python")
+    script = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
+    # The page's policy lets no other script run; axe is put in from outside.
+    page.evaluate(script)
+    found = page.evaluate("axe.run()")
+    assert len(found["passes"]) > 20
+    assert [
+        (each["id"], each["impact"], each["nodes"][0]["html"][:200]) for each in found["violations"]
+    ] == []
+
+
+def test_several_runs_have_their_curves_over_one_another_and_a_tab_each(browser, tmp_path):
+    runs = [
+        make_run(tmp_path / name, list("abc"), epochs=epochs, seed=epochs)
+        for name, epochs in (("first", 3), ("second", 6))
+    ]
+    with watched(browser, write_report(runs, tmp_path / "both.html")) as page:
+        assert page.locator('#compared [data-chart="accuracy"] .curve').count() == 2
+        assert page.locator("#compared tbody th").all_text_contents() == ["first", "second"]
+        assert page.locator("#run0").is_visible()
+        page.locator("[role=tab]", has_text="second").click()
+        assert not page.locator("#run0").is_visible()
+        see_all(page)
+        page.locator("#run1 .matrix .cell:not(.empty)").first.click()
+        assert page.locator("dialog[open]").count() == 1
+        page.keyboard.press("Escape")
+        page.locator("[role=tab]", has_text="second").focus()
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#run0").is_visible()
+        check_accessibility(page)
+
+
+def test_of_many_classes_the_pairs_are_listed_and_found(browser, tmp_path):
+    classes = [f"class {number:03}" for number in range(120)]
+    run = make_run(tmp_path / "run", classes, n=1200)
+    with watched(browser, write_report([run])) as page:
+        assert page.locator("table.scores tbody tr:visible").count() == 40
+        page.get_by_role("button", name="Show all 120 classes").last.click()
+        assert page.locator("table.scores tbody tr:visible").count() == 120
+        page.get_by_label("Find a class among the confused pairs").fill("class 077")
+        rows = page.locator("[data-confusion] tbody tr")
+        assert {"class 077" in text for text in rows.all_text_contents()} == {True}
+        page.locator("[data-confusion] [data-cell]").first.click()
+        assert page.locator("dialog[open] .pictures > li").count() > 0
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_a_run_that_is_not_finished_shows_what_there_is(browser, tmp_path, done):
+    run = make_run(tmp_path / "run", ["x", "y"], epochs=5, done=done)
+    with watched(browser, write_report([run])) as page:
+        assert f"{done} of 5 epochs so far" in page.locator(".eyebrow").text_content()
+        assert page.locator('[data-chart="loss"] svg').count() == bool(done)
+        assert page.locator(".verdict li").count() == 3
+
+
+def test_it_prints_with_everything_drawn(browser, page_file):
+    with watched(browser, page_file, color_scheme="dark") as page:
+        page.emulate_media(media="print")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert not page.locator(".bar-top").is_visible()
+        assert len(page.pdf()) > 10_000

@@ -1,0 +1,177 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from made_runs import make_images, make_run
+
+from visus.errors import UsageError
+from visus.files import write_json
+from visus.reporting.page import report_on, write_report
+from visus.reporting.rendering import as_json
+
+
+class Islands(HTMLParser):
+    """The documents in a page's script elements, as a browser would find them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self._texts, self._inside = [], False
+        self.feed(text)
+
+    @property
+    def data(self):
+        return [json.loads(text) for text in self._texts]
+
+    def handle_starttag(self, tag, attributes):
+        self._inside = tag == "script" and dict(attributes).get("type") == "application/json"
+        if self._inside:
+            self._texts.append("")
+
+    def handle_endtag(self, tag):
+        self._inside = False
+
+    def handle_data(self, data):
+        if self._inside:
+            self._texts[-1] += data
+
+
+def report(run):
+    return Islands(write_report([run]).read_text(encoding="utf-8"))
+
+
+def test_what_is_put_into_a_script_element_ends_it_never_and_comes_out_alike():
+    document = ["</script><!--", "\u2028 & 'x' \"y\"", "قطة", {"<b>": None}]
+    text = as_json(document)
+    assert not set("<>&\u2028") & set(text)
+    assert text.isascii()
+    assert json.loads(text) == document
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    source = make_images(tmp_path, list("abc"))
+    run = make_run(tmp_path / "run", list("abc"), source=source)
+    first = write_report([run]).read_bytes()
+    assert write_report([run]).read_bytes() == first
+    assert write_report([run], tmp_path / "elsewhere.html").read_bytes() == first
+
+
+def test_ten_classes_with_their_pictures_take_less_than_five_megabytes(tmp_path):
+    classes = list("abcdefghij")
+    source = make_images(tmp_path, classes, 400, side=120)
+    run = make_run(tmp_path / "run", classes, source=source, wrong=0.9)
+    page = write_report([run])
+    (data,) = Islands(page.read_text(encoding="utf-8")).data
+    assert len(data["pictures"]) > 200
+    # Noise is what compresses worst.
+    assert page.stat().st_size < 5e6
+
+
+def test_mistakes_are_pictured_the_surest_first_and_every_pair_of_classes_in_turn(tmp_path):
+    run = make_run(tmp_path / "run", list("abc"), n=300, source=make_images(tmp_path, list("abc"), 300))
+    (data,) = report(run).data
+    mistakes = [row for row in data["images"] if row[1] != row[2]]
+    assert data["mistakes"] == len(mistakes)
+    assert [row[3] for row in mistakes] == sorted((row[3] for row in mistakes), reverse=True)
+    assert all(len(row) == 6 for row in mistakes)
+    assert {tuple(row[1:3]) for row in mistakes} == {(t, p) for t, p, _ in data["cells"] if t != p}
+
+
+def test_figures_of_the_page_are_those_of_its_predictions(tmp_path):
+    run = make_run(tmp_path / "run", list("abcd"), n=400, wrong=0.3)
+    (data,) = report(run).data
+    rows = [line.split(",") for line in (run / "predictions.csv").read_text().splitlines()[1:]]
+    right = np.array([row[1] == row[2] for row in rows])
+    sure = np.array([max(map(float, row[3:])) for row in rows])
+    assert sum(each["n"] for each in data["reliability"]) == 400
+    np.testing.assert_allclose(sum(each["n"] * each["accuracy"] for each in data["reliability"]), right.sum())
+    np.testing.assert_allclose(
+        sum(each["n"] * each["confidence"] for each in data["reliability"]), sure.sum()
+    )
+    for point in data["coverage"]:
+        # Of two that are equally sure in the table either may come first.
+        surest = np.argsort(-sure, kind="stable")[: point["n"]]
+        np.testing.assert_allclose(point["accuracy"], right[surest].mean(), atol=1.5 / point["n"])
+    assert data["coverage"][-1]["coverage"] == 1
+    np.testing.assert_allclose(data["coverage"][-1]["accuracy"], right.mean())
+    assert sum(n for t, p, n in data["cells"] if t == p) == right.sum()
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "split.csv", "evaluation.json", "predictions.csv", "environment.json"]
+)
+@pytest.mark.parametrize("damage", ["gone", "empty", "rubbish"])
+def test_what_is_missing_or_damaged_is_left_out_and_said(tmp_path, name, damage):
+    run = make_run(tmp_path / "run", ["x", "y"])
+    path = run / name
+    path.unlink() if damage == "gone" else path.write_bytes(
+        b"" if damage == "empty" else b"\xff\x00{]\n\xfe,\n"
+    )
+    page = write_report([run]).read_text(encoding="utf-8")
+    told = f"{name} could not be read" in page
+    # No epoch being over is no damage.
+    assert told == (damage == "rubbish" or (damage == "empty" and name != "metrics.jsonl"))
+    assert page.count("<section") == 6
+
+
+def test_names_that_are_no_utf8_do_not_stop_the_report(tmp_path):
+    run = make_run(tmp_path / "run", ["x", "y"], wrong=1)
+    for name in ("split.csv", "predictions.csv"):
+        text = (run / name).read_bytes()
+        (run / name).write_bytes(text.replace(b"\n0,", b"\n\xff\xfe.png,"))
+    assert "??.png" in write_report([run]).read_text(encoding="utf-8")
+
+
+def test_a_class_without_images_and_one_never_predicted_are_said(tmp_path):
+    run = make_run(tmp_path / "run", ["x", "y", "z"], wrong=0)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    evaluation["per_class"][2] |= {
+        "n": 0,
+        "correct": 0,
+        "accuracy": None,
+        "ci95": None,
+        "recall": None,
+        "precision": None,
+    }
+    write_json(run / "evaluation.json", evaluation)
+    page = write_report([run]).read_text(encoding="utf-8")
+    assert "none of 0" in page
+    assert "never predicted" in page
+
+
+def test_a_loss_that_was_not_finite_leaves_a_gap(tmp_path):
+    run = make_run(tmp_path / "run", ["x", "y"])
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines[2]["loss"] = None
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (data,) = report(run).data
+    assert data["curves"]["train"]["loss"] == [2.0, None, pytest.approx(2 / 3)]
+
+
+def test_every_element_is_labelled_once(tmp_path):
+    runs = [make_run(tmp_path / name, ["x", "y"]) for name in ("one", "two")]
+    page = write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8")
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
+
+
+def test_a_report_asked_of_no_run_or_into_no_folder_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"config\.yaml"):
+        write_report([tmp_path])
+    run = make_run(tmp_path / "run", ["x", "y"])
+    with pytest.raises(UsageError, match="found none; make it first"):
+        write_report([run], tmp_path / "nowhere" / "report.html")
+
+
+def test_at_the_end_of_a_run_whatever_goes_wrong_is_one_line(tmp_path):
+    said = []
+    report_on(tmp_path, said.append)
+    assert len(said) == 1
+    assert "the report could not be written" in said[0]
+    run = make_run(tmp_path / "run", ["x", "y"])
+    (run / "report.html").mkdir()
+    report_on(run, said.append)
+    assert len(said) == 2
+    assert "\n" not in said[1]

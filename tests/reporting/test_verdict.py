@@ -1,0 +1,71 @@
+import json
+
+import pytest
+from made_runs import make_run
+
+from visus.files import write_json
+from visus.reporting.reading import read_run
+from visus.reporting.verdict import judge
+
+
+def verdict(run):
+    return judge(read_run(run))
+
+
+def change(run, **values):
+    document = json.loads((run / "evaluation.json").read_text())
+    write_json(run / "evaluation.json", document | values)
+
+
+def test_accuracy_stands_against_the_commonest_class(tmp_path):
+    found = verdict(make_run(tmp_path / "run", ["x", "y"], n=100, wrong=0.1))
+    assert found.baseline == 0.5
+    assert found.sentences[0].tone == "good"
+    assert "of 100 test images" in found.sentences[0].text
+    assert "right on 50.0\u00a0%" in found.sentences[0].text
+
+
+def test_what_is_not_better_than_the_commonest_class_is_called_bad(tmp_path):
+    found = verdict(make_run(tmp_path / "run", ["x", "y"], n=40, wrong=0.5))
+    assert found.sentences[0].tone == "bad"
+    assert "not shown to be better" in found.sentences[0].text
+
+
+def test_figures_on_validation_are_said_to_flatter(tmp_path):
+    found = verdict(make_run(tmp_path / "run", ["x", "y"], epochs=4, done=2))
+    assert found.part == "val"
+    assert found.accuracy == 0.7
+    assert "flatters" in found.sentences[0].text
+    assert found.sentences[0].tone == "doubtful"
+
+
+@pytest.mark.parametrize(
+    ("ece", "tone", "words"),
+    [(0.01, "good", "can be believed"), (0.3, "doubtful", "surer than it should be")],
+)
+def test_calibration_is_told_in_words(tmp_path, ece, tone, words):
+    run = make_run(tmp_path / "run", ["x", "y"], n=200, wrong=0.5)
+    change(run, ece=ece)
+    found = verdict(run).sentences[1]
+    assert found.tone == tone
+    assert words in found.text
+
+
+def test_confidence_that_is_too_low_is_told_apart_from_confidence_that_is_off_in_places(tmp_path):
+    run = make_run(tmp_path / "run", [f"{i:02}" for i in range(30)], n=600, wrong=0)
+    change(run, ece=0.2)
+    assert "less sure than it could be" in verdict(run).sentences[1].text
+
+
+REMARK = {"kind": "imbalance", "severity": "low", "message": "one class is large"}
+FAULT = {"kind": "leakage", "severity": "high", "message": "12 leak"}
+
+
+@pytest.mark.parametrize(("findings", "tone"), [([], "good"), ([REMARK], "good"), ([REMARK, FAULT], "bad")])
+def test_faults_of_the_data_that_matter_are_named(tmp_path, findings, tone):
+    run = make_run(tmp_path / "run", ["x", "y"])
+    assert verdict(run).sentences[2].tone == "unknown"
+    write_json(run / "audit.json", {"images": 60, "classes": 2, "findings": findings})
+    found = verdict(run).sentences[2]
+    assert found.tone == tone
+    assert ("12 leak" in found.text) == (tone == "bad")

@@ -1,0 +1,155 @@
+"""The live view: pages that follow their runs, for this machine only."""
+
+import json
+import shutil
+import threading
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+
+import pytest
+from made_runs import make_run, records
+
+from visus.errors import UsageError
+from visus.runs import RunFolder
+from visus.watching import Watcher, open_server
+
+
+@contextmanager
+def serving(folder):
+    with open_server(Watcher(folder), 0) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def ask(url, **headers):
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as answer:
+            return answer.status, answer.read().decode(), answer.headers
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(), error.headers
+
+
+@pytest.fixture
+def runs(tmp_path):
+    make_run(tmp_path / "runs" / "done", ["x", "y"])
+    make_run(tmp_path / "runs" / "a name", ["x", "y"], epochs=8, done=2)
+    (tmp_path / "runs" / "no run").mkdir()
+    return tmp_path / "runs"
+
+
+def test_the_overview_lists_the_runs_and_links_to_their_pages(runs):
+    with serving(runs) as address:
+        status, text, _ = ask(address)
+        assert status == 200
+        assert 'href="/runs/done"' in text
+        assert 'href="/runs/a%20name"' in text
+        assert "2 of 8" in text
+        assert "no run" not in text
+        assert ask(address + "/runs/a%20name")[0] == 200
+        assert "about 24.0 s more" in ask(address + "/runs/a%20name")[1]
+
+
+def test_a_page_is_sent_again_only_when_its_run_has_changed(runs):
+    with serving(runs / "a name") as address:
+        _, before, headers = ask(address)
+        mark = headers["ETag"]
+        assert ask(address, **{"If-None-Match": mark})[0] == 304
+        RunFolder(runs / "a name").write_records(list(records(5, 60, 0.1)))
+        status, after, headers = ask(address, **{"If-None-Match": mark})
+        assert status == 200
+        assert headers["ETag"] != mark
+        assert "2 of 8 epochs so far" in before
+        assert "5 of 8 epochs so far" in after
+
+
+def test_a_run_that_is_deleted_or_damaged_ends_nothing(runs):
+    with serving(runs) as address:
+        assert ask(address + "/runs/done")[0] == 200
+        (runs / "done" / "config.yaml").write_text("- no\n- settings\n")
+        assert ask(address + "/runs/done")[0] == 200
+        shutil.rmtree(runs / "done")
+        assert ask(address + "/runs/done")[0] == 404
+        assert 'href="/runs/done"' not in ask(address)[1]
+        shutil.rmtree(runs)
+        assert "No runs yet" in ask(address)[1]
+
+
+ELSEWHERE = [
+    "/../done/config.yaml",
+    "/runs/../done",
+    "/runs/%2e%2e",
+    "/runs/done/config.yaml",
+    "/etc/passwd",
+    "/runs/",
+]
+
+
+@pytest.mark.parametrize("path", ELSEWHERE)
+def test_nothing_but_pages_of_runs_can_be_had(runs, path):
+    with serving(runs) as address:
+        status, text, _ = ask(address + path)
+        assert status == 404
+        assert "epochs:" not in text
+
+
+def test_names_that_others_gave_to_this_machine_are_refused(runs):
+    with serving(runs) as address:
+        assert ask(address, Host="evil.example")[0] == 403
+        assert ask(address, Host="localhost:1")[0] == 200
+
+
+def test_nothing_is_written_into_the_folders(runs):
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    with serving(runs) as address:
+        for path in ("/", "/runs/done", "/machine"):
+            assert ask(address + path)[0] == 200
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
+
+
+def test_what_is_no_folder_and_a_port_that_is_taken_are_said(runs, tmp_path):
+    with pytest.raises(UsageError, match="expected the folder"):
+        Watcher(tmp_path / "nowhere")
+    with serving(runs) as address, pytest.raises(UsageError, match="choose another"):
+        open_server(Watcher(runs), int(address.rpartition(":")[2]))
+
+
+def test_the_page_in_a_browser_follows_its_run(runs, tmp_path):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if not path:
+        pytest.skip("no browser: chromium is not installed")
+    trouble = []
+    with serving(runs) as address, sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("request", lambda request: request.url.startswith(address) or trouble.append(request.url))
+        page.goto(address)
+        page.get_by_role("link", name="a name").click()
+        expect = sync_api.expect
+        expect(page.locator(".eyebrow")).to_contain_text("2 of 8 epochs so far")
+        RunFolder(runs / "a name").write_records(list(records(6, 60, 0.1)))
+        expect(page.locator(".eyebrow")).to_contain_text("6 of 8 epochs so far", timeout=20_000)
+        page.locator('[data-chart="accuracy"]').scroll_into_view_if_needed()
+        expect(page.locator('[data-chart="accuracy"]')).to_have_attribute(
+            "aria-valuemax", "5", timeout=20_000
+        )
+        expect(page.locator(".machine")).to_contain_text("load", timeout=20_000)
+        shutil.rmtree(runs / "a name")
+        expect(page.locator(".live")).to_contain_text("gone", timeout=20_000)
+        assert "6 of 8" in page.locator(".eyebrow").text_content()
+        browser.close()
+    assert not trouble
+
+
+def test_a_page_made_from_json_that_changed_under_it_is_an_answer_too(runs):
+    with serving(runs) as address:
+        (runs / "done" / "evaluation.json").write_text(json.dumps({"accuracy": "much"}))
+        assert ask(address + "/runs/done")[0] in (200, 503)
+        assert ask(address)[0] in (200, 503)

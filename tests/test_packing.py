@@ -3,7 +3,6 @@
 import gc
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from PIL import Image
 
 import visus.packing
+from visus.cli import main
 from visus.data.listing import fingerprint, split_rows
 from visus.data.sources import open_source, read_source
 from visus.errors import UsageError
@@ -194,19 +194,22 @@ def test_images_are_shrunk_when_asked(folder, tmp_path):
     assert shrunk.shape[1] > data.train.images.read(5).shape[1]
 
 
-def test_files_that_cannot_be_read_are_named(folder, tmp_path):
+def test_files_that_cannot_be_read_are_named(folder, tmp_path, monkeypatch, capsys):
     missing = (
         "path,label\n" + "".join(f"test/{kind}/0.v1 é.jpg,{kind}\n" for kind in KINDS) + "gone.png,cat\n"
     )
     (folder / "b.csv").write_text(missing, encoding="utf-8")
-    command = [sys.executable, "-m", "visus", "pack", str(folder / "b.csv"), str(tmp_path / "a"), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    document = json.loads(done.stdout)
+    monkeypatch.setattr(sys, "argv", ["visus", "pack", str(folder / "b.csv"), str(tmp_path / "a"), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr()
+    document = json.loads(told.out)
+    assert ended.value.code == 1
     assert document["images"] == {"train": 3}
     assert document["skipped"] == [{"path": "gone.png", "reason": "No such file or directory"}]
-    assert "skipped gone.png: No such file or directory" in done.stderr
+    assert "skipped gone.png: No such file or directory" in told.err
     assert len(read_source(tmp_path / "a").train) == 3
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 2
-    assert "is complete already" in again.stderr
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "is complete already" in capsys.readouterr().err

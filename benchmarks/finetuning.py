@@ -19,18 +19,23 @@ from typing import Any
 from measuring import header
 
 CLASSES = (
-    *("animals/birds", "animals/bugs", "animals/mammals", "food/beverages", "food/fruit", "people/clothing"),
-    *("computer/hardware", "plants/flowers", "recreation/music", "tools/weapons", "transportation/boating"),
-    "transportation/vehicles",
+    *(
+        "animals/birds",
+        "animals/bugs",
+        "animals/mammals",
+        "computer/hardware",
+        "food/fruit",
+        "people/clothing",
+    ),
+    *("recreation/music", "transportation/vehicles"),
 )
-MOST = 50
+MOST = 45
 """Drawings of a class that are taken."""
-COMMON = {"model": "tf_efficientnet_lite0", "batch_size": 32, "schedule": "cosine", "warmup_epochs": 1.0}
+COMMON = {"model": "tf_efficientnet_lite0", "batch_size": 16, "schedule": "cosine", "warmup_epochs": 1.0}
 WAYS: dict[str, dict[str, Any]] = {
     "fine-tuned, rate 0.01": {"lr": 0.01, "weights": True},
-    "head alone, rate 0.1": {"lr": 0.1, "weights": True, "freeze": "backbone", "augment": "none"},
-    "from scratch, rate 0.1": {"lr": 0.1},
-    "from scratch, rate 0.01": {"lr": 0.01},
+    "head alone, rate 0.05": {"lr": 0.05, "weights": True, "freeze": "backbone", "augment": "none"},
+    "from scratch, rate 0.05": {"lr": 0.05},
 }
 
 
@@ -39,7 +44,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--drawings", default="/usr/share/openclipart/png")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--img-size", type=int, default=96)
     parser.add_argument("--only", choices=("accuracy", "seconds"))
     asked = parser.parse_args()
@@ -100,7 +105,7 @@ def seconds(asked: argparse.Namespace, here: Path) -> None:
     """Of an epoch behind a frozen backbone, with features computed once and without, in turn."""
     from unittest.mock import patch
 
-    way = {**WAYS["head alone, rate 0.1"], "epochs": 3}
+    way = {**WAYS["head alone, rate 0.05"], "epochs": 3}
     ratios, medians = [], []
     for seed in range(asked.seeds):
         once = epoch_seconds(run(asked, here, seed, way))

@@ -95,6 +95,13 @@ def test_other_names_in_the_same_order_are_taken_and_said():
     assert "backbone.conv1.weight as conv1.weight, ..., backbone.fc.bias as fc.bias" in sentence
 
 
+def test_other_names_and_other_channels_at_once():
+    source = build_model("small", 12)
+    model = build_model("small", 7, in_channels=1)
+    load_weights(model, renamed(source.state_dict(), lambda name: f"x.{name}"), "a.pth")
+    torch.testing.assert_close(model.features[0][0].weight, source.features[0][0].weight.sum(1, keepdim=True))
+
+
 def test_nothing_is_guessed_where_the_order_kinds_or_shapes_differ():
     tensors = build_model("resnet18", 7).state_dict()
     other = list(renamed(tensors, lambda name: f"x.{name}").items())

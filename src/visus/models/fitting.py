@@ -60,8 +60,8 @@ def _fit(
     wrong: list[str] = []
     for name, tensor in own.items():
         given = tensors.get(name)
-        if given is not None and name in first and given.dim() == 4 == tensor.dim():
-            given = _adapt_channels(given, tensor.shape[1])
+        if given is not None and name in first:
+            given = _adapt_channels(given, tensor)
         if given is not None and given.shape == tensor.shape:
             fitted[name] = given
         elif name.rpartition(".")[0] not in new and not (given is None and name.endswith(_COUNTER)):
@@ -83,12 +83,14 @@ def _first_layers(model: nn.Module) -> set[str]:
     return {f"{name}.weight" for name in names}
 
 
-def _adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """`[O, I, h, w]` to `[O, channels, h, w]`; the response to a grey image is kept where that can be.
+def _adapt_channels(weight: Tensor, like: Tensor) -> Tensor:
+    """`[O, I, h, w]` to the channels of `like`; the response to a grey image is kept where that can be.
 
     A convolution after pixels were stacked (space to depth) has several groups of red, green and blue.
     """
-    given = weight.shape[1]
+    if not weight.dim() == like.dim() == 4:
+        return weight
+    given, channels = weight.shape[1], like.shape[1]
     groups = given // 3 if given % 3 == 0 and given > 3 and channels % (given // 3) == 0 else 1
     base, wanted = given // groups, channels // groups
     if base == wanted or base not in (1, 3):
@@ -134,8 +136,10 @@ def _in_order(
     given = {name: tensor for name, tensor in tensors.items() if not name.endswith(_COUNTER)}
     if len(own) != len(given):
         return None
+    first = _first_layers(model)
     for (name, tensor), (other_name, other) in zip(own.items(), given.items(), strict=True):
-        same_shape = tensor.shape == other.shape or name.rpartition(".")[0] in new
+        as_adapted = _adapt_channels(other, tensor) if name in first else other
+        same_shape = tensor.shape == as_adapted.shape or name.rpartition(".")[0] in new
         same_kind = name.rpartition(".")[2] == other_name.rpartition(".")[2]
         if not (same_shape and same_kind) or (name != other_name and (name in given or other_name in own)):
             return None

@@ -30,6 +30,7 @@ def config(data, tmp_path, name, epochs=2, **options):
     "options",
     [
         {"freeze": "gradual:1", "optimizer": "adamw", "lr": 1e-3},
+        {"freeze": "gradual:1"},
         {"freeze": "gradual:1", "ema": True, "layer_decay": 0.7, "weight_decay_on": "weights"},
         {"freeze": "2,batchnorm", "backbone_factor": 0.1},
         {"freeze": "backbone", "augment": "light"},

@@ -29,7 +29,7 @@ from visus.ops.averaging import TailAverage, recomputed_batchnorm
 from visus.ops.batchnorm import GlobalBatchNorm
 from visus.ops.losses import cross_entropy_sum
 from visus.ops.metrics import correct_counts
-from visus.ops.optim import match_layout
+from visus.ops.optim import complete_buffers, match_layout
 from visus.ops.rng import derive_seed
 from visus.processes import ALONE, AgreedStop, Processes
 from visus.profiling import Profile
@@ -117,6 +117,7 @@ def fit(
         began = time.perf_counter() - state.epoch_seconds
         if freeze:
             freeze(epoch)
+            complete_buffers(optimizer)
         train_mode(model)
         phase("data")
         for items in _in_groups(_batches(train, epoch, state.epoch_step * accumulate), accumulate):

@@ -4,7 +4,13 @@ from pydantic import ValidationError
 from torch import nn
 
 from visus.errors import UsageError
-from visus.ops.optim import OptimizerSettings, make_optimizer, match_layout, resolve_optimizer
+from visus.ops.optim import (
+    OptimizerSettings,
+    complete_buffers,
+    make_optimizer,
+    match_layout,
+    resolve_optimizer,
+)
 
 
 def trained(make):
@@ -87,6 +93,42 @@ def test_buffers_take_the_layout_that_the_parameters_have_now(name):
         return model.weight
 
     torch.testing.assert_close(after_three_steps(True), after_three_steps(False))
+
+
+def test_a_parameter_that_is_thawed_later_is_updated_as_though_it_were_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    optimizer = make_optimizer(model, OptimizerSettings(weight_decay=0.0))
+    model[0].requires_grad_(False)
+    for epoch in range(2):
+        before = model[0].weight.clone()
+        complete_buffers(optimizer)
+        model(torch.ones(2, 3)).square().mean().backward()
+        optimizer.step()
+        if epoch == 0:
+            assert torch.equal(model[0].weight, before)
+            optimizer.zero_grad()
+            model[0].requires_grad_(True)
+    # The first update with Nesterov momentum is the gradient, and 0.9 of it once more.
+    torch.testing.assert_close(model[0].weight, before - 0.1 * 1.9 * model[0].weight.grad)
+
+
+def test_vectors_are_spared_on_request_and_factors_make_groups():
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+    model.no_weight_decay = lambda: {"2.weight"}
+    factors = {"0.weight": 0.5, "0.bias": 0.5}
+    optimizer = make_optimizer(model, OptimizerSettings(weight_decay_on="weights"), factors)
+    found = [(group["lr"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
+    assert found == [(0.1, 0.0, 4), (0.05, 5e-4, 1), (0.05, 0.0, 1)]
+    assert "factor" not in optimizer.param_groups[0]
+    assert len(make_optimizer(model, OptimizerSettings()).param_groups) == 1
+
+
+def test_those_of_timm_get_the_factors_on_a_rate_of_their_own():
+    model = nn.Linear(3, 2)
+    optimizer = make_optimizer(model, OptimizerSettings(optimizer="adan"), {"bias": 0.1})
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates[1] == pytest.approx(0.1 * rates[0])
 
 
 def test_what_timm_refuses_is_said_in_one_sentence():

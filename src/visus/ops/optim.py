@@ -102,6 +102,19 @@ def match_layout(optimizer: Optimizer) -> None:
                 state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
+def complete_buffers(optimizer: Optimizer) -> None:
+    """Give a trained parameter without momentum one of zero where others of its group have one, as when it was thawed later.
+
+    That changes no update, but torch's fused SGD fails on such a mixture.
+    """
+    for group in optimizer.param_groups:
+        states = [(parameter, optimizer.state.get(parameter, {})) for parameter in group["params"]]
+        if any(state.get("momentum_buffer") is not None for _, state in states):
+            for parameter, state in states:
+                if parameter.requires_grad and state.get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 def _groups(
     model: nn.Module, weight_decay: float, weight_decay_on: str, factors: Mapping[str, float]
 ) -> list[dict[str, Any]]:

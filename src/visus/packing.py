@@ -243,7 +243,7 @@ def _read_earlier(folder: Path, part: str) -> _Written:
         )
     for number, name in enumerate(names):
         content = read_shard(place, name, place.stamp(name)[0])
-        for offset, length, position in np.array(content.numbers).reshape(-1, 3).tolist():
+        for offset, length, position, _ in np.array(content.numbers).reshape(-1, 4).tolist():
             crc = zlib.crc32(place.read(name, offset, length))
             written.rows.extend((number, offset, length, crc, position))
         written.shards.append(name)

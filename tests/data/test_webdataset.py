@@ -99,6 +99,15 @@ def test_what_labels_look_like(tmp_path, label, classes, labels):
     assert data.skipped == ()
 
 
+def test_names_with_numbers_beside_them_are_in_that_order(tmp_path):
+    def label(n):
+        return [("json", json.dumps({"label": "abc"[n % 3]}).encode()), ("cls", b"%d" % [4, 7, 2][n % 3])]
+
+    data = read_source(write(tmp_path / "a.tar", samples(range(9), label)))
+    assert data.classes == ("c", "a", "b")
+    assert data.train.labels.tolist() == [1, 2, 0] * 3
+
+
 def test_json_says_more(tmp_path):
     def label(n, group=lambda n: f"p{n % 6}"):
         part = ["train", "valid"][n % 3 == 0]

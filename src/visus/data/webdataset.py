@@ -16,6 +16,7 @@ from itertools import groupby, repeat
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from visus.data.addresses import Place, expand_braces, is_address
 from visus.data.folders import IMAGE_SUFFIXES, PARTS, Listing, parts_by_name, refuse_lookalikes
@@ -52,6 +53,8 @@ class _Sample:
     """Whether the label is a name, though it may look like a number."""
     part: str | None = None
     position: int | None = None
+    number: int | None = None
+    """Of its class, where that has a name besides."""
     others: dict[str, str] = field(default_factory=dict)
 
 
@@ -61,7 +64,7 @@ class ShardContent:
 
     paths: NamesBuilder = field(default_factory=NamesBuilder)
     numbers: array[int] = field(default_factory=lambda: array("q"))
-    """Offset, length and position of each image; -1 where that is not said."""
+    """Offset, length, position and number of the class of each image; -1 where that is not said."""
     labels: list[str | None] = field(default_factory=list)
     parts: list[str | None] = field(default_factory=list)
     fields: list[dict[str, str]] = field(default_factory=list)
@@ -72,8 +75,8 @@ class ShardContent:
     def add(self, sample: _Sample) -> None:
         """The next image."""
         self.paths.add([sample.path])
-        position = -1 if sample.position is None else sample.position
-        self.numbers.extend((sample.offset, sample.length, position))
+        said = (-1 if each is None else each for each in (sample.position, sample.number))
+        self.numbers.extend((sample.offset, sample.length, *said))
         self.labels.append(sample.label and sys.intern(sample.label))
         self.parts.append(sample.part)
         self.fields.append(sample.others or _NOTHING)
@@ -170,7 +173,7 @@ def _make_index(source: ShardSource, stamps: Any, found: Sequence[ShardContent])
     paths = join_names(named) if named else collect_names([])
     labels = [label for shard in found for label in shard.labels]
     numbers = np.concatenate([np.empty(0, np.int64), *(np.array(each.numbers) for each in found)]).reshape(
-        -1, 3
+        -1, 4
     )
     shards = np.repeat(np.arange(len(found)), [len(each) for each in named])
     parts = [part or by_name[number] for number, each in enumerate(found) for part in each.parts]
@@ -192,6 +195,7 @@ def _make_index(source: ShardSource, stamps: Any, found: Sequence[ShardContent])
         order = order[np.argsort(numbers[order, 2], kind="stable")]
     number = sort_labels if any(each.named for each in found) else number_labels
     indices, classes = number([labels[place] or "" for place in order])
+    indices, classes = _in_written_order(indices, classes, numbers[order, 3])
     refuse_lookalikes(classes, source.identity)
     columns = sorted({name for each in fields for name in each})
     return ShardIndex(
@@ -212,6 +216,19 @@ def _make_index(source: ShardSource, stamps: Any, found: Sequence[ShardContent])
         others=sum(shard.others for shard in found),
         skipped=tuple(skipped),
     )
+
+
+def _in_written_order(
+    indices: npt.NDArray[np.int64], classes: list[str], numbers: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Indices and classes in the order of the `numbers [N]` beside the names, if each class has one of its own."""
+    if not len(numbers) or (numbers < 0).any():
+        return indices, classes
+    pairs = np.unique(np.stack([indices, numbers]), axis=1)
+    if pairs.shape[1] != len(classes) or len(np.unique(pairs[1])) != len(classes):
+        return indices, classes
+    order = np.argsort(pairs[1])
+    return np.argsort(order)[indices], [classes[place] for place in order]
 
 
 def read_shard(place: Place, name: str, size: int) -> ShardContent:
@@ -284,6 +301,8 @@ def _add_labels(sample: _Sample, texts: dict[str, bytes]) -> None:
     document = json.loads(texts["json"])
     fields = document if isinstance(document, dict) else {"label": document}
     label = fields.get("label", fields.get("cls"))
+    if isinstance(label, str) and sample.label and sample.label.isdecimal() and len(sample.label) < 10:
+        sample.number = int(sample.label)
     if isinstance(label, str | int) and not isinstance(label, bool) and str(label).strip():
         sample.label, sample.named = str(label).strip(), isinstance(label, str)
     if isinstance(fields.get("path"), str):

@@ -228,7 +228,7 @@ def _marked(values: npt.NDArray[np.float64]) -> list[int]:
 
 
 def _draw_reliability(bins: Mapping[str, Sequence[Bin]]) -> Figure:
-    figure = Figure(figsize=(6, 6.5))
+    figure = Figure(figsize=(6, 6.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     above.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle=":", label="honest")
     for (name, members), style in zip(bins.items(), _STYLES.values(), strict=False):

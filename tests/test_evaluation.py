@@ -1,18 +1,29 @@
 """Scores against scikit-learn and torch, on random and degenerate outputs."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
 from torch import nn
 
-from visus.errors import DataError
-from visus.evaluation import evaluate, predict_labels
+from visus.errors import DataError, UsageError
+from visus.evaluation import evaluate, predict_labels, validate
 from visus.inference import eval_mode
 from visus.ops.intervals import wilson
+from visus.outcomes import ByClass
+from visus.scoring import Wanted
 
 
 def scores_of(logits, labels, batch_size=7):
@@ -102,3 +113,105 @@ def test_evaluation_moves_no_statistics_and_drops_nothing():
     logits, labels = random_outputs(0, 20, 4)
     assert evaluate(model, [(logits, labels)]).accuracy == scores_of(logits, labels).accuracy
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_probabilities_are_scored_as_scikit_learn_scores_them():
+    logits, labels = random_outputs(1, 300, 4)
+    logits[torch.arange(300), labels] += 1.5
+    scores, probabilities = scores_of(logits, labels), logits.double().softmax(1).numpy()
+    true = labels.numpy()
+    for kind in ("macro", "weighted"):
+        found = getattr(scores, kind)
+        expected = roc_auc_score(true, probabilities, multi_class="ovr", average=kind)
+        assert found.auroc == pytest.approx(expected, abs=1e-6)
+        expected = average_precision_score(np.eye(4)[true], probabilities, average=kind)
+        assert found.average_precision == pytest.approx(expected, abs=1e-6)
+        for name in ("precision", "recall", "f1", "auroc", "average_precision"):
+            low, high = getattr(found, f"{name}_ci95")
+            assert low < getattr(found, name) < high
+    assert scores.brier == pytest.approx(((probabilities - np.eye(4)[true]) ** 2).sum(1).mean(), abs=1e-6)
+    assert scores.balanced_accuracy == pytest.approx(balanced_accuracy_score(true, logits.argmax(1)))
+    assert scores.balanced_accuracy == scores.macro.recall
+    assert scores.accuracy_ci95 == scores.weighted.recall_ci95
+    for name in ("loss", "brier", "balanced_accuracy", "ece"):
+        low, high = getattr(scores, f"{name}_ci95")
+        assert low < getattr(scores, name) < high
+
+
+def test_every_figure_is_the_same_for_every_batch_size():
+    logits, labels = random_outputs(2, 90, 6)
+    one = scores_of(logits, labels, 90).to_json()
+    for batch_size in (1, 7, 64):
+        assert scores_of(logits, labels, batch_size).to_json() == one
+
+
+def test_the_loop_gets_the_same_figures_without_the_rest():
+    logits, labels = random_outputs(3, 50, 6)
+    batches = list(zip(logits.split(7), labels.split(7), strict=True))
+    scores = evaluate(nn.Identity(), batches)
+    assert validate(nn.Identity(), batches) == (50, scores.loss, scores.accuracy)
+
+
+def test_a_document_with_nan_and_classes_that_are_missing_is_plain_json():
+    logits = torch.tensor([[float("nan"), 0.0, 0.0], [1.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    scores = scores_of(logits, torch.tensor([0, 0, 1]))
+    document = json.loads(json.dumps(scores.to_json(), allow_nan=False))
+    assert (document["loss"], document["loss_ci95"], document["brier"]) == (None, None, None)
+    assert document["without_prediction"] == 1
+    never = document["per_class"][2]
+    assert (never["n"], never["ci95"], never["auroc"], never["f1"]) == (0, None, None, None)
+    assert "1 images have an output that is NaN" in str(scores)
+    # Of class 1 there is an image, and none is taken for it.
+    assert "none of 1" in str(scores)
+
+
+def test_one_class_alone_and_one_image_alone_can_be_scored():
+    scores = scores_of(torch.eye(3)[[0, 0, 1]], torch.tensor([0, 0, 0]))
+    assert scores.macro.auroc is None
+    assert scores.macro.recall == pytest.approx(2 / 3)
+    one = scores_of(torch.eye(3)[[0]], torch.tensor([0]))
+    assert (one.accuracy, one.macro.f1, one.balanced_accuracy) == (1, 1, 1)
+    json.dumps(one.to_json(), allow_nan=False)
+
+
+def test_another_level_has_other_keys_and_shorter_intervals():
+    logits, labels = random_outputs(4, 200, 4)
+    batches = [(logits, labels)]
+    usual = evaluate(nn.Identity(), batches).to_json()
+    document = evaluate(nn.Identity(), batches, wanted=Wanted(level=0.8)).to_json()
+    assert "95" not in json.dumps(list(document) + list(document["macro"]) + list(document["per_class"][0]))
+    assert (document["ci_level"], document["accuracy"]) == (0.8, usual["accuracy"])
+    for key in ("accuracy", "loss", "brier", "ece", "balanced_accuracy"):
+        (low, high), (lower, higher) = document[f"{key}_ci"], usual[f"{key}_ci95"]
+        assert high - low < higher - lower
+    assert document["per_class"][0]["ci"]
+
+
+def test_groups_are_resampled_whole():
+    logits, labels = random_outputs(5, 40, 4)
+    # Ten copies of every image say no more than the image.
+    together = logits.repeat_interleave(10, 0), labels.repeat_interleave(10)
+    groups = np.arange(40).repeat(10).tolist()
+    grouped = evaluate(nn.Identity(), [together], wanted=Wanted(groups=groups))
+    alone = evaluate(nn.Identity(), [(logits, labels)], wanted=Wanted(method="bootstrap"))
+    assert grouped.groups == 40
+    assert grouped.accuracy_ci95 == pytest.approx(alone.accuracy_ci95, abs=0.02)
+    for ours, theirs in zip(grouped.per_class, alone.per_class, strict=True):
+        assert ours["precision_ci95"] == pytest.approx(theirs["precision_ci95"], abs=0.05)
+    low, high = grouped.macro.auroc_ci95
+    narrow = evaluate(nn.Identity(), [together]).macro.auroc_ci95
+    assert high - low > narrow[1] - narrow[0]
+    for wrong, sentence in (([0] * 400, "two groups"), ([0, 1], "each of 400 images")):
+        with pytest.raises(UsageError, match=sentence):
+            evaluate(nn.Identity(), [together], wanted=Wanted(groups=wrong))
+    with pytest.raises(UsageError, match="independent"):
+        evaluate(nn.Identity(), [together], wanted=Wanted(groups=groups, accuracy=0.9))
+
+
+def test_probabilities_beyond_memory_are_read_back_from_a_file():
+    probabilities = np.random.default_rng(0).random((10_000, 3), dtype=np.float32)
+    kept = ByClass(memory_bytes=60_000)
+    for block in np.array_split(probabilities, 17):
+        kept.add(block)
+    for place in range(3):
+        np.testing.assert_array_equal(kept.column(place), probabilities[:, place])

@@ -2,8 +2,8 @@ import csv
 
 import pytest
 
-from visus.errors import UsageError
-from visus.tables import writing_table
+from visus.errors import DataError, UsageError
+from visus.tables import read_columns, writing_columns, writing_table
 
 
 def test_rows_come_back_whatever_is_in_them(tmp_path):
@@ -36,3 +36,32 @@ def test_parquet_comes_back_with_its_types(tmp_path):
         write([["a", 0.25]])
         write([["b", 0.5]])
     assert parquet.read_table(tmp_path / "t.parquet").to_pydict() == {"path": ["a", "b"], "p": [0.25, 0.5]}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_columns_are_read_back_by_name(tmp_path, suffix):
+    table = tmp_path / f"t{suffix}"
+    with writing_columns(table, ["path", "p", "label"]) as write:
+        write([["a", "b\udcff"], [0.25, 0.5], ["é,\n", ""]])
+        write([["c"], [1.0], ["x"]])
+    labels, paths = read_columns(table, ["label", "path"])
+    assert labels == ["é,\n", "", "x"]
+    # Parquet holds text only, so that a byte that is none is spelt out.
+    assert paths == ["a", "b\udcff" if suffix == ".csv" else "b\\xff", "c"]
+    with pytest.raises(DataError, match="a column nothing"):
+        read_columns(table, ["nothing"])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_without_rows_has_its_columns(tmp_path, suffix):
+    with writing_columns(tmp_path / f"t{suffix}", ["path", "label"]):
+        pass
+    assert read_columns(tmp_path / f"t{suffix}", ["path", "label"]) == [[], []]
+
+
+def test_a_table_that_is_none_is_said(tmp_path):
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 but no more")
+    with pytest.raises(DataError, match="cannot be read as a table"):
+        read_columns(tmp_path / "t.parquet", ["path"])
+    with pytest.raises(DataError, match="cannot be read as a table"):
+        read_columns(tmp_path / "none.csv", ["path"])

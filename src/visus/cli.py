@@ -298,9 +298,18 @@ def evaluate(
     from visus.plots import plot_confusion, plot_reliability
     from visus.scoring import Wanted
     from visus.testing import evaluate_checkpoint
+    from visus.unlabelled import predict_unlabelled, unlabelled_images
 
     began = time.perf_counter()
     loaded = load_checkpoint(find_checkpoint(checkpoint))
+    if images := unlabelled_images(data):
+        said = predict_unlabelled(loaded, data, images, predictions=predictions, device=device)
+        _tell(f"skipped {each.path}: {each.reason}" for each in said.skipped)
+        if as_json:
+            _print_json(said.to_json())
+        else:
+            typer.echo(said)
+        return 1 if said.skipped else 0
     wanted = Wanted(level=ci, method=ci_method, accuracy=wanted_accuracy)
     options: Any = {"device": device, "predictions": predictions, "wanted": wanted, "groups": groups}
     found = evaluate_checkpoint(loaded, data, part=split, **options)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,9 @@ class ByClass:
         self._blocks.append(block if self._bytes <= self._memory_bytes else self._on_disk(block))
 
     def _on_disk(self, block: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        self._file = self._file or tempfile.TemporaryFile(prefix="visus-")  # noqa: SIM115
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="visus-")  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
         place = self._file.seek(0, 2)
         block.tofile(self._file)
         self._file.flush()

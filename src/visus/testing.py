@@ -126,7 +126,7 @@ def score_split(
     batches = _measured(
         EvaluationBatches(split, preprocessing, batch_size, workers=workers), preprocessing, brightness
     )
-    outcomes = _outcomes(predict_logits(model, batches, device=device, amp=amp), split, predictions)
+    outcomes = record_outcomes(predict_logits(model, batches, device=device, amp=amp), split, predictions)
     columns = {
         **split_columns(split),
         **file_attributes(split.images),
@@ -181,7 +181,8 @@ def _column(split: Split, name: str, source: str) -> Sequence[Any]:
     if name not in columns:
         there = first_of(list(columns)) or "none besides paths and labels"
         raise UsageError(f"{source}: expected a column {name!r} of groups, found {there}")
-    return columns[name]
+    # An image without a group is a group of its own.
+    return [each if each != "" else (position,) for position, each in enumerate(columns[name])]
 
 
 def _measured(
@@ -194,7 +195,10 @@ def _measured(
         yield images, targets
 
 
-def _outcomes(outputs: Iterable[tuple[Tensor, Tensor]], split: Split, predictions: Path | None) -> Outcomes:
+def record_outcomes(
+    outputs: Iterable[tuple[Tensor, Tensor]], split: Split, predictions: Path | None
+) -> Outcomes:
+    """What became of the images of `split`, whose `outputs` are pairs of logits and labels, and a table of it, if asked for."""
     header = ["path", "label", "prediction", *(f"p_{name}" for name in split.classes)]
     with writing_columns(predictions, header) if predictions else nullcontext() as write:
         followed = follow(outputs)
@@ -211,7 +215,7 @@ def _recorded(batches: Iterable[Batch], split: Split, write: WriteColumns) -> It
         write(
             [
                 [split.paths[place] for place in places],
-                [split.classes[split.labels[place]] for place in places],
+                ["" if (label := split.labels[place]) < 0 else split.classes[label] for place in places],
                 [names[best] for best in batch.predictions.tolist()],
                 *probabilities.T,
             ]

@@ -3,7 +3,13 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
-from visus.ops.calibration_error import debiased_calibration_error, plain_calibration_error
+from visus.ops.calibration_error import (
+    calibration_error_interval,
+    debiased_calibration_error,
+    plain_calibration_error,
+    reliability_bins,
+    smooth_calibration_error,
+)
 
 
 def drawn(seed, n, gap=0.0):
@@ -42,3 +48,50 @@ def test_a_known_gap_is_found(gap):
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_few_images_are_enough_to_answer(n):
     assert 0 <= debiased_calibration_error(np.full(n, 0.7), np.ones(n, dtype=bool)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("n", "gap", "expected"),
+    # By the authors' own relplot 1.0.3, whose grid is another.
+    [(100, 0.0, 0.06467), (1000, 0.1, 0.09631), (10_000, 0.03, 0.02255)],
+)
+def test_the_smooth_error_is_that_of_its_authors(n, gap, expected):
+    assert smooth_calibration_error(*drawn(n, n, gap)) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_smooth_error_of_one_confidence_is_the_plain_gap():
+    correct = np.arange(500) < 300
+    assert smooth_calibration_error(np.full(500, 0.8), correct) == pytest.approx(0.2, abs=1e-3)
+    assert smooth_calibration_error(np.full(500, 1.0), np.ones(500, dtype=bool)) < 1e-3
+
+
+def test_the_smooth_error_changes_little_where_confidences_do():
+    confidences, correct = drawn(0, 2000)
+    moved = np.clip(confidences + np.random.default_rng(1).uniform(-0.005, 0.005, 2000), 0, 1)
+    ours, theirs = (smooth_calibration_error(each, correct) for each in (confidences, moved))
+    assert ours == pytest.approx(theirs, abs=0.006)
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.1])
+def test_the_interval_holds_the_error_as_often_as_it_says(gap):
+    intervals = [calibration_error_interval(*drawn(seed, 400, gap)) for seed in range(150)]
+    assert np.mean([low - 1e-9 <= gap <= high for low, high in intervals]) >= 0.92
+    # It says something, too.
+    assert np.mean([high - low for low, high in intervals]) < 0.15
+
+
+def test_images_that_belong_together_make_the_interval_longer():
+    confidences, correct = (each.repeat(10) for each in drawn(0, 100, 0.1))
+    alone = calibration_error_interval(confidences, correct)
+    together = calibration_error_interval(confidences, correct, units=np.arange(100).repeat(10))
+    assert together[1] - together[0] > 1.5 * (alone[1] - alone[0])
+
+
+def test_bins_hold_equally_many_and_every_image_once():
+    confidences, correct = drawn(0, 302)
+    bins = reliability_bins(confidences, correct)
+    assert sum(each.n for each in bins) == 302
+    assert {each.n for each in bins} == {20, 21}
+    assert sum(each.n * each.accuracy for each in bins) == pytest.approx(correct.sum())
+    assert all(each.low <= each.confidence <= each.high for each in bins)
+    assert len(reliability_bins(confidences[:1], correct[:1])) == 1

@@ -28,7 +28,7 @@ def units_of(n: int, groups: Sequence[Any] | npt.NDArray[Any] | None = None, mos
     More than `most` units are dealt at random into `most` (Wolter, Introduction to Variance Estimation, 2007, ch. 2): the spread
     of sums over random units is that of sums over images, and the cost is bounded.
     """
-    units = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    units = np.arange(n) if groups is None else _numbered(groups)
     count = int(units.max()) + 1
     if count <= most:
         return units.astype(np.int64)
@@ -79,6 +79,12 @@ def accelerated_interval(
     z = shift + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
     low, high = np.quantile(samples, stats.norm.cdf(shift + z / (1 - acceleration * z)))
     return float(low), float(high)
+
+
+def _numbered(groups: Sequence[Any] | npt.NDArray[Any]) -> Units:
+    """Groups as numbers from 0, in the order in which they come."""
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(each, len(numbers)) for each in groups], dtype=np.int64)
 
 
 def _draws(units: int, seed: int) -> Any:

@@ -81,7 +81,12 @@ def slice_scores(
 
 
 def as_slices(values: Sequence[Any]) -> list[str] | None:
-    """A column as an attribute: as it is where it has at most 50 values, numbers in quarters; `None` where it tells nothing."""
+    """A column as an attribute: as it is where it has at most 50 values; fractions, and numbers beyond that, in quarters.
+
+    `None` where it tells nothing.
+    """
+    if all(isinstance(value, float) for value in values):
+        return quarters(values)
     distinct = set(values)
     if len(distinct) <= MOST_VALUES:
         return [str(value) for value in values] if len(distinct) > 1 else None

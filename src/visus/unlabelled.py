@@ -1,0 +1,98 @@
+"""Images that nobody has said anything about: predictions are all there is to have of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from visus.amp import amp_that_works
+from visus.checkpoint import Checkpoint, rebuild_model
+from visus.data.batching import EvaluationBatches
+from visus.data.files import FileImages
+from visus.data.folders import is_image
+from visus.data.images import Data, Skipped, Split
+from visus.data.keeping import decode_once
+from visus.data.trees import FolderTree
+from visus.devices import available_memory_bytes, computing, select_device
+from visus.errors import UsageError
+from visus.inference import predict_logits
+from visus.testing import record_outcomes
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """What came of images without labels."""
+
+    n: int
+    predictions: str
+    """The table that holds them."""
+    skipped: tuple[Skipped, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `visus evaluate --json`."""
+        return {"n": self.n, "labelled": 0, "accuracy": None, "predictions": self.predictions} | {
+            "skipped": len(self.skipped)
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"no labels, so nothing to score: what the model says of {self.n} images is in {self.predictions}"
+        )
+
+
+def unlabelled_images(source: str) -> list[str]:
+    """The images right in the folder `source`, where no folders beside them could be classes; else none."""
+    if not Path(source).is_dir():
+        return []
+    folders, files = FolderTree(Path(source)).entries("")
+    return [] if folders else [each for each in files if is_image(each)]
+
+
+def predict_unlabelled(
+    checkpoint: Checkpoint,
+    source: str,
+    images: list[str],
+    *,
+    predictions: Path | None,
+    device: torch.device | str = "auto",
+) -> Unlabelled:
+    """Write what the model of `checkpoint` says of `images` in the folder `source`: a table as that of `visus evaluate`.
+
+    Its labels are empty. `UsageError` where no table is named.
+    """
+    if predictions is None:
+        raise UsageError(
+            f"{source}: expected labelled images to score, found {len(images)} without labels; "
+            "put them in a folder for each class, or name a table for what the model says of them with --predictions FILE"
+        )
+    config, record, chosen = checkpoint.config, checkpoint.preprocessing, select_device(device)
+    split = Split(
+        "test",
+        FileImages(Path(source), images),
+        np.full(len(images), -1, dtype=np.int64),
+        checkpoint.classes,
+        images,
+    )
+    data = decode_once(
+        Data(source, checkpoint.classes, test=split),
+        channels=record.channels,
+        resize=record.resize,
+        interpolation=record.interpolation,
+        max_bad=1.0,
+        max_pixels=round(config.get("max_pixels", 100) * 1e6),
+        memory_bytes=available_memory_bytes() // 2,
+        cache="auto",
+    )
+    assert data.test is not None
+    with computing(threads=config.get("threads"), deterministic=config.get("deterministic", True)):
+        model = rebuild_model(checkpoint).to(chosen).to(memory_format=torch.channels_last)
+        batches = EvaluationBatches(data.test, record, config.get("val_batch_size", 100))
+        amp = amp_that_works(config.get("amp", "off"), chosen)
+        outcomes = record_outcomes(
+            predict_logits(model, batches, device=chosen, amp=amp), data.test, predictions
+        )
+    return Unlabelled(len(outcomes.labels), str(predictions), data.skipped)

@@ -1,0 +1,118 @@
+"""A checkpoint on files with columns, and on images that nobody has labelled."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visus.checkpoint import load_checkpoint, save_checkpoint
+from visus.data.attributes import file_attributes
+from visus.data.files import FileImages
+from visus.errors import UsageError
+from visus.models.build import build_model
+from visus.scoring import Wanted
+from visus.testing import evaluate_checkpoint
+from visus.unlabelled import predict_unlabelled, unlabelled_images
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """An untrained model of two classes that takes grey images of 8 by 8 pixels."""
+    torch.manual_seed(0)
+    model = build_model("small", num_classes=2, in_channels=1)
+    record = {
+        "size": [8, 8],
+        "channels": 1,
+        "mean": [0.5],
+        "std": [0.25],
+        "resize": 8,
+        "interpolation": "bilinear",
+    }
+    document = {
+        "model": "small",
+        "model_args": {"num_classes": 2, "in_channels": 1, "stem": None},
+        "classes": ["cat", "dog"],
+        "preprocess": record,
+        "config": {"val_batch_size": 7, "threads": 1},
+    }
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, {f"model.{name}": each for name, each in model.state_dict().items()}, document)
+    return load_checkpoint(path)
+
+
+def draw(path, seed, size=(8, 8)):
+    pixels = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Thirty images in a table, three of each patient but for the last three, who belong to nobody."""
+    rows = []
+    for place in range(30):
+        name = f"{place}.{'png' if place % 2 else 'bmp'}"
+        draw(tmp_path / name, place, (8, 16) if place < 10 else (8, 8))
+        patient = f"p{place // 3}" if place < 27 else ""
+        rows.append([name, "cat" if place % 3 else "dog", patient])
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label", "patient"], *rows])
+    return tmp_path / "t.csv"
+
+
+def test_columns_are_groups_and_slices(checkpoint, table):
+    plain = evaluate_checkpoint(checkpoint, str(table))
+    found = evaluate_checkpoint(checkpoint, str(table), groups="patient", wanted=Wanted(level=0.9))
+    # Images of no patient are groups of their own.
+    assert found.scores.groups == 9 + 3
+    assert found.scores.accuracy == plain.scores.accuracy
+    assert found.fingerprint == plain.fingerprint
+    columns = {each.column for each in found.scores.slices}
+    assert columns == {"class", "file_type", "megapixels", "aspect", "brightness"}
+    aspects = {each.value: each.n for each in found.scores.slices if each.column == "aspect"}
+    assert aspects == {"landscape": 10, "square": 20}
+    with pytest.raises(UsageError, match="found patient"):
+        evaluate_checkpoint(checkpoint, str(table), groups="scanner")
+
+
+def test_images_without_labels_are_predicted_and_nothing_is_scored(checkpoint, tmp_path):
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for place in range(9):
+        draw(folder / f"{place}.png", place)
+    (folder / "bad.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image either")
+    images = unlabelled_images(str(folder))
+    assert len(images) == 10
+    with pytest.raises(UsageError, match="--predictions FILE"):
+        predict_unlabelled(checkpoint, str(folder), images, predictions=None)
+    found = predict_unlabelled(checkpoint, str(folder), images, predictions=tmp_path / "p.csv")
+    assert (found.n, [each.path for each in found.skipped]) == (9, ["bad.png"])
+    assert found.to_json()["accuracy"] is None
+    assert "nothing to score" in str(found)
+    with (tmp_path / "p.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [f"{place}.png" for place in range(9)]
+    assert {row["label"] for row in rows} == {""}
+    assert {row["prediction"] for row in rows} <= {"cat", "dog"}
+
+
+def test_folders_of_classes_and_other_sources_have_labels(tmp_path):
+    (tmp_path / "cat").mkdir()
+    draw(tmp_path / "cat" / "1.png", 0)
+    assert unlabelled_images(str(tmp_path)) == []
+    assert unlabelled_images("digits") == []
+
+
+def test_an_image_that_lies_on_its_side_is_seen_upright(tmp_path):
+    image = Image.fromarray(np.zeros((10, 20), np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    image.save(tmp_path / "b.JPG")
+    (tmp_path / "c.png").write_bytes(b"")
+    found = file_attributes(FileImages(tmp_path, ["a.jpg", "b.JPG", "c.png"]))
+    assert found["aspect"] == ["portrait", "landscape", "unknown"]
+    assert found["file_type"] == ["jpg", "jpg", "png"]
+    assert found["megapixels"][:2] == [0.0002, 0.0002]

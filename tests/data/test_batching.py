@@ -9,6 +9,7 @@ import torchvision.transforms.v2.functional as tv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from visus.data import crops
 from visus.data.arrays import array_split
 from visus.data.augment import augment, cropping, draw, shift_and_flip
 from visus.data.batching import (
@@ -216,3 +217,18 @@ def test_processes_are_dealt_whole_blocks(world_size):
     blocks = [shares[block % world_size][block // world_size] for block in range(5)]
     assert blocks == [batch.indices.tolist() for batch in EvaluationBatches(SPLIT, RECORD, 5)]
     assert sum(map(len, shares)) == 5
+
+
+def test_standard_is_a_random_crop_and_a_flip_of_torchvision():
+    record = measure_preprocessing(LARGE, (32, 40))
+    (batch,) = TrainingBatches(LARGE, record, 9, "standard", seed=5)(2)
+    draws = draw(5, 2, np.arange(9), "standard")
+    for image, position in zip(batch.images, batch.indices.tolist(), strict=True):
+        top, left, height, width = crops._crop_box(80, 100, draws[position, 8:])
+        whole = LARGE.images.pixels[position]
+        expected = tv.resized_crop(whole, top, left, height, width, [32, 40], antialias=True)
+        if draws[position, 2] < 0.5:
+            expected = tv.horizontal_flip(expected)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (record.mean, record.std))
+        torch.testing.assert_close(image, (expected / 255 - mean) / std, rtol=1e-5, atol=1e-5)
+    assert 0 < (draws[:, 2] < 0.5).sum() < 9

@@ -19,6 +19,8 @@ Augment = Literal["none", "light", "standard", "trivial", "rand"]
 """A way of cropping and flipping, or a policy of `visus.data.policies` after the one that suits the size."""
 LARGEST_SMALL_SIZE = 64
 """Images of at most so many pixels a side are taken as they are, with light augmentation."""
+FLIPPED = 0.5
+"""A third random number below this mirrors an image."""
 DRAWS = 48
 """Random numbers that an image has for its augmentation: flip, shift down, shift right, and from the ninth on its crop."""
 
@@ -38,15 +40,12 @@ def draw(seed: int, epoch: int, indices: npt.NDArray[np.int64], how: Cropping) -
 def augment(images: Tensor, draws: npt.NDArray[np.float64], how: Cropping) -> Tensor:
     """`images [N, C, H, W]`, changed as `how` says by the `draws [N, 3 or more]` of each.
 
-    `none` leaves them; `light` pads each side by an eighth with black, crops back at random, and flips every other one; `standard`,
-    whose crops were made before (`random_resized_crop`), flips.
+    `light` pads each side by an eighth with black, crops back at random, and flips every other one; `none` leaves them, and so does
+    `standard`, whose images are cropped and flipped one by one when they are read (`random_resized_crop`).
     """
-    if how == "none" or not len(images):
+    if how != "light" or not len(images):
         return images
-    flip = draws[:, 2] < 0.5
-    if how == "standard":
-        still = np.zeros(len(images), dtype=np.int64)
-        return shift_and_flip(images, still, still, flip)
+    flip = draws[:, 2] < FLIPPED
     height, width = images.shape[2:]
     top = np.floor(draws[:, 0] * (2 * (height // 8) + 1)).astype(np.int64) - height // 8
     left = np.floor(draws[:, 1] * (2 * (width // 8) + 1)).astype(np.int64) - width // 8

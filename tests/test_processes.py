@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from visus.checkpoint import load_checkpoint
+from visus.runs import open_run
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
 SMALL = ["train", "digits", "--model", "small", "-b", "50", "--amp", "off", "--threads", "1"]
@@ -146,6 +147,29 @@ def test_a_run_of_two_that_lost_one_goes_on_with_one(tmp_path):
     done = subprocess.run(resumed, capture_output=True, text=True, check=True)
     assert "1 processes go on with a run of 2" in done.stderr
     assert json.loads(done.stdout)["steps"] == 40 * 26
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
+def test_processes_whose_launcher_was_killed_end_with_a_checkpoint(tmp_path):
+    options = [*SMALL, "--epochs", "4000", "--name", "a"]
+    said = tmp_path / "said.txt"
+    with said.open("w") as stream:
+        launcher = subprocess.Popen(command(*options, out=tmp_path, processes=2), stderr=stream)
+    metrics = tmp_path / "a" / "metrics.jsonl"
+    while not metrics.exists():
+        assert launcher.poll() is None
+        time.sleep(0.02)
+    left = list(ranks(tmp_path).values())
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 30
+    while ranks(tmp_path):
+        assert time.monotonic() < deadline, ranks(tmp_path)
+        time.sleep(0.1)
+    assert len(left) == 2
+    step = int(re.search(r"interrupted at step (\d+)", said.read_text())[1])
+    assert load_checkpoint(tmp_path / "a" / "last.safetensors").document["step"] == step
+    assert open_run(tmp_path / "a").is_free()
 
 
 @pytest.mark.slow

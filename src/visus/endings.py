@@ -82,9 +82,11 @@ class Endings:
         Whether it was said is noted at the error, as `said`.
         """
         own = LastWords.of(self.rank, error)
-        # Whoever keeps the store may be gone by now.
-        with contextlib.suppress(RuntimeError):
+        try:
             self.store.set(_key(self.rank), json.dumps([own.kind, own.message, own.exit_code]))
+        except RuntimeError:
+            # Whoever keeps the store is gone: nothing can be told or heard any more.
+            return
         if self.rank == 0 or getattr(error, "said", None) is not None:
             return
         first = _wait(lambda: self._find(0), _PATIENCE_SECONDS)

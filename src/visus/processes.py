@@ -29,6 +29,7 @@ from visus.signals import StopSignal
 
 _LONGEST_WAIT = timedelta(days=7)
 """One may decode or evaluate for hours while the others wait; those that end are noticed at once."""
+_LOOK_SECONDS = 1.0
 _BUCKET_BYTES = 64 * 2**20
 _Value = TypeVar("_Value")
 
@@ -100,6 +101,11 @@ def joined() -> Iterator[Processes]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
+    with _ending_with_the_launcher():
+        yield from _joined(size, local_rank)
+
+
+def _joined(size: int, local_rank: int) -> Iterator[Processes]:
     store = _join()
     endings = Endings(store, dist.get_rank(), size)
     try:
@@ -119,6 +125,25 @@ def joined() -> Iterator[Processes]:
             raise lost from error
         raise
     dist.destroy_process_group()
+
+
+@contextmanager
+def _ending_with_the_launcher() -> Iterator[None]:
+    """Meanwhile, where torchrun started this process and is gone, it is ended as by SIGTERM: nobody else would end it."""
+    launcher, over = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_SECONDS):
+            if os.getppid() != launcher:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _is_lost_connection(error: BaseException) -> bool:

@@ -29,9 +29,10 @@ from visus.data.encoding import EncodedImage, Recoding, encode_images
 from visus.data.images import Data, Skipped, Split
 from visus.data.listing import fingerprint
 from visus.data.names import join_names
+from visus.data.samples import read_shard
 from visus.data.shards import INDEX_NAME, PART_NAMES, ShardIndex
 from visus.data.sources import read_source
-from visus.data.webdataset import SHARD_SUFFIX, read_shard
+from visus.data.webdataset import SHARD_SUFFIX
 from visus.errors import UsageError
 from visus.files import replacing, write_json
 from visus.ops.rng import permutation

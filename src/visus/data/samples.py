@@ -1,0 +1,164 @@
+"""The samples of one shard: an image, and what is said of it in the files of the same key beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import IO, Any
+
+from visus.data.addresses import Place
+from visus.data.folders import IMAGE_SUFFIXES, PARTS
+from visus.data.images import Skipped
+from visus.data.names import NamesBuilder
+from visus.data.tars import DamagedTarError, compression_of, files_in
+from visus.errors import DataError
+
+PLAIN = "expected a plain .tar, of which any image can be read by itself"
+_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
+"""Everything up to the first dot of the name is the key, what follows says what it is."""
+_LABELS = ("json", "cls", "txt")
+_LONGEST_LABEL_BYTES = 2**20
+_KNOWN = frozenset(["path", "label", "cls", "split", "position"])
+_LONGEST_FIELD = 100
+"""Letters: a site or a scanner is kept with an image, the caption of a photograph from the web is not."""
+
+
+@dataclass
+class _Sample:
+    """One image of a shard and what is said of it."""
+
+    path: str
+    offset: int
+    length: int
+    label: str | None = None
+    named: bool = False
+    """Whether the label is a name, though it may look like a number."""
+    part: str | None = None
+    position: int | None = None
+    number: int | None = None
+    """Of its class, where that has a name besides."""
+    others: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class ShardContent:
+    """What a pass over one shard has found, by columns: an object for each image would take more memory than all else."""
+
+    paths: NamesBuilder = field(default_factory=NamesBuilder)
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+    """Offset, length, position and number of the class of each image; -1 where that is not said."""
+    labels: list[str | None] = field(default_factory=list)
+    parts: list[str | None] = field(default_factory=list)
+    fields: list[dict[str, str]] = field(default_factory=list)
+    named: bool = False
+    others: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def add(self, sample: _Sample) -> None:
+        """The next image."""
+        self.paths.add([sample.path])
+        said = (-1 if each is None else each for each in (sample.position, sample.number))
+        self.numbers.extend((sample.offset, sample.length, *said))
+        self.labels.append(sample.label and sys.intern(sample.label))
+        self.parts.append(sample.part)
+        self.fields.append(sample.others or _NOTHING)
+        self.named |= sample.named
+
+
+_NOTHING: dict[str, str] = {}
+
+
+def read_shard(place: Place, name: str, size: int) -> ShardContent:
+    """One pass over a shard: what is whole before a damage is kept, and the damage told."""
+    shard = ShardContent()
+    try:
+        with place.open(name) as file:
+            if kind := compression_of(file):
+                raise DataError(f"{place.url(name)}: {PLAIN}, found one compressed with {kind}; unpack it")
+            for key, members in groupby(_keyed(file, name, size, shard), key=lambda each: each[0]):
+                if sample := _sample(name, key, [each[1:] for each in members], shard):
+                    shard.add(sample)
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        # A server that sends whole files only gives one that cannot be read in another order.
+        raise DataError(f"{place.url(name)}: cannot be read: {error}; copy the shards to a folder") from None
+    return shard
+
+
+def _keyed(
+    file: IO[bytes], name: str, size: int, shard: ShardContent
+) -> Iterator[tuple[str, str, Any, bytes]]:
+    """Key, suffix and member of each file, and the content of those that say something of an image."""
+    try:
+        for member in files_in(file, size):
+            match = _KEY.fullmatch(member.name)
+            if not match or member.name.rpartition("/")[2].startswith("__"):
+                shard.others += 1
+                continue
+            suffix = match[2].lower()
+            content = b""
+            if suffix in _LABELS and member.size <= _LONGEST_LABEL_BYTES:
+                file.seek(member.offset_data)
+                content = file.read(member.size)
+            yield match[1], suffix, member, content
+    except DamagedTarError as error:
+        shard.skipped.append(Skipped(name, f"{error}; what is whole before that is used; copy it again"))
+
+
+def _sample(
+    shard_name: str, key: str, members: list[tuple[str, Any, bytes]], shard: ShardContent
+) -> _Sample | None:
+    images = [(suffix, member) for suffix, member, _ in members if suffix in IMAGE_SUFFIXES]
+    texts = {suffix: content for suffix, _, content in members if suffix in _LABELS}
+    shard.others += len(members) - len(images) - len(texts)
+    if len(images) > 1:
+        shard.skipped.append(Skipped(f"{shard_name}/{key}", f"{len(images)} images of one key"))
+    if len(images) != 1:
+        shard.others += len(texts)
+        return None
+    member = images[0][1]
+    sample = _Sample(f"{shard_name}/{member.name}", member.offset_data, member.size)
+    try:
+        _add_labels(sample, texts)
+    # Brackets within brackets within brackets are too much for the parser.
+    except (ValueError, RecursionError) as error:
+        shard.skipped.append(Skipped(sample.path, f"its label cannot be read: {error}"))
+        return None
+    return sample
+
+
+def _add_labels(sample: _Sample, texts: dict[str, bytes]) -> None:
+    """What the files beside an image say of it; of several labels that in the JSON is taken, then `cls`, then `txt`."""
+    for suffix in reversed(_LABELS[1:]):
+        if suffix in texts and (text := texts[suffix].decode().strip()):
+            sample.label = text
+    if "json" not in texts:
+        return
+    document = json.loads(texts["json"])
+    fields = document if isinstance(document, dict) else {"label": document}
+    label = fields.get("label", fields.get("cls"))
+    if isinstance(label, str) and sample.label and sample.label.isdecimal() and len(sample.label) < 10:
+        sample.number = int(sample.label)
+    if isinstance(label, str | int) and not isinstance(label, bool) and str(label).strip():
+        sample.label, sample.named = str(label).strip(), isinstance(label, str)
+    if isinstance(fields.get("path"), str):
+        sample.path = fields["path"]
+    if isinstance(position := fields.get("position"), int) and 0 <= position < 2**62:
+        sample.position = position
+    if isinstance(split := fields.get("split"), str):
+        if split.lower() not in PARTS:
+            raise ValueError(f"expected train, val or test as split, found {split}")
+        sample.part = PARTS[split.lower()]
+    sample.others = {
+        sys.intern(name): sys.intern(text)
+        for name, value in fields.items()
+        if name not in _KNOWN
+        and isinstance(value, str | int | float)
+        and len(text := str(value)) <= _LONGEST_FIELD
+    }

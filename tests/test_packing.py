@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import visus.packing
 from visus.cli import main
+from visus.data import shardwriting
 from visus.data.listing import fingerprint, split_rows
 from visus.data.sources import open_source, read_source
 from visus.errors import UsageError
@@ -131,7 +131,7 @@ def test_nothing_is_overwritten(folder, tmp_path):
 
 
 def test_a_full_disk_leaves_whole_shards_and_can_go_on(folder, tmp_path, monkeypatch):
-    add = visus.packing._add
+    add = shardwriting._add
     calls = []
 
     def fail(*arguments):
@@ -140,7 +140,7 @@ def test_a_full_disk_leaves_whole_shards_and_can_go_on(folder, tmp_path, monkeyp
             raise OSError(28, "No space left on device")
         return add(*arguments)
 
-    monkeypatch.setattr(visus.packing, "_add", fail)
+    monkeypatch.setattr(shardwriting, "_add", fail)
     with pytest.raises(OSError, match="No space"):
         pack_source(str(folder), tmp_path / "a", shard_bytes=5_000)
     assert not list((tmp_path / "a").glob(".*"))

@@ -7,13 +7,9 @@ position and other columns) beside it. `docs/pack.md` describes them.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
-import tarfile
-import zlib
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,16 +19,14 @@ import filelock
 import numpy as np
 import numpy.typing as npt
 
-from visus.data.addresses import Place
 from visus.data.decode import UndecodableError
 from visus.data.encoding import EncodedImage, Recoding, encode_images
 from visus.data.images import Data, Skipped, Split
 from visus.data.listing import fingerprint
 from visus.data.names import join_names
-from visus.data.samples import read_shard
 from visus.data.shards import INDEX_NAME, PART_NAMES, ShardIndex
+from visus.data.shardwriting import WrittenShards, read_written, write_shard
 from visus.data.sources import read_source
-from visus.data.webdataset import SHARD_SUFFIX
 from visus.errors import UsageError
 from visus.files import replacing, write_json
 from visus.ops.rng import permutation
@@ -83,19 +77,6 @@ class _Progress:
     def skip(self, path: str, reason: str) -> None:
         self.skipped.append(Skipped(path, reason))
         self.say(f"skipped {path}: {reason}")
-
-
-@dataclass
-class _Written:
-    """The shards of a part, and a row for each image in them: shard, offset, length, CRC-32 and position."""
-
-    shards: list[str] = field(default_factory=list)
-    rows: array[int] = field(default_factory=lambda: array("q"))
-
-    def table(self) -> npt.NDArray[np.int64]:
-        """`[N, 5]`, in the order of positions."""
-        rows = np.array(self.rows, dtype=np.int64).reshape(-1, 5)
-        return rows[np.argsort(rows[:, 4], kind="stable")]
 
 
 def pack_source(
@@ -151,9 +132,9 @@ def _write_part(
     shard_bytes: int,
     workers: int | None,
     told: _Progress,
-) -> _Written:
+) -> WrittenShards:
     """The shards of a part: those that are there already, and the others."""
-    written = _read_earlier(folder, part.name)
+    written = read_written(folder, part.name)
     done = set(written.rows[4::5])
     # Whoever reads shards from end to end wants the classes mixed; the position says where each image was.
     order = permutation(0, "pack", 0, len(part)) if part.name == "train" else np.arange(len(part))
@@ -164,7 +145,7 @@ def _write_part(
         images = _good_ones(part, rest, results, told)
         following = next(images, None)
         while following is not None:
-            following = _write_shard(folder, part, following, images, shard_bytes, written)
+            following = write_shard(folder, part, following, images, shard_bytes, written)
     return written
 
 
@@ -182,81 +163,8 @@ def _good_ones(
         told.advance()
 
 
-def _write_shard(
-    folder: Path,
-    part: Split,
-    first: EncodedImage,
-    others: Iterator[EncodedImage],
-    shard_bytes: int,
-    written: _Written,
-) -> EncodedImage | None:
-    """Write `first` and as many of the `others` as one shard takes; the one that comes next."""
-    name = _name(part.name, len(written.shards))
-    labels = _labels(part.classes)
-    following: EncodedImage | None = first
-    rows = array("q")
-    with (
-        replacing(folder / name) as temporary,
-        tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
-    ):
-        while following is not None and (not rows or tar.offset < shard_bytes):
-            position, content = following.position, following.content
-            document = {
-                "path": part.paths[position],
-                "label": labels[part.labels[position]],
-                "split": part.name,
-                "position": position,
-                **{column: values[position] for column, values in part.columns.items()},
-            }
-            key = f"{position:09}"
-            _add(tar, f"{key}.cls", str(part.labels[position]).encode())
-            _add(tar, f"{key}.json", json.dumps(document).encode())
-            offset = _add(tar, f"{key}.{following.suffix}", content)
-            rows.extend((len(written.shards), offset, len(content), zlib.crc32(content), position))
-            following = next(others, None)
-    written.shards.append(name)
-    written.rows += rows
-    return following
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
-    """Where the content begins. Neither time nor owner is written, so that the same images make the same bytes."""
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    begin = tar.offset + tarfile.BLOCKSIZE
-    tar.addfile(member, io.BytesIO(content))
-    return begin
-
-
-def _labels(classes: Sequence[str]) -> list[str | int]:
-    """The classes as JSON tells them: as numbers where they are numbers in that order, else as names."""
-    numbers = [int(name) for name in classes if name.isdecimal() and name == str(int(name))]
-    return list(numbers) if len(numbers) == len(classes) and numbers == sorted(numbers) else list(classes)
-
-
-def _read_earlier(folder: Path, part: str) -> _Written:
-    """The shards of a part that an interrupted call has finished."""
-    place, written = Place(str(folder)), _Written()
-    names = [name for name in place.find(SHARD_SUFFIX, depth=1) if name.startswith(f"{part}-")]
-    if names != [_name(part, number) for number in range(len(names))]:
-        raise UsageError(
-            f"{folder}: expected its shards one after the other, found some missing; choose another"
-        )
-    for number, name in enumerate(names):
-        content = read_shard(place, name, place.stamp(name)[0])
-        for offset, length, position, _ in np.array(content.numbers).reshape(-1, 4).tolist():
-            crc = zlib.crc32(place.read(name, offset, length))
-            written.rows.extend((number, offset, length, crc, position))
-        written.shards.append(name)
-    return written
-
-
-def _name(part: str, number: int) -> str:
-    return f"{part}-{number:06}{SHARD_SUFFIX}"
-
-
 def _make_index(
-    data: Data, folder: Path, parts: dict[str, Split], written: dict[str, _Written]
+    data: Data, folder: Path, parts: dict[str, Split], written: dict[str, WrittenShards]
 ) -> ShardIndex:
     tables = {name: each.table() for name, each in written.items()}
     packed = {name: part.subset(tables[name][:, 4]) for name, part in parts.items()}

@@ -20,7 +20,7 @@ from torch import nn
 
 from visus.errors import DataError, UsageError
 from visus.evaluation import evaluate, predict_labels, validate
-from visus.inference import eval_mode
+from visus.inference import eval_mode, predict_logits
 from visus.ops.intervals import wilson
 from visus.outcomes import ByClass
 from visus.scoring import Wanted
@@ -215,3 +215,19 @@ def test_probabilities_beyond_memory_are_read_back_from_a_file():
         kept.add(block)
     for place in range(3):
         np.testing.assert_array_equal(kept.column(place), probabilities[:, place])
+
+
+def test_the_mirror_image_is_seen_too_and_probabilities_are_averaged():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2 * 3 * 4, 5))
+    images = torch.randn(6, 2, 3, 4)
+    ((found, _),) = predict_logits(model, [(images, torch.zeros(6))], tta=True)
+    with torch.no_grad():
+        both = (model(images).softmax(1) + model(images.flip(3)).softmax(1)) / 2
+    torch.testing.assert_close(found.softmax(1), both)
+    torch.testing.assert_close(found, both.log())
+    # Of an image that is its own mirror image nothing changes but what is the same in all classes.
+    same = images + images.flip(3)
+    ((found, _),) = predict_logits(model, [(same, torch.zeros(6))], tta=True)
+    ((plain, _),) = predict_logits(model, [(same, torch.zeros(6))])
+    torch.testing.assert_close(found, plain.log_softmax(1))

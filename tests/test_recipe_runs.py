@@ -6,11 +6,15 @@ import signal
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from visus.checkpoint import load_checkpoint, model_digest
 from visus.config import make_config, read_config
+from visus.data.sources import open_source
 from visus.display import Display
 from visus.errors import CheckpointError, Interrupted, UsageError
+from visus.prediction import predict_files
+from visus.testing import evaluate_checkpoint
 from visus.training import resume, train
 
 SETTINGS = {
@@ -115,3 +119,20 @@ def test_a_teacher_of_other_classes_is_refused_before_a_folder_is_made(teacher, 
     with pytest.raises(UsageError, match="expected a teacher of the classes 0, 1, found"):
         train(config(tmp_path / "runs", "a", data=str(tmp_path / "a.npz"), distill=teacher, batch_size=4))
     assert not (tmp_path / "runs").exists()
+
+
+def test_evaluation_and_prediction_see_the_mirror_image_when_asked(teacher, tmp_path):
+    checkpoint = load_checkpoint(Path(teacher, "best.safetensors"))
+    plain, both = (evaluate_checkpoint(checkpoint, "digits", tta=tta) for tta in (False, True))
+    assert (plain.to_json()["tta"], both.to_json()["tta"]) == (False, True)
+    assert any("mirror image" in note for note in both.notes)
+    # Digits lose by it, which shows that it was done.
+    assert both.scores.accuracy < plain.scores.accuracy
+    pixels = open_source("digits").test.images.pixels[0, 0].numpy()
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels[:, ::-1]).save(tmp_path / "b.png")
+    files = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    shares = [dict(each.top) for each in predict_files(checkpoint, files, topk=10)]
+    mean = {name: (shares[0][name] + shares[1][name]) / 2 for name in shares[0]}
+    for found in predict_files(checkpoint, files, topk=10, tta=True):
+        assert dict(found.top) == pytest.approx(mean, abs=1e-5)

@@ -33,6 +33,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 CheckpointArgument = Annotated[Path, typer.Argument(help="A checkpoint, or a run's folder for its best.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, mps, or an index such as 0.")]
+TtaFlag = Annotated[bool, typer.Option("--tta", help="See each image as its mirror image, too.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 cache_app = typer.Typer(no_args_is_help=True, help="List and remove decoded images.")
 app.add_typer(cache_app, name="cache")
@@ -273,6 +274,7 @@ def evaluate(
     data: Annotated[str, typer.Argument(help="As for train.")],
     split: Annotated[str | None, typer.Option(help="train, val or test; test, else val, else all.")] = None,
     device: DeviceOption = "auto",
+    tta: TtaFlag = False,
     ci: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Level of the intervals.")] = 0.95,
     ci_method: Annotated[
         Literal["wilson", "exact", "bootstrap"], typer.Option(help="Of the intervals of shares.")
@@ -311,7 +313,13 @@ def evaluate(
             typer.echo(said)
         return 1 if said.skipped else 0
     wanted = Wanted(level=ci, method=ci_method, accuracy=wanted_accuracy)
-    options: Any = {"device": device, "predictions": predictions, "wanted": wanted, "groups": groups}
+    options: Any = {
+        "device": device,
+        "tta": tta,
+        "predictions": predictions,
+        "wanted": wanted,
+        "groups": groups,
+    }
     found = evaluate_checkpoint(loaded, data, part=split, **options)
     _tell([*found.notes, *(f"skipped {each.path}: {each.reason}" for each in found.skipped)])
     if picture:
@@ -386,6 +394,7 @@ def predict(
     topk: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
     csv: Annotated[Path | None, typer.Option(help="Write a table here: .csv or .parquet.")] = None,
     device: DeviceOption = "auto",
+    tta: TtaFlag = False,
     as_json: JsonFlag = False,
 ) -> int:
     """Say what is on FILES."""
@@ -394,7 +403,7 @@ def predict(
 
     loaded = load_checkpoint(find_checkpoint(checkpoint))
     found = []
-    for each in predict_files(loaded, list_files(files), topk=topk, device=device):
+    for each in predict_files(loaded, list_files(files), topk=topk, device=device, tta=tta):
         found.append(each)
         if each.error is not None:
             _tell([f"{each.path}: {each.error}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -27,15 +28,21 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def predict_logits(
-    model: nn.Module, batches: Iterable[Any], *, device: torch.device | str = "cpu", amp: str = "off"
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    device: torch.device | str = "cpu",
+    amp: str = "off",
+    tta: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """For each `(images [N, C, H, W], targets)` of `batches`: logits `[N, K]` in float32 and the targets, both on `device`.
 
     `amp` is `off`, `bf16` or `fp16`. Targets are passed on as they are, so that positions may take their place. Where `batches` are
-    dealt to several processes, each gets the outputs of all, in their order.
+    dealt to several processes, each gets the outputs of all, in their order. With `tta`, augmentation when testing, the logits are
+    the logarithms of the mean probabilities of an image and its mirror image.
     """
     with eval_mode(model), torch.inference_mode():
-        own = _predict(model, batches, torch.device(device), autocast(amp, torch.device(device)))
+        own = _predict(model, batches, torch.device(device), autocast(amp, torch.device(device)), tta)
         if isinstance(batches, EvaluationBatches) and batches.world_size > 1:
             yield from _of_all(own, len(batches), batches.world_size, torch.device(device))
         else:
@@ -43,13 +50,25 @@ def predict_logits(
 
 
 def _predict(
-    model: nn.Module, batches: Iterable[Any], device: torch.device, precision: AbstractContextManager[Any]
+    model: nn.Module,
+    batches: Iterable[Any],
+    device: torch.device,
+    precision: AbstractContextManager[Any],
+    tta: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     for images, targets in batches:
         layout = torch.channels_last if images.dim() == 4 else torch.preserve_format
+        images = images.to(device, non_blocking=True, memory_format=layout)
         with precision:
-            logits = model(images.to(device, non_blocking=True, memory_format=layout))
-        yield logits.float(), targets.to(device, non_blocking=True)
+            logits = model(images)
+            mirrored = model(images.flip(-1)) if tta else None
+        logits = logits.float() if mirrored is None else _mean_of_two(logits.float(), mirrored.float())
+        yield logits, targets.to(device, non_blocking=True)
+
+
+def _mean_of_two(logits: Tensor, others: Tensor) -> Tensor:
+    """The logarithms of the means of the probabilities that two `[N, K]` stand for."""
+    return torch.logaddexp(logits.log_softmax(dim=1), others.log_softmax(dim=1)) - math.log(2)
 
 
 def _of_all(

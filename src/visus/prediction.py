@@ -64,11 +64,17 @@ def list_files(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 
 def predict_files(
-    checkpoint: Checkpoint, files: Sequence[str], *, topk: int = 5, device: torch.device | str = "auto"
+    checkpoint: Checkpoint,
+    files: Sequence[str],
+    *,
+    topk: int = 5,
+    device: torch.device | str = "auto",
+    tta: bool = False,
 ) -> Iterator[Prediction]:
     """What the model of `checkpoint` says of each of `files`, in their order; of fewer than `topk` classes, all.
 
-    A file that is no image is a prediction with an error, and stops nothing. Files are decoded as they are needed.
+    A file that is no image is a prediction with an error, and stops nothing. Files are decoded as they are needed. With `tta`
+    probabilities are means over an image and its mirror image.
     """
     device = select_device(device)
     model = rebuild_model(checkpoint).to(device).to(memory_format=torch.channels_last)
@@ -78,7 +84,7 @@ def predict_files(
             decoded = list(itertools.islice(images, _BATCH_SIZE))
             some = files[first : first + _BATCH_SIZE]
             with computing(threads=checkpoint.config.get("threads")):
-                predictions = _predict(checkpoint, model, some, decoded, topk, device, amp)
+                predictions = _predict(checkpoint, model, some, decoded, topk, device, amp, tta)
             yield from predictions
 
 
@@ -102,11 +108,12 @@ def _predict(
     topk: int,
     device: torch.device,
     amp: str,
+    tta: bool,
 ) -> list[Prediction]:
     batches = _batches(decoded, checkpoint.preprocessing)
     found = {
         int(position): _top(probabilities, checkpoint.classes, topk)
-        for logits, positions in predict_logits(model, batches, device=device, amp=amp)
+        for logits, positions in predict_logits(model, batches, device=device, amp=amp, tta=tta)
         for position, probabilities in zip(positions, logits.softmax(dim=1), strict=True)
     }
     return [

@@ -49,6 +49,8 @@ class Evaluation:
     """Of the images: `part_fingerprint`."""
     temperature: float
     """That logits were divided by."""
+    tta: bool = False
+    """Whether probabilities are means over an image and its mirror image."""
 
     def to_json(self) -> dict[str, Any]:
         """The document of `visus evaluate --json`, which is also a run's `evaluation.json`."""
@@ -57,6 +59,7 @@ class Evaluation:
             **self.scores.to_json(),
             "fingerprint": self.fingerprint,
             "temperature": self.temperature,
+            "tta": self.tta,
         }
 
 
@@ -69,12 +72,14 @@ def evaluate_checkpoint(
     predictions: Path | None = None,
     wanted: Wanted | None = None,
     groups: str | None = None,
+    tta: bool = False,
 ) -> Evaluation:
     """Score the model of `checkpoint` on a part of `source`: its test part, else validation, else all.
 
     The threads, kernels, precision and batch size are those of the training run, so that its figures come out again digit for
     digit. `predictions` is a file for every image's probabilities. `groups` names a column of the source: images with the same
-    value there are resampled together. Raises `DataError` for classes that the model lacks.
+    value there are resampled together. With `tta` every image is seen as its mirror image, too.
+    Raises `DataError` for classes that the model lacks.
     """
     config, device = checkpoint.config, select_device(device)
     data, fingerprint = open_part(checkpoint, source, part)
@@ -94,14 +99,17 @@ def evaluate_checkpoint(
             amp=amp_that_works(config.get("amp", "off"), device),
             predictions=predictions,
             wanted=wanted,
+            tta=tta,
         )
+    mirrored = ("probabilities are means over each image and its mirror image",) * tta
     return Evaluation(
         split.name,
         replace(scores, skipped=len(data.skipped)),
-        data.notes,
+        (*data.notes, *mirrored),
         data.skipped,
         fingerprint,
         checkpoint.temperature,
+        tta,
     )
 
 
@@ -116,6 +124,7 @@ def score_split(
     predictions: Path | None = None,
     wanted: Wanted | None = None,
     workers: int | None = None,
+    tta: bool = False,
 ) -> Scores:
     """Score `model` on `split`, whose classes are the model's; `predictions` is a file (CSV or Parquet) to write, if any.
 
@@ -126,7 +135,8 @@ def score_split(
     batches = _measured(
         EvaluationBatches(split, preprocessing, batch_size, workers=workers), preprocessing, brightness
     )
-    outcomes = record_outcomes(predict_logits(model, batches, device=device, amp=amp), split, predictions)
+    outputs = predict_logits(model, batches, device=device, amp=amp, tta=tta)
+    outcomes = record_outcomes(outputs, split, predictions)
     columns = {
         **split_columns(split),
         **file_attributes(split.images),

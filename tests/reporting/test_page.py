@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from made_runs import make_images, make_run
 
+from visus.comparison import compare_runs
 from visus.errors import UsageError
 from visus.files import write_json
 from visus.reporting.page import report_on, write_report
@@ -155,6 +156,21 @@ def test_every_element_is_labelled_once(tmp_path):
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
+
+
+def test_runs_are_compared_with_the_first_on_the_same_images(tmp_path):
+    source = make_images(tmp_path, list("abcd"), 400)
+    made = {
+        name: make_run(tmp_path / name, list("abcd"), source=source, wrong=wrong, seed=seed)
+        for name, wrong, seed in (("poor", 0.4, 1), ("fair", 0.1, 2))
+    }
+    other = make_run(tmp_path / "other", ["x", "y"])
+    page = write_report([*made.values(), other], tmp_path / "all.html").read_text(encoding="utf-8")
+    pair = compare_runs(list(made.values())).pairs[0]
+    assert f"{100 * pair.difference:+.1f} points" in page
+    assert "points" in page.split('class="text difference"')[2]
+    assert "beyond chance (McNemar" in page
+    assert "not comparable" in page.split('class="text difference"')[3]
 
 
 def test_a_report_asked_of_no_run_or_into_no_folder_is_refused(tmp_path):

@@ -5,28 +5,52 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from visus.errors import VisusError
 from visus.reporting.figures import curves
 from visus.reporting.reading import RunResults
 from visus.reporting.verdict import judge
 from visus.reporting.wording import duration, part_name, plural
 
 _LATEST = 3
+_ALPHA = 0.05
+_LEAD = (
+    "Differences are those on the same images, in pairs: they show more than two intervals beside one another do, "
+    "which may overlap although one run is better."
+)
 
 
-def compare(results: Sequence[RunResults]) -> dict[str, Any]:
-    """A row for each run, and their curves."""
+def compare(results: Sequence[RunResults], *, with_differences: bool = True) -> dict[str, Any]:
+    """A row for each run, and their curves; `with_differences` each is compared with the first, image by image."""
     rows = [_row(each) for each in results]
+    for row, other in zip(rows[1:], results[1:], strict=True):
+        row["difference"] = _difference(results[0], other) if with_differences else ""
     lows = [row["interval"][0] for row in rows if row["interval"]]
     sources = {str(each.config.get("data")) for each in results}
     return {
         "rows": rows,
         "least": int(10 * min(lows)) / 10 if lows else 0.0,
-        "has_differences": False,
+        "has_differences": with_differences,
         "title": f"{len(results)} runs side by side",
         "eyebrow": f"{plural(len(results), 'run')} on {plural(len(sources), 'data set')}",
-        "lead": "Where two intervals overlap by much, this data cannot tell which run is better.",
+        "lead": _LEAD if with_differences else "",
         "data": [{"name": each.name, "curves": curves(each)} for each in results],
     }
+
+
+def _difference(first: RunResults, other: RunResults) -> str:
+    """How much better `other` is on the same images, and whether chance explains it; or why they cannot be compared."""
+    from visus.comparison import compare_runs
+
+    try:
+        (pair,) = compare_runs([first.path, other.path]).pairs
+    except (VisusError, OSError, ValueError, KeyError) as error:
+        return f"not comparable: {' '.join(str(error).split()).removeprefix(str(other.path)).lstrip(': ')}"
+    low, high = pair.difference_ci95
+    beyond = "beyond chance" if pair.mcnemar_p < _ALPHA else "not beyond chance"
+    return (
+        f"{100 * pair.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), {beyond} "
+        f"(McNemar, p = {pair.mcnemar_p:.2g}); {pair.only_b} images are right here alone, {pair.only_a} there"
+    )
 
 
 def progress(results: RunResults) -> str:

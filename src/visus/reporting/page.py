@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,21 @@ def write_report(
     run, else here. What a folder lacks is left out and said. `UsageError` for what is no run."""
     if not runs:
         raise UsageError("expected at least one run to report on, found none")
-    results = [read_run(Path(run)) for run in runs]
+    results = told_apart([read_run(Path(run)) for run in runs])
     target = Path(output) if output else (results[0].path if len(results) == 1 else Path()) / "report.html"
     if not target.absolute().parent.is_dir():
         raise UsageError(f"{target}: expected a folder to write to, found none; make it first")
     write_text(target, render(results))
     return target.absolute()
+
+
+def told_apart(results: Sequence[RunResults]) -> list[RunResults]:
+    """`results`, those of the same name with the folder above it as well."""
+    names = Counter(each.name for each in results)
+    return [
+        replace(each, label=clean("/".join(each.path.parts[-2:]))) if names[each.name] > 1 else each
+        for each in results
+    ]
 
 
 def render(
@@ -96,7 +107,7 @@ def _open(
 
 
 def _compared(results: Sequence[RunResults], most_curves: int | None = None) -> dict[str, Any]:
-    found = compare(results)
+    found = compare(results, with_differences=most_curves is None)
     return found | {"data": as_json(found["data"][:most_curves])}
 
 

@@ -87,11 +87,12 @@ class RunResults:
     """The document of the best checkpoint, or the last one."""
     notes: tuple[str, ...] = ()
     """What could not be read, and why."""
+    label: str = ""
 
     @property
     def name(self) -> str:
-        """Of the folder."""
-        return clean(self.path.name)
+        """Of the folder, unless the run was given another."""
+        return self.label or clean(self.path.name)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ function matrixCell(data, t, p, count, total) {
   const share = total ? count / total : 0, strength = Math.sqrt(share);
   const colour = t === p ? "--right" : "--wrong";
   const words = `true ${data.classes[t]}, predicted ${data.classes[p]}: ${count} of ${total}`;
-  const style = count ? `background:rgb(var(${colour}) / ${(0.1 + 0.62 * strength).toFixed(3)})` : null;
+  const style = count ? `background:rgb(var(${colour}) / ${(t === p ? 0.1 + 0.62 * strength : 0.25 + 0.47 * strength).toFixed(3)})` : null;
   return html("button", { type: "button", class: count ? "cell" : "cell empty", "aria-label": words, title: words, style, "data-cell": `${t},${p}`, "aria-disabled": count ? null : "true", onclick: () => count && openCell(data, t, p, count) }, count ? String(count) : "");
 }
 

@@ -217,20 +217,23 @@ def test_curves_tell_their_values_to_the_pointer_and_to_keys(opened):
     assert chart.get_attribute("aria-valuetext") == "Epoch 1, training 50\u00a0%, validation 45\u00a0%"
 
 
-@pytest.mark.parametrize("opened", [{}, {"color_scheme": "dark"}, {"viewport": PHONE}], indirect=True)
+@pytest.mark.parametrize("opened", [{}, {"color_scheme": "dark", "viewport": PHONE}], indirect=True)
 def test_axe_finds_nothing_serious(opened):
     check_accessibility(opened)
+
+
+def test_axe_finds_nothing_serious_in_the_images_behind_a_cell(opened):
     opened.locator(".matrix .cell:not(.empty)").first.click()
-    check_accessibility(opened)
+    check_accessibility(opened, "dialog")
 
 
-def check_accessibility(page):
+def check_accessibility(page, part="html"):
     pytest.importorskip("axe_playwright_python")
     script = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
     # The page's policy lets no other script run; axe is put in from outside.
     page.evaluate(script)
-    found = page.evaluate("axe.run()")
-    assert len(found["passes"]) > 20
+    found = page.evaluate("part => axe.run(part)", part)
+    assert len(found["passes"]) > 10
     assert [
         (each["id"], each["impact"], each["nodes"][0]["html"][:200]) for each in found["violations"]
     ] == []

@@ -71,7 +71,9 @@ def render(
         sections=[("compared", "Runs")] if several else anchors,
         runs=runs,
         compared=_compared(results) if several else None,
-        footer=_footer(results),
+        footer=_footer(
+            results, "followed by visus watch" if live else "one file; nothing is fetched from anywhere"
+        ),
     )
 
 
@@ -85,13 +87,17 @@ def render_overview(
     if compared:
         compared["title"] = plural(len(results), "run")
     return page_template("overview.html.j2", live=live).render(
-        title="Runs", sections=[], runs=[], compared=compared, footer=_footer(results)
+        title="Runs",
+        sections=[],
+        runs=[],
+        compared=compared,
+        footer=_footer(results, "followed by visus watch"),
     )
 
 
-def _footer(results: Sequence[RunResults]) -> str:
+def _footer(results: Sequence[RunResults], how: str) -> str:
     versions = {clean(str((each.environment or {}).get("visus", ""))) for each in results} - {""}
-    return f"Written by visus {', '.join(sorted(versions))}. One file; nothing is fetched from anywhere."
+    return f"Made by visus {', '.join(sorted(versions))}; {how}."
 
 
 def _open(

@@ -89,6 +89,7 @@ def train(
     erasing: Annotated[float | None, typer.Option(help="Chance that a rectangle is blanked.")] = None,
     max_pixels: Annotated[float | None, typer.Option(help="Megapixels; larger images are left out.")] = None,
     max_bad: Annotated[float | None, typer.Option(help="Share of files that may be left out.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="A list of images to leave out.")] = None,
     cache: Annotated[str | None, typer.Option(help="Decoded images: auto, ram, disk or off.")] = None,
     cache_size: Annotated[str | None, typer.Option(help="Their short side for training, or full.")] = None,
     workers: Annotated[int | None, typer.Option("-j", "--workers", help="Processes that decode.")] = None,
@@ -414,6 +415,40 @@ def predict(
     if as_json:
         _print_json([each.to_json() for each in found])
     return 1 if any(each.error is not None for each in found) else 0
+
+
+@app.command()
+def audit(
+    data: Annotated[str, typer.Argument(help="As for train.")],
+    val: Annotated[str | None, typer.Option(help="Other data, to compare with as validation.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write a table here: .csv or .parquet.")] = None,
+    fix_list: Annotated[
+        Path | None, typer.Option(help="Write what to leave out here (.csv), for train --exclude.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("-j", "--workers", min=1, help="Processes that decode.")
+    ] = None,
+    as_json: JsonFlag = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> int:
+    """Say what is wrong with the images and labels of DATA; nothing is changed."""
+    from visus.auditing.findings import write_findings, write_fix_list
+    from visus.auditing.whole import audit
+    from visus.display import Display
+
+    with Display(quiet=quiet) as display:
+        found = audit(data, val=val, workers=workers, progress=lambda *at: display.count("looked at", *at))
+        for line in found.notes:
+            display.line(line)
+    if csv:
+        write_findings(found, csv)
+    if fix_list:
+        write_fix_list(found, fix_list)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        typer.echo(found.to_text())
+    return 1 if found.findings else 0
 
 
 @app.command()

@@ -68,6 +68,8 @@ class TrainConfig(OptimizerSettings, ScheduleSettings, AdaptSettings):
     """Megapixels; a larger image is left out."""
     max_bad: float = Field(default=0.01, ge=0, lt=1)
     """Share of the files that may be left out before the run refuses to start."""
+    exclude: str | None = None
+    """A list of images to leave out, as `visus audit --fix-list` writes it."""
     cache: Cache = "auto"
     """Where the decoded images of files are kept: `ram`, `disk`, `off` (nowhere), or what fits."""
     cache_size: Annotated[int, Field(ge=1)] | Literal["full"] | None = None
@@ -210,7 +212,7 @@ def default_batch_size(config: TrainConfig, train_part: Split) -> int:
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """With paths that are right from any folder; names such as `digits` stay as they are."""
-    given = {name: getattr(config, name) for name in ("data", "val", "weights", "distill")}
+    given = {name: getattr(config, name) for name in ("data", "val", "weights", "distill", "exclude")}
     paths: Any = {name: absolute(path) for name, path in given.items() if path}
     return dataclasses.replace(config, **paths)
 

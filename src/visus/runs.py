@@ -62,6 +62,7 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.summary = self.path / "summary.json"
         self.evaluation = self.path / "evaluation.json"
+        self.audit = self.path / "audit.json"
         self.profile = self.path / "profile.json"
         self.trace = self.path / "trace.json"
 

@@ -19,6 +19,7 @@ from visus.checkpoint import Checkpoint, rebuild_model
 from visus.config import absolute
 from visus.data.attributes import file_attributes
 from visus.data.batching import EvaluationBatches
+from visus.data.excluding import exclude
 from visus.data.images import Data, Skipped, Split, map_classes
 from visus.data.keeping import decode_once
 from visus.data.listing import part_fingerprint
@@ -161,6 +162,8 @@ def open_part(checkpoint: Checkpoint, source: str, part: str | None) -> tuple[Da
     trained_on = config.get("data") == absolute(source)
     made = {name: config[name] for name in ("val", "val_fraction", "split_seed") if name in config}
     data = open_source(source, **made) if trained_on else read_source(source)
+    if trained_on and config.get("exclude") is not None:
+        data = exclude(data, config["exclude"], config.get("val"))
     chosen = _choose(data, part)
     fingerprint, split = part_fingerprint(chosen), map_classes(chosen, checkpoint.classes)
     absent = [name for index, name in enumerate(split.classes) if not (split.labels == index).any()]

@@ -7,7 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Collection
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 
 from visus.amp import resolve_amp
 from visus.assembling import begin, check_compile, count_steps, model_args, new_model, training_batches
+from visus.auditing.short import short_audit
 from visus.autotuning import with_batch_size, with_lr
 from visus.checkpoint import (
     CHECKPOINT_KEY,
@@ -374,6 +375,7 @@ def _run(assembly: _Assembly) -> Run:
     )
     for line in _introduction(assembly, {"train": len(batches), "val": len(val_batches)}):
         display.line(line)
+    findings = _audit(assembly) if processes.first else 0
     features = None
     if trains_head_alone(config):
         features = compute_features(
@@ -425,8 +427,23 @@ def _run(assembly: _Assembly) -> Run:
             )
         if profiling and recorder:
             _keep_profile(profiling, run, recorder, display)
-        result = _finish(assembly, recorder, history, inexact) if recorder else None
+        result = _finish(assembly, recorder, history, inexact, findings) if recorder else None
     return processes.from_first(result)  # type: ignore[return-value]
+
+
+def _audit(assembly: _Assembly) -> int:
+    """Look at the data, once for each run, and say what is wrong with it: how many findings there are."""
+    run, display = assembly.run, assembly.display
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return len(json.loads(run.audit.read_text(encoding="utf-8"))["findings"])
+    found = short_audit(assembly.prepared.data, assembly.config.val)
+    for line in (*found.notes, *found.summary()):
+        display.line(f"audit: {line}")
+    try:
+        write_json(run.audit, found.to_json())
+    except OSError as error:
+        display.line(f"{run.audit}: could not be written ({error.strerror})")
+    return len(found.findings)
 
 
 def _say_inexact(assembly: _Assembly, recorder: RunRecorder, operations: set[str]) -> None:
@@ -450,7 +467,9 @@ def _keep_profile(profiling: Profile, run: RunFolder, recorder: RunRecorder, dis
     display.line(f"{profiling}\nTrace for ui.perfetto.dev: {run.trace}")
 
 
-def _finish(assembly: _Assembly, recorder: RunRecorder, history: History, inexact: set[str]) -> Run:
+def _finish(
+    assembly: _Assembly, recorder: RunRecorder, history: History, inexact: set[str], findings: int
+) -> Run:
     """What comes after training, in the first process."""
     run, display = assembly.run, assembly.display
     if inexact:
@@ -458,7 +477,7 @@ def _finish(assembly: _Assembly, recorder: RunRecorder, history: History, inexac
     # Before the best weights take the place of the final ones.
     digest = model_digest(assembly.state.model.state_dict())
     scores = _test(assembly, recorder)
-    result = _result(assembly, scores, recorder, history, digest)
+    result = _result(assembly, scores, recorder, history, digest, findings)
     recorder.attempt(run.summary, lambda: write_json(run.summary, result.to_json()))
     display.line(
         f"Best model: {run.best}\nFinal model: {run.last}\nCurves: {run.path / 'loss_accuracy.png'}\n"
@@ -513,7 +532,14 @@ def _test(assembly: _Assembly, recorder: RunRecorder) -> Scores:
     return scores
 
 
-def _result(assembly: _Assembly, scores: Scores, recorder: RunRecorder, history: History, digest: str) -> Run:
+def _result(
+    assembly: _Assembly,
+    scores: Scores,
+    recorder: RunRecorder,
+    history: History,
+    digest: str,
+    findings: int,
+) -> Run:
     run, state, data = assembly.run, assembly.state, assembly.prepared.data
     test = {"n": scores.n, "accuracy": scores.accuracy, "accuracy_ci95": list(scores.accuracy_ci95)}
     return Run(
@@ -528,7 +554,7 @@ def _result(assembly: _Assembly, scores: Scores, recorder: RunRecorder, history:
         checkpoints={"best": str(run.best), "last": str(run.last)},
         digest=digest,
         skipped=len(data.skipped),
-        findings=0,
+        findings=findings,
         skipped_steps=state.skipped_steps,
         failure=recorder.failure,
     )

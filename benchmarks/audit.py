@@ -1,0 +1,238 @@
+"""What `visus audit` finds of faults planted in Fashion-MNIST, kind by kind; and how its search for near copies grows.
+
+    python benchmarks/audit.py [--images 10000] [--seed 0]
+    python benchmarks/audit.py --growth
+
+Planted, in a folder of PNG files with a part to train and one to test: 5 % of the training labels flipped, 200 exact copies, 200
+near copies (50 each compressed as JPEG of quality 50 to 90, cropped by one to three of 28 pixels a side, resized to 24 to 56, made
+darker or brighter), 100 test images put into training as well, half of them as they are and half as near copies, 50 broken files,
+and a white square at the corner of one class. A pair counts as found when one finding of the kind names both files. Fashion-MNIST
+has near copies of its own: what is reported besides the planted ones counts as wrong in the precision here, however like it
+looks; the last column says how many of these pairs the same audit reports before anything was planted, and `--sheet` draws them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import tempfile
+import time
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from measuring import header
+from PIL import Image
+
+from visus.auditing.findings import Audit
+from visus.auditing.whole import audit
+from visus.ops.nearest import near_codes
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+MARKED = "shirt"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--sheet", type=Path, help="picture of the pairs reported that were not planted")
+    arguments = parser.parse_args()
+    print(header("torchvision", "numpy", "pillow", "scipy"))
+    if arguments.growth:
+        print_growth(arguments.seed)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        print_recalls(Path(folder), arguments.images, arguments.seed, arguments.sheet)
+
+
+def read_fashion(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(name: str, offset: int) -> np.ndarray:
+        return np.frombuffer(gzip.decompress((FASHION / name).read_bytes()), np.uint8, offset=offset)
+
+    images = read("train-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
+    chosen = np.random.default_rng(seed).permutation(len(images))[:count]
+    return images[chosen], read("train-labels-idx1-ubyte.gz", 8)[chosen]
+
+
+class Planter:
+    """Writes a folder of images, and knows what is wrong with it."""
+
+    def __init__(self, root: Path, images: np.ndarray, labels: np.ndarray, seed: int) -> None:
+        self.root, self.images, self.labels = root, images.copy(), labels
+        self.rng = np.random.default_rng(seed)
+        self.unused = iter(self.rng.permutation(len(images)))
+        self.names: dict[int, str] = {}
+        self.given = labels.copy()
+
+    def take(self, count: int, *, test: bool = False) -> list[int]:
+        """Images that no other fault has: the first fifth is the test part."""
+        taken: list[int] = []
+        while len(taken) < count:
+            place = int(next(self.unused))
+            if self.is_test(place) == test:
+                taken.append(place)
+        return taken
+
+    def is_test(self, place: int) -> bool:
+        return place < len(self.images) // 5
+
+    def write(self) -> None:
+        for place, image in enumerate(self.images):
+            part = "test" if self.is_test(place) else "train"
+            self.names[place] = f"{part}/{CLASSES[self.given[place]]}/{place:05}.png"
+            self.save(self.names[place], image)
+
+    def save(self, name: str, image: np.ndarray, **options: int) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path, **options)
+
+    def flip(self, count: int) -> set[str]:
+        places = self.take(count)
+        for place in places:
+            self.given[place] = (self.labels[place] + self.rng.integers(1, 10)) % 10
+        self.flipped = places
+        return set()
+
+    def copy(self, place: int, kind: str) -> tuple[str, str]:
+        """One more of an image in the training part, changed as `kind` says; their two names."""
+        image, options, suffix = self.images[place], {}, ".png"
+        if kind == "jpeg":
+            options, suffix = {"quality": int(self.rng.integers(50, 90))}, ".jpg"
+        elif kind == "crop":
+            top, left = self.rng.integers(0, 4, 2)
+            bottom, right = 28 - self.rng.integers(0, 4 - top), 28 - self.rng.integers(0, 4 - left)
+            image = image[top : bottom - (top == 0 and bottom == 28), left:right]
+        elif kind == "resize":
+            side = int(self.rng.choice([24, 36, 42, 56]))
+            image = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
+        elif kind == "brightness":
+            image = np.clip(image * self.rng.choice([0.7, 0.8, 1.2, 1.3]), 0, 255).astype(np.uint8)
+        name = f"train/{CLASSES[self.given[place]]}/copy-{kind}-{place:05}{suffix}"
+        self.save(name, image, **options)
+        return self.names[place], name
+
+    def mark(self) -> None:
+        for place in np.flatnonzero(self.labels == CLASSES.index(MARKED)):
+            self.images[place, 24:27, 24:27] = 230
+
+
+CHANGES = ("jpeg", "crop", "resize", "brightness")
+
+
+def print_recalls(folder: Path, count: int, seed: int, sheet: Path | None) -> None:
+    images, labels = read_fashion(count, seed)
+    planter = Planter(folder, images, labels, seed)
+    planter.mark()
+    planter.flip(count * 8 // 10 // 20)
+    planter.write()
+    before = audit(folder)
+    natural = {kind: pairs_of(before, kind) for kind in ("exact_duplicate", "near_duplicate", "leakage")}
+    exact = [planter.copy(place, "same") for place in planter.take(200)]
+    near = {kind: [planter.copy(place, kind) for place in planter.take(50)] for kind in CHANGES}
+    leaks = [planter.copy(place, "same") for place in planter.take(50, test=True)]
+    near_leaks = [planter.copy(place, CHANGES[i % 4]) for i, place in enumerate(planter.take(50, test=True))]
+    broken = [break_file(planter, place, i) for i, place in enumerate(planter.take(50))]
+    began, processor = time.perf_counter(), time.process_time()
+    found = audit(folder)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - processor
+    print(f"{found.images} images, {seconds:.0f} s ({cpu:.0f} s of this process's processor time)\n")
+    print("| kind | planted | found | recall | reported | precision | others | of these before planting |")
+    print("|---|---|---|---|---|---|---|---|")
+    line("broken files", {(name,) for name in broken}, singles_of(found, "unreadable"), set())
+    line(
+        "exact copies",
+        as_pairs(exact + leaks),
+        pairs_of(found, "exact_duplicate"),
+        natural["exact_duplicate"],
+    )
+    everything = as_pairs([pair for pairs in near.values() for pair in pairs] + near_leaks)
+    line("near copies", everything, pairs_of(found, "near_duplicate"), natural["near_duplicate"])
+    for kind in CHANGES:
+        hits = as_pairs(near[kind]) & pairs_of(found, "near_duplicate")
+        print(
+            f"| of these {kind} | {len(near[kind])} | {len(hits)} | {len(hits) / len(near[kind]):.3f} | | | | |"
+        )
+    line("leaks into training", as_pairs(leaks + near_leaks), pairs_of(found, "leakage"), natural["leakage"])
+    flipped = {(planter.names[place],) for place in planter.flipped}
+    line("flipped labels", flipped, singles_of(found, "label_error"), set())
+    for each in found.findings:
+        if each.kind == "shortcut":
+            print(f"\nshortcut: {each.message}")
+    for note in found.notes:
+        print(f"note: {note}")
+    if sheet:
+        draw(planter.root, list(pairs_of(found, "near_duplicate") - everything), sheet)
+
+
+def break_file(planter: Planter, place: int, number: int) -> str:
+    """Cut in half, emptied, zeros from the middle on, or text: by turns."""
+    path = planter.root / planter.names[place]
+    content = path.read_bytes()
+    middle = len(content) // 2
+    ways = (content[:middle], b"", content[:middle] + bytes(len(content) - middle), b"not an image")
+    path.write_bytes(ways[number % 4])
+    return planter.names[place]
+
+
+def as_pairs(pairs: list[tuple[str, str]]) -> set[tuple[str, ...]]:
+    return {tuple(sorted(pair)) for pair in pairs}
+
+
+def pairs_of(found: Audit, kind: str) -> set[tuple[str, ...]]:
+    return {
+        pair for each in found.findings if each.kind == kind for pair in combinations(sorted(each.paths), 2)
+    }
+
+
+def singles_of(found: Audit, kind: str) -> set[tuple[str, ...]]:
+    return {(path,) for each in found.findings if each.kind == kind for path in each.paths}
+
+
+def line(
+    name: str, planted: set[tuple[str, ...]], reported: set[tuple[str, ...]], own: set[tuple[str, ...]]
+) -> None:
+    hits, others = planted & reported, reported - planted
+    precision = len(hits) / max(1, len(reported))
+    print(
+        f"| {name} | {len(planted)} | {len(hits)} | {len(hits) / len(planted):.3f} | {len(reported)} "
+        f"| {precision:.3f} | {len(others)} | {len(others & own)} |"
+    )
+
+
+def draw(root: Path, pairs: list[tuple[str, ...]], path: Path) -> None:
+    """The pairs side by side, twelve in a row."""
+    sheet = Image.new("L", (12 * 138, 70 * -(-max(1, len(pairs)) // 12)), 128)
+    for number, pair in enumerate(sorted(pairs)):
+        for side, name in enumerate(pair):
+            image = Image.open(root / name).convert("L").resize((64, 64), Image.Resampling.NEAREST)
+            sheet.paste(image, (number % 12 * 138 + side * 64, number // 12 * 70))
+    sheet.save(path)
+
+
+def print_growth(seed: int) -> None:
+    """Random codes, of which a thousand have a near copy with 6 of 64 bits changed."""
+    import resource
+
+    print("| codes | seconds of processor | near copies found | memory at most, MB |\n|---|---|---|---|")
+    for count in (10_000, 100_000, 1_000_000):
+        rng = np.random.default_rng(seed)
+        codes = rng.integers(0, 2**64, count, dtype=np.uint64, endpoint=False)
+        copied = rng.permutation(count)[:1000]
+        changes = [sum(1 << int(bit) for bit in rng.permutation(64)[:6]) for _ in copied]
+        table = np.concatenate([codes, codes[copied] ^ np.array(changes, dtype=np.uint64)])
+        began, found = time.process_time(), set()
+        for queries, places, _ in near_codes(table, table, radius=10):
+            found |= set(zip(queries.tolist(), places.tolist(), strict=True))
+        pairs = {(int(place), count + number) for number, place in enumerate(copied)}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        print(f"| {count} | {time.process_time() - began:.1f} | {len(pairs & found)} of 1000 | {peak} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""Images made from one another: compressed again, resized, brighter, or cropped a little.
+
+`N` images, `D` numbers that describe one. An image is described by its grey thumbnail, whitened by the principal components of
+the set itself: what all images of a set share (a dark background, the outline of a shirt) counts little, what is particular to one
+counts much, so that copies are similar (0.9 and more of 1) and others of the set are not, however alike they look. Whitening
+is what makes a fixed threshold serve sets as different as photographs and silhouettes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from visus.auditing.scanning import SIDE, Bytes
+from visus.ops.nearest import near_codes, sign_codes
+
+Floats = npt.NDArray[np.float32]
+Places = npt.NDArray[np.int64]
+
+_GRID = 16
+"""Side of what is compared: finer detail does not survive compression."""
+_COMPONENTS = 128
+_FITTED = 20_000
+"""Images that the principal components are found from."""
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_RADIUS = 18
+_CANDIDATES = 16
+"""Of each image, the nearest by their codes; the best few of these are looked at closely."""
+_LOOKED_AT = 3
+_LIKELY = 0.5
+_SAME = 0.94
+_RATIO = 0.4
+"""Of the distance (1 less the similarity) to a copy, to that of the next image. Both figures from `benchmarks/audit.py`."""
+_LIKE = 0.93
+"""So similar are also copies of one image to each other."""
+_STEPS = (1 / 32, 1 / 32, 1 / 64, 1 / 64, 1 / 128)
+"""By which margins are moved, one side after the other, to bring two images into line."""
+_MOST_CUT = 0.25
+_AT_ONCE = 4096
+_WINDOWS = [
+    (0.0, 0.0, 0.0, 0.0),
+    *(
+        (size * x, size * (1 - x), size * y, size * (1 - y))
+        for size, x, y in product((0.05, 0.1), (0, 0.5, 1), (0, 0.5, 1))
+    ),
+]
+"""What may have been cut off (left, right, top, bottom, as shares of the side) to make one image from another."""
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """From thumbnails to vectors `[N, D]` of length 1."""
+
+    mean: Floats
+    axes: Floats
+    """`[256, 128]`, scaled so that each direction varies alike in the set."""
+
+    def __call__(self, grey: Floats, margins: Floats) -> Floats:
+        """Of grey thumbnails `[N, 32, 32]`, each without its `margins [N, 4]`."""
+        return _unit((_described(grey, margins) - self.mean) @ self.axes)
+
+
+def fit_whitening(grey: Floats) -> Whitening:
+    """The first 128 principal components of `grey [N, 32, 32]`.
+
+    Of few images the covariance is unknown: it is mixed with that of photographs in general, whose variance falls with the
+    square of the spatial frequency (Field, Relations between the statistics of natural images and cortical cells, 1987).
+    """
+    rows = _described(grey, np.zeros((len(grey), 4), dtype=np.float32))
+    mean = rows.mean(axis=0)
+    covariance = (rows - mean).T @ (rows - mean) / len(rows)
+    share = min(1.0, _GRID**2 / len(rows))
+    prior = _natural_covariance()
+    mixed = (1 - share) * covariance + share * prior * max(np.trace(covariance), 1e-6) / np.trace(prior)
+    values, axes = np.linalg.eigh(mixed)
+    values, axes = values[::-1][:_COMPONENTS], axes[:, ::-1][:, :_COMPONENTS]
+    return Whitening(mean, (axes / np.sqrt(np.maximum(values, 1e-3 * values[0]))).astype(np.float32))
+
+
+def _natural_covariance() -> npt.NDArray[np.float64]:
+    """`[256, 256]`: 1 / f^2 along the cosines of each frequency, without a constant."""
+    places = np.arange(_GRID)
+    cosines = np.cos(np.pi * np.outer(places, 2 * places + 1) / (2 * _GRID))
+    cosines /= np.linalg.norm(cosines, axis=1, keepdims=True)
+    waves = np.einsum("ay,bx->abyx", cosines, cosines).reshape(_GRID**2, _GRID**2)
+    power = 1.0 / np.maximum(np.add.outer(places**2, places**2), 1).reshape(-1)
+    power[0] = 0
+    covariance: npt.NDArray[np.float64] = (waves.T * power) @ waves
+    return covariance
+
+
+def near_pairs(thumbs: Bytes, places: Places) -> list[tuple[int, int, float]]:
+    """Pairs of `places` whose images are nearly the same, and their similarity (at most 1); `thumbs` is of all images.
+
+    Time grows as N log N, memory by some 600 bytes for each image.
+    """
+    if len(places) < 2:
+        return []
+    step = -(-len(places) // _FITTED)
+    whitening = fit_whitening(_grey(thumbs[places[::step]]))
+    vectors, codes = _describe_all(thumbs, places, whitening)
+    candidates = _candidates(codes, len(places))
+    images, others, similarity = _compare(thumbs, places, whitening, vectors, candidates)
+    return [(int(places[i]), int(places[j]), s) for i, j, s in _outstanding(images, others, similarity)]
+
+
+def _compare(
+    thumbs: Bytes, places: Places, whitening: Whitening, vectors: Floats, found: tuple[Places, Places, Places]
+) -> tuple[Places, Places, Floats]:
+    """Image, other, and similarity, of the likeliest candidates; the image without the margins with which it is most similar."""
+    images, others, windows = found
+    margins = np.array(_WINDOWS, dtype=np.float32)[windows]
+
+    def similarity(which: Places, cut: Floats) -> Floats:
+        result = np.empty(len(which), dtype=np.float32)
+        for begin in range(0, len(which), _AT_ONCE):
+            some = which[begin : begin + _AT_ONCE]
+            seen = whitening(_grey(thumbs[places[images[some]]]), cut[begin : begin + _AT_ONCE])
+            result[begin : begin + _AT_ONCE] = (seen * vectors[others[some]]).sum(axis=1)
+        return result
+
+    everything = np.arange(len(images))
+    first = similarity(everything, margins)
+    order = np.lexsort((-first, images))
+    rank = everything - np.searchsorted(images[order], images[order])
+    likely = order[(rank < _LOOKED_AT) & (first[order] > _LIKELY)]
+    best, cut = first[likely], margins[likely]
+    for step in _STEPS:
+        for side, sign in product(range(4), (1, -1)):
+            moved = cut.copy()
+            moved[:, side] = np.clip(moved[:, side] + sign * step, 0, _MOST_CUT)
+            there = similarity(likely, moved)
+            better = there > best
+            best, cut = np.where(better, there, best), np.where(better[:, None], moved, cut)
+    return images[likely], others[likely], best
+
+
+def _outstanding(images: Places, others: Places, similarity: Floats) -> list[tuple[int, int, float]]:
+    """Those pairs that are similar, and far more so than either image is to the next one that is no copy of the other.
+
+    The second condition is Lowe's (Distinctive Image Features from Scale-Invariant Keypoints, 2004): where all trousers look
+    alike, two pairs of them are no copies of one another.
+    """
+    pairs: dict[tuple[int, int], float] = {}
+    for a, b, s in zip(images.tolist(), others.tolist(), similarity.tolist(), strict=True):
+        pair = (min(a, b), max(a, b))
+        pairs[pair] = max(s, pairs.get(pair, 0.0))
+    beside: defaultdict[int, list[int]] = defaultdict(list)
+    for a, b in pairs:
+        beside[a].append(b)
+        beside[b].append(a)
+
+    def alike(a: int, b: int) -> float:
+        return pairs.get((min(a, b), max(a, b)), 0.0)
+
+    def next_best(a: int, b: int) -> float:
+        """How similar the nearest image to `a` is that is neither `b` nor like it."""
+        return max((alike(a, c) for c in beside[a] if c != b and alike(b, c) < _LIKE), default=0.0)
+
+    return [
+        (a, b, min(1.0, s))
+        for (a, b), s in sorted(pairs.items())
+        if s >= _SAME and 1 - s <= _RATIO * (1 - max(next_best(a, b), next_best(b, a), _LIKELY))
+    ]
+
+
+def _grey(thumbs: Bytes) -> Floats:
+    grey: Floats = np.asarray(thumbs, dtype=np.float32) @ _LUMA
+    return grey
+
+
+def _describe_all(
+    thumbs: Bytes, places: Places, whitening: Whitening
+) -> tuple[Floats, npt.NDArray[np.uint64]]:
+    """The vectors of all images as they are `[N, D]`, and the codes of each window of each, `[windows * N]`."""
+    vectors = np.empty((len(places), whitening.axes.shape[1]), dtype=np.float32)
+    codes = np.empty((len(_WINDOWS), len(places)), dtype=np.uint64)
+    for begin in range(0, len(places), _AT_ONCE):
+        block = slice(begin, begin + _AT_ONCE)
+        grey = _grey(thumbs[places[block]])
+        for number, window in enumerate(_WINDOWS):
+            cut = whitening(grey, np.tile(np.array(window, np.float32), (len(grey), 1)))
+            codes[number, block] = sign_codes(cut)
+            if number == 0:
+                vectors[block] = cut
+    return vectors, codes.reshape(-1)
+
+
+def _candidates(codes: npt.NDArray[np.uint64], n: int) -> tuple[Places, Places, Places]:
+    """For each image those others that a window of it is nearest to: image, other, window."""
+    best: npt.NDArray[np.int64] = np.empty((4, 0), dtype=np.int64)
+    waiting: list[npt.NDArray[np.int64]] = []
+    held = 0
+    for queries, found, distances in near_codes(codes[:n], codes, radius=_RADIUS):
+        images = queries % n
+        other = images != found
+        rows = np.stack([images, found, distances, queries // n])[:, other]
+        waiting.append(rows)
+        held += rows.shape[1]
+        if held > 2_000_000 + _CANDIDATES * n:
+            best, waiting, held = _nearest_of(np.concatenate([best, *waiting], axis=1)), [], 0
+    best = _nearest_of(np.concatenate([best, *waiting], axis=1))
+    return best[0], best[1], best[3]
+
+
+def _nearest_of(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Of rows (image, other, distance, window): each pair once, with its nearest window, and the nearest few for each image."""
+    images, others, distances, windows = rows
+    rows = rows[:, np.lexsort((windows, distances, others, images))]
+    first = np.ones(rows.shape[1], dtype=np.bool_)
+    first[1:] = (rows[0, 1:] != rows[0, :-1]) | (rows[1, 1:] != rows[1, :-1])
+    rows = rows[:, first]
+    rows = rows[:, np.lexsort((rows[1], rows[2], rows[0]))]
+    starts = np.searchsorted(rows[0], rows[0])
+    return rows[:, np.arange(rows.shape[1]) - starts < _CANDIDATES]
+
+
+def _unit(rows: npt.NDArray[Any]) -> Floats:
+    unit: Floats = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+    return unit
+
+
+def _described(grey: Floats, margins: Floats) -> Floats:
+    """`[N, 256]`: each image without its margins as 16 x 16 means, of mean 0 and length 1, whatever its brightness and contrast."""
+    down = _areas(margins[:, 2], margins[:, 3])
+    across = _areas(margins[:, 0], margins[:, 1])
+    small = np.matmul(np.matmul(down, grey), across.transpose(0, 2, 1)).reshape(len(grey), -1)
+    return _unit(small - small.mean(axis=1, keepdims=True))
+
+
+def _areas(before: Floats, after: Floats) -> Floats:
+    """`[N, 16, 32]`: how much of each of 32 cells lies in each of 16 equal parts of what is left without the margins."""
+    start, length = before * SIDE, (1 - before - after) * SIDE
+    edges = start[:, None] + length[:, None] * np.linspace(0, 1, _GRID + 1, dtype=np.float32)
+    cells = np.arange(SIDE, dtype=np.float32)
+    low = np.maximum(edges[:, :-1, None], cells)
+    high = np.minimum(edges[:, 1:, None], cells + 1)
+    shares = np.maximum(high - low, 0)
+    weights: Floats = (shares / np.maximum(shares.sum(axis=2, keepdims=True), 1e-9)).astype(np.float32)
+    return weights

@@ -1,0 +1,113 @@
+"""Images that are left out because somebody says so: the list that `visus audit --fix-list` writes, or one made by hand."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visus.data.images import Data, Split
+from visus.errors import DataError, UsageError, first_of
+
+_PARTS = ("train", "val", "test")
+
+
+def image_names(parts: Mapping[str, Split], val: str | None = None) -> dict[str, list[str]]:
+    """What each image of each part is called in lists: its path; `train/17` where several parts have that path, as arrays do.
+
+    `val` is the other source that the validation part was taken from, if any: its images are called by their path there.
+    """
+    if val is not None:
+        parts = {
+            name: replace(part, paths=_within(val, part)) if name == "val" else part
+            for name, part in parts.items()
+        }
+    sets = {name: set(part.paths) for name, part in parts.items()}
+
+    def call(name: str, path: str) -> str:
+        shared = any(path in others for other, others in sets.items() if other != name)
+        return f"{name}/{path}" if shared else path
+
+    return {name: [call(name, path) for path in part.paths] for name, part in parts.items()}
+
+
+def read_exclusions(path: str | os.PathLike[str]) -> list[str]:
+    """The names in a list of images: the column `path` of a CSV table, or the first where there is no such column."""
+    try:
+        with Path(path).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except OSError as error:
+        raise UsageError(
+            f"--exclude {path}: cannot be read ({error.strerror}); give a list that can"
+        ) from None
+    except csv.Error as error:
+        raise UsageError(
+            f"--exclude {path}: expected a table with a column path, found none ({error})"
+        ) from None
+    if not rows or "path" not in rows[0]:
+        return [row[0] for row in rows]
+    column = rows[0].index("path")
+    return [row[column] for row in rows[1:] if len(row) > column]
+
+
+def exclude(data: Data, path: str | os.PathLike[str], val: str | None = None) -> Data:
+    """`data` without the images that the list at `path` names; a note says how many of which part.
+
+    After the split, so that all others stay in their part. Names that no image has are mentioned. `UsageError` for a list that
+    cannot be read, `DataError` where a part would be empty or a class without an image to train on.
+    """
+    wanted = set(read_exclusions(path))
+    parts = {name: part for name in _PARTS if (part := getattr(data, name)) is not None}
+    names = image_names(parts, val)
+    trained = set(parts["train"].paths) if "train" in parts else set()
+    found: set[str] = set()
+    counts: dict[str, int] = {}
+    changed: dict[str, Any] = {}
+    for name, part in parts.items():
+        hits = [
+            _aliases(name, *each, trained, val) & wanted for each in zip(names[name], part.paths, strict=True)
+        ]
+        found.update(*hits)
+        stay = np.flatnonzero([not hit for hit in hits])
+        counts[name] = len(part) - len(stay)
+        changed[name] = part.subset(stay) if counts[name] else part
+    _refuse_losses(parts, changed, path)
+    shown = ", ".join(f"{count} of {name}" for name, count in counts.items() if count) or "none"
+    notes = [f"left out by --exclude: {shown}"]
+    if unknown := sorted(wanted - found):
+        notes.append(f"--exclude: {len(unknown)} names that no image has: {first_of(unknown, 3)}")
+    return replace(data, **changed, notes=(*data.notes, *notes))
+
+
+def _aliases(part: str, name: str, path: str, trained: set[str], val: str | None) -> set[str]:
+    """What an image may be called in a list: to the audit, one that was set aside for validation is one of the training part."""
+    set_aside = part == "val" and val is None and path not in trained
+    return {name, f"train/{path}"} if set_aside else {name}
+
+
+def _within(source: str, part: Split) -> list[str]:
+    return [os.path.join(source, path) for path in part.paths]  # noqa: PTH118
+
+
+def _refuse_losses(before: Mapping[str, Split], after: Mapping[str, Split], path: object) -> None:
+    for name, part in after.items():
+        if not len(part):
+            raise DataError(
+                f"--exclude {path}: expected to leave something of {name}, found all its images listed"
+            )
+    if "train" in before:
+        had, has = (
+            np.bincount(each["train"].labels, minlength=len(each["train"].classes))
+            for each in (before, after)
+        )
+        if lost := [
+            name for name, a, b in zip(before["train"].classes, had, has, strict=True) if a and not b
+        ]:
+            raise DataError(
+                f"--exclude {path}: expected to leave training images of every class, found none left of {first_of(lost)}"
+            )

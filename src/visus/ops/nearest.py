@@ -1,0 +1,79 @@
+"""Near pairs among many binary codes, without comparing all with all.
+
+`N` codes in the table, `Q` queries, of 64 bits each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from visus.ops.rng import permutation
+
+Codes = npt.NDArray[np.uint64]
+Places = npt.NDArray[np.int64]
+
+BITS = 64
+_QUERIES_AT_ONCE = 2**16
+
+
+def near_codes(
+    table: Codes, queries: Codes, *, radius: int, tables: int = 24, neighbours: int = 8, seed: int = 0
+) -> Iterator[tuple[Places, Places, Places]]:
+    """Pairs whose codes differ in at most `radius` of the 64 bits: places in `queries [Q]`, in `table [N]`, and in how many bits.
+
+    The table is sorted under `tables` random orders of the bits, and each query is compared with the `neighbours` before and after
+    the place where it would stand: of a near pair the first bits agree under some order (Charikar, Similarity Estimation
+    Techniques from Rounding Algorithms, 2002). Time is O(tables (N + Q) log N) whatever the codes are, memory O(N); some pairs are
+    missed, the more the farther they are apart and the more others are nearer. A pair may come more than once.
+    """
+    for number in range(tables):
+        order = permutation(seed, "bits", number, BITS)
+        keys = permute_bits(table, order)
+        rank = np.argsort(keys, kind="stable")
+        keys = keys[rank]
+        for begin in range(0, len(queries), _QUERIES_AT_ONCE):
+            some = queries[begin : begin + _QUERIES_AT_ONCE]
+            wanted = permute_bits(some, order)
+            # In their order, so that memory is read from front to back.
+            query = np.argsort(wanted, kind="stable")
+            wanted = wanted[query]
+            stand = np.searchsorted(keys, wanted)
+            for step in range(-neighbours, neighbours):
+                place = np.clip(stand + step, 0, len(keys) - 1)
+                distance = np.bitwise_count(wanted ^ keys[place])
+                near = distance <= radius
+                if near.any():
+                    yield query[near] + begin, rank[place[near]], distance[near].astype(np.int64)
+
+
+def permute_bits(codes: Codes, order: Places) -> Codes:
+    """`codes [N]` with bit `order[i]` of each at place `i`."""
+    result = np.zeros_like(codes)
+    for place, bit in enumerate(order):
+        result |= ((codes >> np.uint64(bit)) & np.uint64(1)) << np.uint64(place)
+    return result
+
+
+def sign_codes(vectors: npt.NDArray[np.float32], seed: int = 0) -> Codes:
+    """64 bits for each of `vectors [N, D]`: on which side of 64 random planes it lies.
+
+    Two codes differ in a share of their bits that is the angle between the vectors over pi, on average (Charikar, 2002).
+    """
+    planes = _planes(vectors.shape[1], seed)
+    signs = (vectors @ planes) > 0
+    codes: Codes = np.packbits(signs, axis=1, bitorder="little").view("<u8")[:, 0].astype(np.uint64)
+    return codes
+
+
+def _planes(size: int, seed: int) -> npt.NDArray[np.float32]:
+    """Normals of the planes, `[size, 64]`, normally distributed."""
+    from scipy.special import ndtri
+
+    from visus.ops.rng import uniform
+
+    draws = uniform(seed, "planes", 0, np.arange(size), BITS)
+    planes: npt.NDArray[np.float32] = ndtri(draws + 2.0**-33).astype(np.float32)
+    return planes

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from visus.data.excluding import exclude, read_exclusions
+from visus.data.images import Data
+from visus.data.sources import open_source
+from visus.errors import DataError, UsageError
+
+
+@pytest.fixture
+def data():
+    part = open_source("digits", val_fraction=0).train.subset(np.arange(60))
+    return Data(
+        "some", part.classes, train=part.subset(np.arange(40)), val=part.subset(np.arange(40, 60), "val")
+    )
+
+
+def listed(tmp_path, text):
+    path = tmp_path / "list.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("path,kind\na/1.png,unreadable\n", ["a/1.png"]),
+        ('kind,path\nx,"with, comma.png"\n', ["with, comma.png"]),
+        ("a/1.png\nb/ä 2.png\n\n", ["a/1.png", "b/ä 2.png"]),
+        ("", []),
+    ],
+)
+def test_a_table_and_a_plain_list_are_read(tmp_path, text, names):
+    assert read_exclusions(listed(tmp_path, text)) == names
+
+
+def test_what_is_listed_goes_and_is_counted(data, tmp_path):
+    first, last = data.train.paths[0], data.val.paths[-1]
+    less = exclude(data, listed(tmp_path, f"path\n{first}\n{last}\nnobody\n"))
+    assert list(less.train.paths) == list(data.train.paths[1:])
+    assert list(less.val.paths) == list(data.val.paths[:-1])
+    assert less.notes[-2:] == (
+        "left out by --exclude: 1 of train, 1 of val",
+        "--exclude: 1 names that no image has: nobody",
+    )
+
+
+def test_an_image_set_aside_is_still_one_of_training_to_the_list(data, tmp_path):
+    twice = Data("some", data.classes, train=data.train, val=data.val, test=data.val)
+    path = data.val.paths[3]
+    less = exclude(twice, listed(tmp_path, f"path\ntrain/{path}\n"))
+    assert len(less.val) == len(data.val) - 1
+    assert len(less.test) == len(data.val)
+    assert len(exclude(twice, listed(tmp_path, f"path\ntest/{path}\n")).test) == len(data.val) - 1
+
+
+def test_a_class_without_an_image_left_is_refused(data, tmp_path):
+    zeros = [path for path, label in zip(data.train.paths, data.train.labels, strict=True) if label == 0]
+    with pytest.raises(DataError, match="found none left of 0"):
+        exclude(data, listed(tmp_path, "\n".join(["path", *zeros])))
+
+
+def test_an_empty_part_is_refused(data, tmp_path):
+    with pytest.raises(DataError, match="all its images listed"):
+        exclude(data, listed(tmp_path, "\n".join(data.val.paths)))
+
+
+def test_a_list_that_is_not_there_is_refused(data, tmp_path):
+    with pytest.raises(UsageError, match="cannot be read"):
+        exclude(data, tmp_path / "no.csv")

@@ -247,12 +247,43 @@ def test_the_run_folder_holds_what_the_contract_names(finished):
         "config.yaml metrics.jsonl last.safetensors previous.safetensors best.safetensors split.csv loss.png"
     )
     expected += " accuracy.png loss_accuracy.png environment.json summary.json evaluation.json predictions.parquet run.lock"
-    assert names == {*expected.split(), "confusion.png", "reliability.png"}
+    assert names == {*expected.split(), "confusion.png", "reliability.png", "report.html", "MODEL_CARD.md"}
     evaluation = json.loads(Path(document["run"], "evaluation.json").read_text())
     assert (evaluation["split"], evaluation["n"]) == ("test", document["test"]["n"])
     with Path(document["run"], "split.csv").open() as file:
         parts = Counter(row["split"] for row in csv.DictReader(file))
     assert parts == {"train": 1295, "val": 143, "test": 359}
+
+
+def test_a_run_is_calibrated_and_compared_with_another(finished, tmp_path):
+    document, _ = finished
+    for name in ("a", "b"):
+        shutil.copytree(document["run"], tmp_path / name)
+    before = json.loads((tmp_path / "b" / "evaluation.json").read_text())
+    done = visus("calibrate", tmp_path / "b", "digits", "--picture", tmp_path / "c.png", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["n"] == 143
+    assert found["temperature"] != 1
+    assert (tmp_path / "c.png").stat().st_size > 10_000
+    # A finished run that is resumed trains nothing and is evaluated anew.
+    again = json.loads(visus("train", "--resume", tmp_path / "b", "--json").stdout)
+    assert again["digest"] == document["digest"]
+    after = json.loads((tmp_path / "b" / "evaluation.json").read_text())
+    assert (after["temperature"], after["accuracy"]) == (found["temperature"], before["accuracy"])
+    assert after["loss"] != before["loss"]
+    evaluated = json.loads(visus("evaluate", tmp_path / "b", "digits", "--json").stdout)
+    assert {key: evaluated[key] for key in after} == after
+    done = visus("compare", tmp_path / "a", tmp_path / "b", "--json")
+    assert done.returncode == 0, done.stderr
+    (pair,) = json.loads(done.stdout)["pairs"]
+    assert (pair["n"], pair["difference"], pair["mcnemar_p"], pair["flipped"]) == (359, 0, 1, [])
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "config.yaml").write_text("data: digits\n")
+    board = visus("compare", tmp_path)
+    assert board.returncode == 1
+    assert f"{tmp_path / 'c'}: expected predictions of a finished run" in board.stderr
+    assert board.stdout.count("small") == 2
 
 
 def test_files_are_predicted_one_by_one_and_bad_ones_named(finished, tmp_path):

@@ -327,6 +327,8 @@ def evaluate(
         plot_confusion(
             found.scores.confusion, loaded.classes, picture, warn=lambda text: typer.echo(text, err=True)
         )
+    if wanted_accuracy and found.scores.abstention is None:
+        _tell([f"no confidence from which an accuracy of {100 * wanted_accuracy:g} % can be promised"])
     if reliability:
         plot_reliability({found.part: found.scores.reliability}, reliability)
     if as_json:

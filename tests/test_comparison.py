@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from visus.comparison import compare_runs, find_runs, leaderboard
+from visus.comparison import compare_runs, leaderboard
 from visus.comparison_tables import describe_comparison, describe_leaderboard
 from visus.errors import DataError, UsageError
 from visus.tables import writing_table
+from visus.tested_runs import find_runs
 
 LABELS = list(np.random.default_rng(0).choice(list("abc"), 200))
 

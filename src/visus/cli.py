@@ -371,8 +371,9 @@ def compare(
     as_json: JsonFlag = False,
 ) -> int:
     """Say which of several runs is better, and whether that is more than chance; of a folder of runs, a leaderboard."""
-    from visus.comparison import compare_runs, find_runs, leaderboard
+    from visus.comparison import compare_runs, leaderboard
     from visus.comparison_tables import describe_comparison, describe_leaderboard
+    from visus.tested_runs import find_runs
 
     if len(runs) == 1 and (found := find_runs(runs[0])):
         boards, left_out = leaderboard(found)

@@ -6,8 +6,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from visus.comparison import Comparison, Pair, PoolPair, row_of
+from visus.comparison import Comparison, Pair, PoolPair
 from visus.score_tables import extent, percent, text_table
+from visus.tested_runs import row_of
 
 _SHOWN = 5
 _LEVEL = 0.05

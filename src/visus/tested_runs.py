@@ -1,0 +1,114 @@
+"""Runs whose predictions are there: their folders, read for comparison. `N` test images."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from visus.config import read_config
+from visus.errors import DataError, UsageError
+from visus.ops.intervals import wilson
+from visus.runs import RunFolder
+from visus.tables import read_columns
+
+Bools = npt.NDArray[np.bool_]
+
+_OWN = frozenset(["seed", "name", "out", "device", "workers", "cache", "checkpoint_every", "threads", "keep"])
+"""Settings in which runs of one kind may differ."""
+
+
+@dataclass(frozen=True)
+class TestedRun:
+    """A run whose predictions are there."""
+
+    __test__ = False
+
+    folder: RunFolder
+    settings: dict[str, Any]
+    evaluation: dict[str, Any]
+    paths: list[str]
+    """Of the test images, sorted."""
+    labels: list[str]
+    predictions: list[str]
+
+    @property
+    def name(self) -> str:
+        """The path of its folder."""
+        return str(self.folder.path)
+
+    @cached_property
+    def correct(self) -> Bools:
+        """`[N]`"""
+        found: Bools = np.array(self.labels) == np.array(self.predictions)
+        return found
+
+    @property
+    def n(self) -> int:
+        """Test images."""
+        return len(self.paths)
+
+    @property
+    def accuracy(self) -> float:
+        """On them."""
+        return float(self.correct.mean())
+
+    @property
+    def tested_on(self) -> object:
+        """Equal for runs that can be compared."""
+        return self.evaluation.get("fingerprint"), tuple(self.paths), tuple(self.labels)
+
+    @property
+    def kind(self) -> str:
+        """Equal for runs that differ by their seed only."""
+        return json.dumps({k: v for k, v in self.settings.items() if k not in _OWN}, sort_keys=True)
+
+
+def read_run(path: str | os.PathLike[str]) -> TestedRun:
+    """The run in the folder `path`; `DataError` where it has no predictions, `UsageError` where it is no run."""
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        raise UsageError(f"{path}: expected a run's folder with config.yaml in it, found none")
+    table = folder.predictions
+    if table is None or not folder.evaluation.is_file():
+        raise DataError(
+            f"{path}: expected predictions of a finished run, found none; finish it with visus train --resume {path}"
+        )
+    paths, labels, predictions = read_columns(table, ["path", "label", "prediction"])
+    if not paths:
+        raise DataError(f"{table}: expected predictions, found none")
+    try:
+        evaluation = json.loads(folder.evaluation.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{folder.evaluation}: cannot be read: {error}") from None
+    rows = sorted(zip(paths, labels, predictions, strict=True))
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return TestedRun(folder, read_config(folder.config), evaluation, *columns)
+
+
+def find_runs(folder: str | os.PathLike[str]) -> list[RunFolder]:
+    """The runs in the folders right under `folder`, sorted; none where it is a run itself."""
+    if RunFolder(folder).config.is_file() or not Path(folder).is_dir():
+        return []
+    return [run for each in sorted(Path(folder).iterdir()) if (run := RunFolder(each)).config.is_file()]
+
+
+def row_of(run: TestedRun) -> dict[str, Any]:
+    """What a leaderboard says of a run."""
+    keys = ("model", "recipe", "epochs", "seed")
+    return {
+        "run": run.name,
+        "n": run.n,
+        "accuracy": run.accuracy,
+        "accuracy_ci95": wilson(int(run.correct.sum()), run.n),
+        "split": run.evaluation.get("split"),
+        "loss": run.evaluation.get("loss"),
+        "ece": run.evaluation.get("ece"),
+        **{key: run.settings.get(key) for key in keys},
+    }

@@ -22,6 +22,7 @@ FIGHTING = [
     {"loss": "focal", "label_smoothing": 0.1},
     {"distill": "x", "loss": "bce"},
     {"distill": "x", "class_weights": True},
+    {"distill": "x", "batch_size": "auto"},
 ]
 OTHERS = [
     {"swa": True, "schedule": "cosine"},

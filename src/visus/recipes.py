@@ -64,6 +64,10 @@ CONFLICTS: tuple[tuple[Test, str], ...] = (
         lambda c: c.distill and c.class_weights,
         "--distill learns from a teacher that knows no --class-weights; give --sampler balanced instead",
     ),
+    (
+        lambda c: c.distill and c.batch_size == "auto",
+        "--batch-size auto is tried without the teacher of --distill, which needs memory as well; give --batch-size a number",
+    ),
 )
 """Pairs of a test on a `TrainConfig` and the sentence that refuses it."""
 

@@ -13,7 +13,7 @@ import timm
 import torchvision
 from torch import Tensor
 
-from visus.errors import UsageError
+from visus.errors import UsageError, unknown_name
 from visus.models.lora import merged
 from visus.models.names import resolve_model
 from visus.preprocessing import Preprocessing
@@ -49,11 +49,16 @@ def pretrained_tensors(library: str, name: str, weights: str | os.PathLike[str])
 
 
 def is_file(library: str, name: str, weights: str | os.PathLike[str]) -> bool:
-    """Whether `weights` is a path; what is there is one before it is a name."""
+    """Whether `weights` is a path; what is there is one before it is a name. `UsageError` for what can be neither."""
     text = str(weights)
     if Path(text).exists():
         return True
-    return text != "default" and not text.startswith(HUB) and text not in weight_names(library, name)
+    known = ["default", *weight_names(library, name)]
+    if text.startswith(HUB) or text in known:
+        return False
+    if text == Path(text).stem:
+        raise unknown_name("file or set of weights", text, known)
+    return True
 
 
 def weight_names(library: str, name: str) -> list[str]:

@@ -246,8 +246,15 @@ def test_the_run_folder_holds_what_the_contract_names(finished):
     expected = (
         "config.yaml metrics.jsonl last.safetensors previous.safetensors best.safetensors split.csv loss.png"
     )
-    expected += " accuracy.png loss_accuracy.png environment.json summary.json evaluation.json predictions.parquet run.lock"
-    assert names == {*expected.split(), "confusion.png", "reliability.png", "report.html", "MODEL_CARD.md"}
+    expected += " accuracy.png loss_accuracy.png environment.json summary.json audit.json evaluation.json predictions.parquet"
+    assert names == {
+        *expected.split(),
+        "run.lock",
+        "confusion.png",
+        "reliability.png",
+        "report.html",
+        "MODEL_CARD.md",
+    }
     evaluation = json.loads(Path(document["run"], "evaluation.json").read_text())
     assert (evaluation["split"], evaluation["n"]) == ("test", document["test"]["n"])
     with Path(document["run"], "split.csv").open() as file:

@@ -440,3 +440,31 @@ def test_what_may_change_is_named(finished, tmp_path):
     done = visus("train", "--resume", tmp_path / "a", *options, *changed, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 11 * 13
+
+
+def test_a_run_ends_with_its_report_and_writes_the_same_one_again(finished):
+    document, shown = finished
+    run = Path(document["run"])
+    assert shown.splitlines()[-1] == f"Report: {run / 'report.html'}"
+    page, card = (run / "report.html").read_bytes(), (run / "MODEL_CARD.md").read_bytes()
+    text = page.decode()
+    assert f"{100 * document['test']['accuracy']:.1f}" in text
+    assert "data:image/png;base64," in text
+    assert b"not in this report" not in page.lower()
+    again = visus("train", "--resume", run, "--json")
+    assert json.loads(again.stdout) == document
+    assert (run / "report.html").read_bytes() == page
+    assert (run / "MODEL_CARD.md").read_bytes() == card
+    done = visus("report", run, "--json")
+    assert json.loads(done.stdout) == {"report": str(run / "report.html")}
+    assert (run / "report.html").read_bytes() == page
+
+
+def test_a_run_that_is_to_have_no_report_has_none(tmp_path):
+    done = visus(*SMALL, "--epochs", 1, "--out", tmp_path, "--no-report", "--track", "tensorboard", "--json")
+    run = Path(json.loads(done.stdout)["run"])
+    assert not (run / "report.html").exists()
+    assert not (run / "MODEL_CARD.md").exists()
+    assert "Report" not in done.stderr
+    # The tracker that was asked for has its events all the same.
+    assert len(list((run / "tensorboard").glob("events.out.tfevents.*"))) == 1

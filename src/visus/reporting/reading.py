@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,8 @@ from visus.runs import Record, open_run
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
+_Prediction = tuple[str, str, str, Sequence[Any]]
+"""Path, label, prediction, and the probabilities of the classes."""
 PARTS = ("train", "val", "test")
 _COLUMNS = ["path", "label", "prediction"]
 _PREFIX = "p_"
@@ -157,11 +159,11 @@ def read_predictions(path: Path) -> Predictions:
 
     Only three numbers of a row are kept, so that a thousand classes take no more memory than ten.
     """
-    header, rows = _parquet_rows(path) if path.suffix == ".parquet" else _rows(path, _COLUMNS)
+    header, rows = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
     classes = [name.removeprefix(_PREFIX) for name in header[len(_COLUMNS) :]]
     places = {name: place for place, name in enumerate(classes)}
     paths, true, predicted, confidence, true_probability = [], [], [], [], []
-    for name, label, prediction, *probabilities in rows:
+    for name, label, prediction, probabilities in rows:
         if label not in places:
             continue
         best = places.get(prediction or "", -1)
@@ -233,14 +235,25 @@ def _read_csv(path: Path) -> Iterator[list[str]]:
         yield from csv.reader(file)
 
 
-def _parquet_rows(path: Path) -> tuple[list[str], Iterable[Sequence[Any]]]:
+def _csv_rows(path: Path) -> tuple[list[str], Iterator[_Prediction]]:
+    header, rows = _rows(path, _COLUMNS)
+    return header, ((row[0], row[1], row[2], row[3:]) for row in rows)
+
+
+def _parquet_rows(path: Path) -> tuple[list[str], Iterator[_Prediction]]:
     import pyarrow.parquet
 
     file = pyarrow.parquet.ParquetFile(path)
     header = list(file.schema_arrow.names)
     _check_header(header, _COLUMNS)
-    batches = file.iter_batches(batch_size=1024)
-    return header, (row for batch in batches for row in zip(*batch.to_pydict().values(), strict=True))
+    return header, (row for batch in file.iter_batches(batch_size=1024) for row in _batch_rows(batch))
+
+
+def _batch_rows(batch: Any) -> Iterator[_Prediction]:
+    names, labels, predictions, *columns = batch.columns
+    # Column by column: a thousand classes are a million Python numbers else.
+    probabilities = np.column_stack([column.to_numpy(zero_copy_only=False) for column in columns])
+    return zip(names.to_pylist(), labels.to_pylist(), predictions.to_pylist(), probabilities, strict=True)
 
 
 def _check_header(header: Sequence[str], expected: Sequence[str]) -> None:

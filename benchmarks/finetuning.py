@@ -34,7 +34,8 @@ MOST = 45
 COMMON = {"model": "tf_efficientnet_lite0", "batch_size": 16, "schedule": "cosine", "warmup_epochs": 1.0}
 WAYS: dict[str, dict[str, Any]] = {
     "fine-tuned, rate 0.01": {"lr": 0.01, "weights": True},
-    "fine-tuned, --freeze batchnorm": {"lr": 0.01, "weights": True, "freeze": "batchnorm"},
+    "fine-tuned, rate 0.002": {"lr": 0.002, "weights": True},
+    "fine-tuned, rate 0.01, --freeze batchnorm": {"lr": 0.01, "weights": True, "freeze": "batchnorm"},
     "head alone, rate 0.05": {"lr": 0.05, "weights": True, "freeze": "backbone", "augment": "none"},
     "from scratch, rate 0.05": {"lr": 0.05},
 }

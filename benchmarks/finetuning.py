@@ -37,6 +37,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "fine-tuned, rate 0.002": {"lr": 0.002, "weights": True},
     "fine-tuned, rate 0.01, --freeze batchnorm": {"lr": 0.01, "weights": True, "freeze": "batchnorm"},
     "head alone, rate 0.05": {"lr": 0.05, "weights": True, "freeze": "backbone", "augment": "none"},
+    "head alone, rate 0.005": {"lr": 0.005, "weights": True, "freeze": "backbone", "augment": "none"},
     "from scratch, rate 0.05": {"lr": 0.05},
 }
 

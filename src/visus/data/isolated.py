@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import struct
 import subprocess
@@ -36,6 +37,7 @@ Source = str | bytes
 _FILES_PER_PROCESS = 100
 """A further process takes 0.2 s to start, in which another one decodes some fifty photographs."""
 _MOST_SECONDS = 60.0
+_GRACE_SECONDS = 10.0
 _PIPE_BYTES = 2**20
 """What Linux allows everybody."""
 _REQUEST = struct.Struct("<2sQ")
@@ -94,8 +96,8 @@ class Decoder:
             process = self._running()
             try:
                 return self._exchange(process, what, source)
-            except (OSError, EOFError, ValueError):
-                reason = self._end()
+            except (OSError, EOFError, ValueError) as error:
+                reason = self._end(error)
                 # A child may have been killed for want of memory, or stopped with the whole machine: the file gets a second one.
                 if lost:
                     raise reason from None
@@ -109,6 +111,8 @@ class Decoder:
         process.stdin.write(_REQUEST.pack(what + kind, len(content)))
         process.stdin.write(content)
         process.stdin.flush()
+        # The child keeps the time itself, unless somebody has stopped it, or the system does not let it go on.
+        _wait_for(process.stdout, self._seconds + _GRACE_SECONDS)
         return self._read_answer(cast("BufferedReader", process.stdout))
 
     def _read_answer(self, answers: BufferedReader) -> Any:
@@ -139,8 +143,8 @@ class Decoder:
             self._process = _start([json.dumps(asdict(self._settings)), str(self._seconds)])
         return self._process
 
-    def _end(self) -> UndecodableError:
-        """What the child ended of, as a reason for leaving its file out; it is ended if it lives."""
+    def _end(self, error: Exception | None = None) -> UndecodableError:
+        """What the child ended of, as a reason for leaving its file out; it is ended if it lives, at once after some errors."""
         process, self._process = self._process, None
         if process is None:
             return UndecodableError("decoding was stopped", lasting=False)
@@ -148,14 +152,16 @@ class Decoder:
         assert process.stdout
         with contextlib.suppress(subprocess.TimeoutExpired):
             # One that died has closed its end just now.
-            process.wait(0.0 if self._closed else 10.0)
+            process.wait(0.0 if self._closed or isinstance(error, ValueError | TimeoutError) else 10.0)
         code = process.poll()
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError, ValueError):
                 pipe.close()
-        return _obituary(code, self._seconds)
+        if isinstance(error, TimeoutError):
+            return UndecodableError(f"decoding takes longer than {self._seconds:g} s")
+        return _obituary(None if isinstance(error, ValueError) else code, self._seconds)
 
 
 class Decoders:
@@ -282,6 +288,15 @@ def _widen(pipe: IO[bytes]) -> None:
         import fcntl
 
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
+def _wait_for(pipe: IO[bytes], seconds: float) -> None:
+    """`TimeoutError` where nothing comes out of `pipe` for so long. Windows cannot tell."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        if not poll.poll(1000 * seconds):
+            raise TimeoutError
 
 
 def _exactly(stream: BufferedReader, length: int) -> bytes:

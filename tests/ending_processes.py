@@ -17,12 +17,14 @@ from pathlib import Path
 
 import torch
 
+import visus.assembling
 import visus.checkpoint
 import visus.config
 import visus.data.batching
 import visus.loop
 import visus.preparing
 import visus.recording
+import visus.run_files
 import visus.training
 from visus import cli
 from visus.errors import DataError, UsageError
@@ -64,7 +66,7 @@ def settings_that_the_first_refuses():
 
 @case(one_machine=True)
 def a_full_disk_at_the_beginning():
-    fails(visus.training, "write_config", OSError(errno.ENOSPC, "No space left on device", "config.yaml"))
+    fails(visus.run_files, "write_config", OSError(errno.ENOSPC, "No space left on device", "config.yaml"))
 
 
 @case(rank=1, one_machine=True)
@@ -89,7 +91,7 @@ def data_that_nobody_has():
 
 @case()
 def an_interrupt_before_the_first_step():
-    fails(visus.training, "build_model", KeyboardInterrupt())
+    fails(visus.assembling, "build_model", KeyboardInterrupt())
 
 
 @case(LONG, rank=1)

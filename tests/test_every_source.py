@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from visus import training
+from visus import finishing, training
 from visus.config import make_config
 from visus.data.batching import EvaluationBatches, TrainingBatches, measure_preprocessing
 from visus.data.keeping import decode_once
@@ -105,7 +105,7 @@ def test_two_processes_share_each_batch_and_count_each_image_once(sources, expec
 @pytest.fixture
 def without_pictures(monkeypatch):
     monkeypatch.setattr(RunRecorder, "draw_curves", lambda self, records: None)
-    monkeypatch.setattr(training, "plot_confusion", lambda *arguments, **options: None)
+    monkeypatch.setattr(finishing, "plot_confusion", lambda *arguments, **options: None)
 
 
 def run(source, out, **settings):

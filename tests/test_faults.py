@@ -23,7 +23,7 @@ import torch
 
 import visus.loop
 import visus.recording
-from visus import cli, training
+from visus import cli, finishing, training
 from visus.amp import usable_types
 from visus.checkpoint import load_checkpoint
 from visus.config import make_config
@@ -54,7 +54,7 @@ def data(tmp_path_factory):
 def without_pictures(monkeypatch):
     """They take longer than these runs do, and are tested elsewhere."""
     monkeypatch.setattr(RunRecorder, "draw_curves", lambda self, records: None)
-    monkeypatch.setattr(training, "plot_confusion", lambda *arguments, **options: None)
+    monkeypatch.setattr(finishing, "plot_confusion", lambda *arguments, **options: None)
 
 
 def config(data, out, **settings):
@@ -226,7 +226,7 @@ def finished(tmp_path_factory, data):
     out = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunRecorder, "draw_curves", lambda self, records: None)
-        patch.setattr(training, "plot_confusion", lambda *arguments, **options: None)
+        patch.setattr(finishing, "plot_confusion", lambda *arguments, **options: None)
         return training.train(config(data, out))
 
 

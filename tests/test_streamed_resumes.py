@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visus import training
+from visus import finishing, training
 from visus.checkpoint import load_checkpoint
 from visus.config import make_config
 from visus.recording import RunRecorder
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
     monkeypatch.setattr(RunRecorder, "draw_curves", lambda self, records: None)
-    monkeypatch.setattr(training, "plot_confusion", lambda *arguments, **options: None)
+    monkeypatch.setattr(finishing, "plot_confusion", lambda *arguments, **options: None)
 
 
 def config(folder, out, cache, workers):
@@ -75,7 +75,7 @@ def outcome(run):
 def whole(folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunRecorder, "draw_curves", lambda self, records: None)
-        patch.setattr(training, "plot_confusion", lambda *arguments, **options: None)
+        patch.setattr(finishing, "plot_confusion", lambda *arguments, **options: None)
         return outcome(training.train(config(folder, tmp_path_factory.mktemp("whole"), "ram", 1)).run)
 
 

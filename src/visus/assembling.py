@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from visus.compiling import refuse_without_compiler
 from visus.config import TrainConfig, default_batch_size
 from visus.data.batching import TrainingBatches, batch_sizes
 from visus.data.foreign import Transform
+from visus.display import Display
 from visus.errors import UsageError, VisusError
 from visus.inference import eval_mode
+from visus.loop import Loss
 from visus.models.adapt import freezer, learning_rate_factors
 from visus.models.build import build_model
 from visus.models.lora import add_lora
@@ -26,6 +29,7 @@ from visus.ops.optim import make_optimizer
 from visus.ops.rng import derive_seed
 from visus.preparing import Prepared
 from visus.processes import Processes
+from visus.runs import RunFolder
 from visus.state import TrainingState
 
 
@@ -126,3 +130,25 @@ def check_compile(config: TrainConfig, device: torch.device, processes: Processe
             "--compile: batch norm over several processes cannot be compiled; add --batchnorm local, or leave it out"
         )
     refuse_without_compiler(device, config.amp)
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """All that a run is put together of."""
+
+    config: TrainConfig
+    prepared: Prepared
+    device: torch.device
+    state: TrainingState
+    run: RunFolder
+    display: Display
+    processes: Processes
+    loss: Loss
+    transform: Transform | None = None
+
+    @property
+    def batches(self) -> TrainingBatches:
+        """Those to train on."""
+        return training_batches(
+            self.config, self.prepared, self.processes.rank, self.processes.size, self.transform
+        )

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
-import time
 from collections.abc import Collection
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from visus.amp import resolve_amp
-from visus.assembling import begin, check_compile, count_steps, model_args, new_model, training_batches
+from visus.assembling import (
+    Assembly,
+    begin,
+    check_compile,
+    count_steps,
+    model_args,
+    new_model,
+)
 from visus.auditing.short import short_audit
 from visus.autotuning import with_batch_size, with_lr
 from visus.checkpoint import (
     CHECKPOINT_KEY,
     Checkpoint,
-    divide_logits,
     find_checkpoint,
     load_checkpoint,
-    load_tensors,
-    model_digest,
 )
 from visus.config import (
     TrainConfig,
@@ -38,35 +36,31 @@ from visus.config import (
     with_absolute_paths,
     write_config,
 )
-from visus.data.batching import EvaluationBatches, TrainingBatches
+from visus.data.batching import EvaluationBatches
 from visus.data.foreign import Transform
-from visus.data.listing import split_header, split_rows
 from visus.devices import (
     computing,
     default_threads,
     describe_device,
-    describe_devices,
     noting_nondeterminism,
     own_device,
 )
 from visus.display import Display
 from visus.distillation import find_teacher
 from visus.errors import CheckpointError, DataError, UnreadableError, UsageError
-from visus.evaluation import Scores
 from visus.files import link, write_json
-from visus.loop import Loss, fit
+from visus.finishing import Run, finish, keep_profile
+from visus.loop import fit
 from visus.models.adapt import freezer
 from visus.models.build import build_model
-from visus.models.lora import merge_lora
 from visus.models.names import resolve_model
 from visus.models.weights import is_file
 from visus.objective import make_loss
 from visus.ops.optim import resolve_optimizer
 from visus.ops.schedules import make_schedule
-from visus.plots import plot_confusion, plot_reliability
 from visus.preparing import Prepared, prepare, prepare_again
 from visus.probing import compute_features, fed_with_features, trains_head_alone
-from visus.processes import AgreedStop, Processes, find_begun, joined, launch_id
+from visus.processes import AgreedStop, Processes, find_begun, joined
 from visus.profiling import Profile
 from visus.recording import RunRecorder, parse_interval
 from visus.resuming import (
@@ -77,69 +71,15 @@ from visus.resuming import (
     refuse_other_transform,
     setting_names,
 )
-from visus.runs import History, RunFolder, check_out, create_run, open_run
+from visus.run_files import checkpoint_document, new_folder, write_missing, write_split
+from visus.runs import RunFolder, check_out, open_run
 from visus.signals import StopSignal
-from visus.state import TrainingState, restore
-from visus.tables import usual_suffix, writing_table
+from visus.state import restore
 from visus.tensorfile import read_header
-from visus.testing import Evaluation, score_split
 from visus.tracking import Send, check_tracker, open_tracker
 
 _SHAPE_EPOCHS = frozenset(["batch_size", "accumulate"])
 """Settings without which a place in an epoch means something else."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run came to."""
-
-    run: str
-    epochs: int
-    steps: int
-    seconds: float
-    """Of the training phases."""
-    images_per_second: float
-    best: dict[str, Any]
-    final: dict[str, Any]
-    test: dict[str, Any] | None
-    checkpoints: dict[str, str]
-    digest: str
-    """Of the final weights."""
-    skipped: int
-    """Files that were left out."""
-    findings: int
-    skipped_steps: int = 0
-    """Updates that were left out, since their loss or gradient was not finite."""
-    failure: str | None = None
-    """What could not be written, if anything."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The document of `visus train --json`."""
-        document = dataclasses.asdict(self)
-        del document["failure"]
-        return document
-
-
-@dataclass(frozen=True)
-class _Assembly:
-    """All that a run is put together of."""
-
-    config: TrainConfig
-    prepared: Prepared
-    device: torch.device
-    state: TrainingState
-    run: RunFolder
-    display: Display
-    processes: Processes
-    loss: Loss
-    transform: Transform | None = None
-
-    @property
-    def batches(self) -> TrainingBatches:
-        """Those to train on."""
-        return training_batches(
-            self.config, self.prepared, self.processes.rank, self.processes.size, self.transform
-        )
 
 
 def train(config: TrainConfig, *, display: Display | None = None, transform: Transform | None = None) -> Run:
@@ -183,10 +123,10 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
             if config.lr == "auto":
                 config = with_lr(config, prepared, state, device, processes, display, transform)
             loss = make_loss(config, prepared.train, prepared.preprocessing, device)
-            run = RunFolder(processes.from_first(_new_folder(config, prepared, processes)))
+            run = RunFolder(processes.from_first(new_folder(config, prepared, processes)))
             with run.locked(needed=processes.first), closing(prepared):
                 return _run(
-                    _Assembly(config, prepared, device, state, run, display, processes, loss, transform)
+                    Assembly(config, prepared, device, state, run, display, processes, loss, transform)
                 )
 
 
@@ -242,7 +182,7 @@ def _resume(
             _prepared_alike(prepared, processes)
             state = begin(config, model, device, steps=count_steps(config, prepared))
             loss = make_loss(config, prepared.train, prepared.preprocessing, device)
-            assembly = _Assembly(config, prepared, device, state, run, display, processes, loss, transform)
+            assembly = Assembly(config, prepared, device, state, run, display, processes, loss, transform)
             if checkpoint:
                 refuse_other_transform(run, checkpoint, transform)
                 others_data = data_has_changed(run, checkpoint, prepared, allowed)
@@ -253,7 +193,7 @@ def _resume(
                     link(run.previous, run.last)
                 run.cut_back(state.epoch, checkpoint.document.get("records") if checkpoint else [])
                 write_config(config, run.config)
-                _write_missing(assembly)
+                write_missing(assembly)
             with closing(prepared):
                 return _run(assembly)
 
@@ -280,27 +220,6 @@ def _prepared_alike(prepared: Prepared, processes: Processes) -> Prepared:
             f"{', '.join(differing)} than in process 0; copy the data again"
         )
     return prepared
-
-
-def _new_folder(config: TrainConfig, prepared: Prepared, processes: Processes) -> str:
-    """The path of the run's folder, made by the first process."""
-    if not processes.first:
-        return ""
-    run = create_run(config.out, config.name or "run")
-    write_config(config, run.config)
-    write_json(run.environment, _environment(config, prepared, processes))
-    _write_split(prepared, run)
-    return str(run.path)
-
-
-def _write_missing(assembly: _Assembly) -> None:
-    """What a process that was killed at its beginning had not written yet; and what it had begun goes."""
-    run, prepared = assembly.run, assembly.prepared
-    run.remove_leftovers()
-    if not run.environment.exists():
-        write_json(run.environment, _environment(assembly.config, prepared, assembly.processes))
-    if not run.split.exists():
-        _write_split(prepared, run)
 
 
 def _own_threads(
@@ -341,7 +260,7 @@ def _has_other_batches(config: TrainConfig, checkpoint: Checkpoint) -> bool:
     return any(now.get(name) != checkpoint.config.get(name) for name in _SHAPE_EPOCHS)
 
 
-def _continue(assembly: _Assembly, checkpoint: Checkpoint, *, anew: bool) -> None:
+def _continue(assembly: Assembly, checkpoint: Checkpoint, *, anew: bool) -> None:
     """Bring the state of `assembly` to where `checkpoint` stands, or with `anew` to the beginning of that epoch."""
     config, run, display, state = assembly.config, assembly.run, assembly.display, assembly.state
     restore(state, checkpoint.tensors, checkpoint.document.get("state", {}), checkpoint.path)
@@ -353,7 +272,7 @@ def _continue(assembly: _Assembly, checkpoint: Checkpoint, *, anew: bool) -> Non
         begin_epoch_anew(state, -(-len(assembly.batches) // config.accumulate))
         display.line(f"the batches are others than before: epoch {state.epoch + 1} begins anew")
         if assembly.processes.first:
-            _write_split(assembly.prepared, run)
+            write_split(assembly.prepared, run)
     display.line(f"resumed from step {state.step}")
     if checkpoint.config.get("epochs") != config.epochs and config.schedule != "constant":
         display.line(
@@ -361,7 +280,7 @@ def _continue(assembly: _Assembly, checkpoint: Checkpoint, *, anew: bool) -> Non
         )
 
 
-def _run(assembly: _Assembly) -> Run:
+def _run(assembly: Assembly) -> Run:
     config, prepared, state = assembly.config, assembly.prepared, assembly.state
     run, display, processes = assembly.run, assembly.display, assembly.processes
     batches = assembly.batches
@@ -385,7 +304,7 @@ def _run(assembly: _Assembly) -> Run:
     recording: AbstractContextManager[RunRecorder | None] = nullcontext()
     if processes.first:
         every, keep = config.checkpoint_every, config.keep
-        recording = RunRecorder(run, _document(assembly), every=every, keep=keep, warn=display.line)
+        recording = RunRecorder(run, checkpoint_document(assembly), every=every, keep=keep, warn=display.line)
     tracking: AbstractContextManager[Send | None] = nullcontext()
     if config.track and processes.first:
         tracking = open_tracker(config.track, run, plain_settings(config), display.line)
@@ -426,12 +345,12 @@ def _run(assembly: _Assembly) -> Run:
                 profile=profiling,
             )
         if profiling and recorder:
-            _keep_profile(profiling, run, recorder, display)
-        result = _finish(assembly, recorder, history, inexact, findings) if recorder else None
+            keep_profile(profiling, run, recorder, display)
+        result = finish(assembly, recorder, history, inexact, findings) if recorder else None
     return processes.from_first(result)  # type: ignore[return-value]
 
 
-def _audit(assembly: _Assembly) -> int:
+def _audit(assembly: Assembly) -> int:
     """Look at the data, once for each run, and say what is wrong with it: how many findings there are."""
     run, display = assembly.run, assembly.display
     with suppress(OSError, ValueError, KeyError, TypeError):
@@ -446,121 +365,7 @@ def _audit(assembly: _Assembly) -> int:
     return len(found.findings)
 
 
-def _say_inexact(assembly: _Assembly, recorder: RunRecorder, operations: set[str]) -> None:
-    """Tell, and keep in `environment.json`, what makes this run differ from its repetition."""
-    names, path = sorted(operations), assembly.run.environment
-    assembly.display.line(f"not the same bits each time: no deterministic kernel for {', '.join(names)}")
-
-    def add() -> None:
-        environment = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, environment | {"not_deterministic": names})
-
-    recorder.attempt(path, add)
-
-
-def _keep_profile(profiling: Profile, run: RunFolder, recorder: RunRecorder, display: Display) -> None:
-    """Say where the time went, and keep it, with a trace."""
-    if not profiling.steps:
-        return
-    recorder.attempt(run.profile, lambda: write_json(run.profile, profiling.to_json()))
-    recorder.attempt(run.trace, lambda: profiling.write_trace(run.trace))
-    display.line(f"{profiling}\nTrace for ui.perfetto.dev: {run.trace}")
-
-
-def _finish(
-    assembly: _Assembly, recorder: RunRecorder, history: History, inexact: set[str], findings: int
-) -> Run:
-    """What comes after training, in the first process."""
-    run, display = assembly.run, assembly.display
-    if inexact:
-        _say_inexact(assembly, recorder, inexact)
-    # Before the best weights take the place of the final ones.
-    digest = model_digest(assembly.state.model.state_dict())
-    scores = _test(assembly, recorder)
-    result = _result(assembly, scores, recorder, history, digest, findings)
-    recorder.attempt(run.summary, lambda: write_json(run.summary, result.to_json()))
-    display.line(
-        f"Best model: {run.best}\nFinal model: {run.last}\nCurves: {run.path / 'loss_accuracy.png'}\n"
-        f"Confusion matrix: {run.path / 'confusion.png'}"
-    )
-    return result
-
-
-def _test(assembly: _Assembly, recorder: RunRecorder) -> Scores:
-    """Evaluate the best weights once: on the test part, or where there is none on the validation part.
-
-    Where the best could not be written, those of the last epoch.
-    """
-    config, prepared, display = assembly.config, assembly.prepared, assembly.display
-    data, run, model = prepared.data, assembly.run, assembly.state.weights
-    part = data.test or prepared.val
-    temperature = 1.0
-    if run.best.exists():
-        merge_lora(model)
-        best = load_checkpoint(run.best)
-        load_tensors(model, best.model_tensors, run.best)
-        if (temperature := best.temperature) != 1:
-            divide_logits(model, temperature)
-    began = time.perf_counter()
-    table = run.path / f"predictions{usual_suffix()}"
-    options: Any = {
-        "batch_size": config.val_batch_size,
-        "device": assembly.device,
-        "amp": config.amp,
-        "workers": config.workers,
-    }
-    try:
-        scores = score_split(model, part, prepared.preprocessing, predictions=table, **options)
-    except (OSError, UsageError) as error:
-        display.line(f"{table}: could not be written ({error})")
-        scores = score_split(model, part, prepared.preprocessing, **options)
-    for other in {run.path / "predictions.csv", run.path / "predictions.parquet"} - {table}:
-        other.unlink(missing_ok=True)
-    found = Evaluation(part.name, scores, (), (), prepared.tested, temperature)
-    recorder.attempt(run.evaluation, lambda: write_json(run.evaluation, found.to_json()))
-    picture = run.path / "confusion.png"
-    recorder.attempt(
-        picture, lambda: plot_confusion(scores.confusion, data.classes, picture, warn=display.line)
-    )
-    reliability = run.path / "reliability.png"
-    recorder.attempt(reliability, lambda: plot_reliability({part.name: scores.reliability}, reliability))
-    low, high = scores.accuracy_ci95
-    display.line(
-        f"Accuracy of the best model on the {scores.n} {part.name} images: {100 * scores.accuracy:.2f}% "
-        f"(95 % interval {100 * low:.2f} to {100 * high:.2f}; {time.perf_counter() - began:.2f}s)"
-    )
-    return scores
-
-
-def _result(
-    assembly: _Assembly,
-    scores: Scores,
-    recorder: RunRecorder,
-    history: History,
-    digest: str,
-    findings: int,
-) -> Run:
-    run, state, data = assembly.run, assembly.state, assembly.prepared.data
-    test = {"n": scores.n, "accuracy": scores.accuracy, "accuracy_ci95": list(scores.accuracy_ci95)}
-    return Run(
-        run=str(run.path),
-        epochs=state.epoch,
-        steps=state.step,
-        seconds=state.seconds,
-        images_per_second=state.images / state.seconds,
-        best={"epoch": state.best_epoch, "accuracy": state.best_accuracy},
-        final={"loss": history["loss"]["val"][-1], "accuracy": history["acc"]["val"][-1]},
-        test=test if data.test else None,
-        checkpoints={"best": str(run.best), "last": str(run.last)},
-        digest=digest,
-        skipped=len(data.skipped),
-        findings=findings,
-        skipped_steps=state.skipped_steps,
-        failure=recorder.failure,
-    )
-
-
-def _introduction(assembly: _Assembly, iterations: dict[str, int]) -> list[str]:
+def _introduction(assembly: Assembly, iterations: dict[str, int]) -> list[str]:
     """What people see first: what was understood, and the sizes."""
     config, prepared = assembly.config, assembly.prepared
     height, width = prepared.preprocessing.size
@@ -584,38 +389,3 @@ def _per_process(batch_size: int, processes: Processes) -> str:
     least, more = divmod(batch_size, processes.size)
     shares = f"{least} or {least + 1}, as it is no multiple of their number" if more else str(least)
     return f", of each batch {shares} in each of {processes.size} processes"
-
-
-def _document(assembly: _Assembly) -> dict[str, Any]:
-    """What a checkpoint says besides its tensors and the state."""
-    config, prepared = assembly.config, assembly.prepared
-    return {
-        "model": config.model,
-        "model_args": model_args(config, prepared),
-        "classes": list(prepared.data.classes),
-        "preprocess": prepared.preprocessing.to_json(),
-        "config": plain_settings(config),
-        "data": prepared.fingerprint,
-        "processes": assembly.processes.size,
-        "transform": assembly.transform is not None,
-    }
-
-
-def _write_split(prepared: Prepared, run: RunFolder) -> None:
-    """Which image is in which part."""
-    with writing_table(run.split, split_header(prepared.data)) as write:
-        write(split_rows(prepared.data))
-
-
-def _environment(config: TrainConfig, prepared: Prepared, processes: Processes) -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **{name: version(name) for name in ("visus", "torch", "torchvision", "timm", "numpy", "pillow")},
-        "devices": [dataclasses.asdict(each) for each in describe_devices()],
-        "seed": config.seed,
-        "data": prepared.fingerprint,
-        "processes": processes.size,
-        "launch": launch_id(),
-        "not_deterministic": [],
-    }

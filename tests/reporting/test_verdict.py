@@ -69,3 +69,11 @@ def test_faults_of_the_data_that_matter_are_named(tmp_path, findings, tone):
     found = verdict(run).sentences[2]
     assert found.tone == tone
     assert ("12 leak" in found.text) == (tone == "bad")
+
+
+def test_many_findings_are_counted_by_their_kind(tmp_path):
+    run = make_run(tmp_path / "run", ["x", "y"])
+    findings = [FAULT] * 3 + [{**FAULT, "kind": "unreadable"}, REMARK]
+    write_json(run / "audit.json", {"images": 60, "classes": 2, "findings": findings})
+    text = verdict(run).sentences[2].text
+    assert "findings 3 of leakage, 1 of unreadable; the first: 12 leak" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,14 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from visus.ops.intervals import Interval, wilson
-from visus.reporting.reading import RunResults
-from visus.reporting.wording import isolated, part_name, percent, percent_range, plural
+from visus.reporting.reading import RunResults, clean
+from visus.reporting.wording import count, isolated, part_name, percent, percent_range, plural
 
 Tone = Literal["good", "doubtful", "bad", "unknown"]
 _CALIBRATED = 0.02
 """Of the calibration error: two points between what is said and what is so disturb few decisions."""
 _TONES: dict[str, Tone] = {"high": "bad", "medium": "doubtful"}
-_TOLD = 2
 _GRAVE: tuple[tuple[Tone, str], ...] = (
     ("bad", "The data has faults that matter"),
     ("doubtful", "The data is worth a look"),
@@ -134,10 +134,19 @@ def _on_data(results: RunResults) -> Sentence:
         return Sentence(f"The data has not been audited.{left_out}", "unknown")
     findings = results.audit.get("findings", [])
     for tone, words in _GRAVE:
-        if some := [str(each.get("message", "")).rstrip(".") for each in findings if tone_of(each) == tone]:
-            more = f"; and {len(some) - _TOLD} more" if len(some) > _TOLD else ""
-            return Sentence(f"{words}: {'; '.join(some[:_TOLD])}{more}.{left_out}", tone)
+        if some := [each for each in findings if tone_of(each) == tone]:
+            return Sentence(f"{words}: {_summary(some)}.{left_out}", tone)
     return Sentence(f"The audit of the data found no fault that matters.{left_out}", "good")
+
+
+def _summary(findings: list[Mapping[str, Any]]) -> str:
+    """What one finding says; of several, how many of which kind there are, and what the first says."""
+    message = clean(str(findings[0].get("message", ""))).rstrip(".")
+    if len(findings) == 1:
+        return message
+    kinds = Counter(str(each.get("kind", "finding")).replace("_", " ") for each in findings)
+    counts = ", ".join(f"{count(number)} of {kind}" for kind, number in kinds.items())
+    return f"findings {counts}; the first: {message}"
 
 
 def tone_of(finding: Mapping[str, Any]) -> Tone:

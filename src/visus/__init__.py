@@ -17,6 +17,7 @@ _HOME = {
     "TrainingBatches": "visus.data.batching",
     "accuracy": "visus.ops.metrics",
     "Wanted": "visus.scoring",
+    "audit": "visus.auditing.whole",
     "batches": "visus.data.batching",
     "build_model": "visus.models.build",
     "calibrate_checkpoint": "visus.calibration",

@@ -1,3 +1,4 @@
+from visus.auditing.whole import audit as audit
 from visus.autotuning import find_lr as find_lr
 from visus.calibration import calibrate_checkpoint as calibrate_checkpoint
 from visus.checkpoint import load_checkpoint as load_checkpoint

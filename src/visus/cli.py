@@ -424,7 +424,13 @@ def predict(
 def audit(
     data: Annotated[str, typer.Argument(help="As for train.")],
     val: Annotated[str | None, typer.Option(help="Other data, to compare with as validation.")] = None,
+    model: Annotated[str | None, typer.Option(help="Whose features to use, with --weights.")] = None,
+    weights: Annotated[str | None, typer.Option(help="As for train.")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="A run's folder; its model judges what it was not trained on.")
+    ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write a table here: .csv or .parquet.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Draw what was found here: .png.")] = None,
     fix_list: Annotated[
         Path | None, typer.Option(help="Write what to leave out here (.csv), for train --exclude.")
     ] = None,
@@ -440,7 +446,16 @@ def audit(
     from visus.display import Display
 
     with Display(quiet=quiet) as display:
-        found = audit(data, val=val, workers=workers, progress=lambda *at: display.count("looked at", *at))
+        found = audit(
+            data,
+            val=val,
+            model=model,
+            weights=weights,
+            run=run,
+            pictures=pictures,
+            workers=workers,
+            progress=lambda *at: display.count("looked at", *at),
+        )
         for line in found.notes:
             display.line(line)
     if csv:

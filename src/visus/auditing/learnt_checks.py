@@ -29,44 +29,53 @@ _FAR = 8.0
 Array = npt.NDArray[Any]
 
 
-def find_label_errors(
-    pool: Pool, places: Array, features: Array, known: Array | None = None
-) -> tuple[list[Finding], list[str]]:
-    """A finding for each of the images at `places` whose label a model doubts that was fitted without it; and notes.
+def unseen_probabilities(pool: Pool, places: Array, features: Array) -> Array:
+    """`[N, K]` for the images at `places`: by logistic regression on the `features [N, D]` of those in the other folds."""
+    labels = pool.labels[places]
+    if not _judgeable(labels):
+        return np.zeros((len(places), len(pool.classes)))
+    return out_of_sample(features, labels, len(pool.classes), penalty=_PENALTY, folds=_FOLDS)
 
-    At most as many as confident learning estimates, the most doubtful. `features [N, D]` are of these images; `known [N, K]` are
-    probabilities by a model that was not trained on them, NaN where it was.
+
+def find_label_errors(pool: Pool, places: Array, probabilities: Array) -> tuple[list[Finding], list[str]]:
+    """A finding for each of the images at `places` whose label is doubtful by `probabilities [N, K]`; and notes.
+
+    These are of models that have not seen the image. At most as many as confident learning estimates, the most doubtful.
     """
     labels = pool.labels[places]
-    counts = np.bincount(labels, minlength=len(pool.classes))
-    large = np.flatnonzero(counts >= _LEAST)
-    judged = np.isin(labels, large)
-    if len(large) < 2:
-        return [], [f"labels were not judged: fewer than two classes have {_LEAST} images"]
-    own, number = labels[judged], np.searchsorted(large, labels[judged])
-    probabilities = out_of_sample(features[judged], number, len(large), penalty=_PENALTY, folds=_FOLDS)
-    if known is not None:
-        given = known[judged][:, large]
-        probabilities = np.where(np.isnan(given), probabilities, given)
-    majority = np.bincount(number).max() / len(number)
-    accuracy = (probabilities.argmax(axis=1) == number).mean()
-    note = f"labels were judged by a model that is right for {100 * accuracy:.1f} % of the images it has not seen"
+    if not _judgeable(labels):
+        return [], [
+            f"labels of {len(places)} images were not judged: not two of their classes have {_LEAST} each"
+        ]
+    judged = np.bincount(labels)[labels] >= _LEAST
+    places, labels, probabilities = places[judged], labels[judged], probabilities[judged]
+    majority = np.bincount(labels).max() / len(labels)
+    accuracy = (probabilities.argmax(axis=1) == labels).mean()
+    note = (
+        f"labels of {len(labels)} images were judged by a model that is right for {100 * accuracy:.1f} % "
+        "of them without having seen them"
+    )
     if accuracy - majority < _SKILL * (1 - majority):
         return [], [f"{note}, too few to tell wrong labels"]
-    doubts = label_doubts(number, probabilities)
-    order = np.argsort(doubts, kind="stable")[: round(estimated_errors(number, probabilities))]
-    findings = []
-    for image in order[doubts[order] < _DOUBT]:
-        best = int(probabilities[image].argmax())
-        name, label = pool.names[places[judged][image]], pool.classes[own[image]]
-        message = (
-            f"{name}: labelled {label} ({100 * probabilities[image, number[image]]:.1f} % by the model), "
-            f"looks like {pool.classes[large[best]]} ({100 * probabilities[image, best]:.0f} %)"
-        )
-        # Labels to score by are for a person to correct.
-        drop = () if pool.parts[places[judged][image]] == 2 else (name,)
-        findings.append(Finding("label_error", "medium", message, (name,), float(doubts[image]), drop))
-    return findings, [note]
+    doubts = label_doubts(labels, probabilities)
+    order = np.argsort(doubts, kind="stable")[: round(estimated_errors(labels, probabilities))]
+    doubtful = order[doubts[order] < _DOUBT]
+    return [_doubt(pool, places[image], probabilities[image], doubts[image]) for image in doubtful], [note]
+
+
+def _judgeable(labels: Array) -> bool:
+    return bool((np.bincount(labels, minlength=1) >= _LEAST).sum() >= 2)
+
+
+def _doubt(pool: Pool, place: int, probabilities: Array, doubt: float) -> Finding:
+    name, label, best = pool.names[place], int(pool.labels[place]), int(probabilities.argmax())
+    message = (
+        f"{name}: labelled {pool.classes[label]} ({100 * probabilities[label]:.1f} % by the model), "
+        f"looks like {pool.classes[best]} ({100 * probabilities[best]:.0f} %)"
+    )
+    # Labels to score by are for a person to correct.
+    drop = () if pool.parts[place] == 2 else (name,)
+    return Finding("label_error", "medium", message, (name,), float(doubt), drop)
 
 
 def find_outliers(pool: Pool, places: Array, features: Array) -> list[Finding]:

@@ -41,7 +41,7 @@ def patch_features(thumbs: Bytes, places: Places, seed: int = 0) -> Features:
     for begin in range(0, len(places), _AT_ONCE):
         images = _images(thumbs, places[begin : begin + _AT_ONCE], grey_only)
         rows[begin : begin + _AT_ONCE] = _responses(images, filters, mean).numpy()
-    return _principal(rows)
+    return principal_components(rows)
 
 
 def _images(thumbs: Bytes, places: Places, grey_only: bool) -> Tensor:
@@ -82,8 +82,9 @@ def _responses(images: Tensor, filters: Tensor, mean: Tensor) -> Tensor:
     return functional.adaptive_avg_pool2d(grid, _POOLED).flatten(1)
 
 
-def _principal(rows: npt.NDArray[Any]) -> Features:
-    rows -= rows.mean(axis=0)
+def principal_components(rows: npt.NDArray[Any]) -> Features:
+    """At most 256 components of `rows [N, D]`, each column of which counts the same; the first has variance 1."""
+    rows = rows - rows.mean(axis=0)
     rows /= rows.std(axis=0) + 1e-3
     values, axes = np.linalg.eigh(rows.T @ rows / len(rows))
     scaled: Features = rows @ axes[:, ::-1][:, :_COMPONENTS] / np.sqrt(max(values[-1], 1e-9))

@@ -169,6 +169,16 @@ def _outstanding(images: Places, others: Places, similarity: Floats) -> list[tup
     ]
 
 
+def near_vectors(vectors: Floats, places: Places) -> list[tuple[int, int, float]]:
+    """As `near_pairs`, by the features `vectors [N, D]` of the images at `places` that a trained model gave them."""
+    if len(places) < 2:
+        return []
+    unit = _unit(vectors - vectors.mean(axis=0))
+    images, others, _ = _candidates(sign_codes(unit), len(places))
+    similarity = (unit[images] * unit[others]).sum(axis=1)
+    return [(int(places[i]), int(places[j]), s) for i, j, s in _outstanding(images, others, similarity)]
+
+
 def _grey(thumbs: Bytes) -> Floats:
     grey: Floats = np.asarray(thumbs, dtype=np.float32) @ _LUMA
     return grey

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from visus.auditing.copies import exact_copies, find_copies, near_copies, representatives
-from visus.auditing.findings import Audit
-from visus.auditing.learnt_checks import find_label_errors, find_outliers
-from visus.auditing.patches import patch_features
+from visus.auditing.findings import Audit, Finding
+from visus.auditing.judging import Array, features_by_name, held_out_probabilities
+from visus.auditing.learnt_checks import find_label_errors, find_outliers, unseen_probabilities
+from visus.auditing.patches import patch_features, principal_components
+from visus.auditing.pictures import draw_findings
 from visus.auditing.plain_checks import (
     find_group_leakage,
     find_imbalance,
     find_odd_images,
     find_unreadable,
 )
-from visus.auditing.scanning import pool_images, scan_images
+from visus.auditing.scanning import Pool, pool_images, scan_images
 from visus.auditing.shortcuts import find_shortcuts
-from visus.auditing.similarity import near_pairs
+from visus.auditing.similarity import near_pairs, near_vectors
 from visus.data.agreement import with_validation
 from visus.data.images import Data
 from visus.data.sources import Source, read_source
@@ -31,35 +35,67 @@ def audit(
     source: Source,
     *,
     val: Source | None = None,
+    model: str | None = None,
+    weights: str | None = None,
+    run: str | None = None,
+    pictures: Path | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Audit:
     """All that is wrong or odd with the images and labels of `source`, its parts as they are; nothing is changed.
 
-    `val` is another source, whose images are compared with those of `source` as its validation part. `progress(done, total)` is
-    called for each image read. Raises `DataError` where there are no images, `UsageError` for what is no source.
+    `val` is another source, whose images are compared with those of `source` as its validation part. Features are those of
+    `model` with `weights`, else patches of the set itself; the labels of images that `run` was not trained on are judged by its
+    model. `pictures` is a PNG to draw. `progress(done, total)` is called for each image read. Raises `DataError` where there
+    are no images, `UsageError` for what is no source.
     """
+    if (model is None) != (weights is None):
+        raise UsageError("expected --model and --weights together, found one of them; give both or none")
     data, other = _open(source, val)
+    known = held_out_probabilities(data, other, run) if run is not None else {}
+    embedded = features_by_name(data, other, model, weights) if model and weights else None
     with tempfile.TemporaryDirectory(prefix="visus-audit-") as folder:
         pool, parts = pool_images(data, other)
         scan = scan_images(parts, folder=Path(folder), workers=workers, progress=progress)
         exact = exact_copies(scan)
-        unique = representatives(scan, exact)
-        near = near_copies(near_pairs(scan.thumbs, unique), exact)
         # What occurs several times would be near itself, and would teach a model its own label.
-        features = patch_features(scan.thumbs, unique)
-        doubted, notes = find_label_errors(pool, unique, features)
-        findings = [
+        unique = representatives(scan, exact)
+        pairs = near_pairs(scan.thumbs, unique)
+        if embedded is None:
+            features = patch_features(scan.thumbs, unique)
+        else:
+            unique = np.array([place for place in unique if pool.names[place] in embedded], dtype=np.int64)
+            features = np.stack([embedded[pool.names[place]] for place in unique])
+            pairs += near_vectors(features, unique)
+            features = principal_components(features)
+        doubted, notes = _doubts(pool, unique, features, known)
+        findings = (
             *find_unreadable(pool, scan.reasons),
-            *find_copies(pool, [*exact, *near]),
+            *find_copies(pool, [*exact, *near_copies(pairs, exact)]),
             *find_group_leakage(pool),
             *doubted,
             *find_shortcuts(pool, scan),
             *find_imbalance(pool),
             *find_odd_images(pool, scan),
             *find_outliers(pool, unique, features),
-        ]
-    return Audit(len(pool), data.classes, tuple(findings), (*data.notes, *notes))
+        )
+        if pictures is not None:
+            draw_findings(findings, pool, scan, pictures)
+    return Audit(len(pool), data.classes, findings, (*data.notes, *notes))
+
+
+def _doubts(
+    pool: Pool, places: Array, features: Array, known: Mapping[str, Array]
+) -> tuple[list[Finding], list[str]]:
+    """The labels that a model doubts: one that is `known` not to have seen the image, else one fitted on the other images."""
+    held_out = np.array([pool.names[place] in known for place in places], dtype=np.bool_)
+    others = places[~held_out]
+    findings, notes = find_label_errors(pool, others, unseen_probabilities(pool, others, features[~held_out]))
+    if held_out.any():
+        rows = np.stack([known[pool.names[place]] for place in places[held_out]])
+        more, further = find_label_errors(pool, places[held_out], rows)
+        findings, notes = findings + more, notes + further
+    return findings, notes
 
 
 def _open(source: Source, val: Source | None) -> tuple[Data, str | None]:

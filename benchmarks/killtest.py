@@ -51,7 +51,10 @@ CASES = {
     ),
     "folder, SGD": _FOLDER,
     "folder, AdamW, EMA, accumulation": f"{_FOLDER} --optimizer adamw --ema --ema-decay 0.9 --accumulate 2",
+    "folder, decoded each time, 0 to 4 workers": f"{_FOLDER} --cache off",
 }
+_WORKERS = ("0", "2", "4")
+"""Of a run that decodes each time; another number at each resume, so that where it goes on others have decoded ahead."""
 _DURATIONS = ("seconds", "images_per_second")
 _FAULTS = (
     "other digest",
@@ -166,11 +169,12 @@ def attempt(watch: Watch, arguments: list[str], kill: Callable[[float], bool]) -
         time.sleep(0.0005)
 
 
-def command(watch: Watch, case: list[str]) -> list[str]:
+def command(watch: Watch, case: list[str], workers: str = "2") -> list[str]:
     """Go on where there is something to go on with, else begin."""
+    also = ["--workers", workers] if "--cache" in case else []
     if run := watch.run:
-        return ["train", "--resume", str(run.path)]
-    return ["train", *case, *_COMMON.split(), "--out", str(watch.out), "--name", "run"]
+        return ["train", "--resume", str(run.path), *also]
+    return ["train", *case, *also, *_COMMON.split(), "--out", str(watch.out), "--name", "run"]
 
 
 def unreadable_files(run: RunFolder) -> list[str]:
@@ -241,7 +245,7 @@ def harass(
         before, left = watch.complete, watch.left_over()
         share = 1 - watch.complete / steps
         kill = choose_kill(chance, watch, seconds, share) if counts["kills"] < kills else lambda _: False
-        done = attempt(watch, command(watch, case), kill)
+        done = attempt(watch, command(watch, case, chance.choice(_WORKERS)), kill)
         resumed = re.search(r"resumed from step (\d+)", done.log)
         counts["lost checkpoints"] += bool(resumed and int(resumed[1]) < before)
         if watch.run:

@@ -1,11 +1,13 @@
 """10,000 steps of `visus.fit` with checkpoints: does the process grow, in memory, file descriptors, threads or children?
 
     python benchmarks/long_run.py
+    python benchmarks/long_run.py --workers 2     # image files, decoded each time, by child processes
 
-A tiny net on the digits, in memory, 26 steps an epoch, validated each epoch, a checkpoint every 100 steps and each epoch. The
-process looks at itself every 50 steps; the first fifth is left out, while allocators and caches fill up. Some growth is meant: a
-run keeps the records of its epochs, about 1 KB each. The three pictures are drawn apart from that, again and again, and garbage is
-collected before each look: Python collects figures late, and what lies about of them is no leak. Needs Linux.
+A tiny net on the digits, in memory or as files, 26 steps an epoch, validated each epoch, a checkpoint every 100 steps and each
+epoch. The process looks at itself and its children every 50 steps; the first fifth is left out, while allocators and caches fill
+up. Some growth is meant: a run keeps the records of its epochs, about 1 KB each. The three pictures are drawn apart from that,
+again and again, and garbage is collected before each look: Python collects figures late, and what lies about of them is no leak.
+Needs Linux.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from measuring import header
+from PIL import Image
 from scipy import stats
 from torch import nn
 
 import visus
+from visus.data.images import Data
+from visus.data.keeping import decode_once
 from visus.devices import computing
 from visus.ops.optim import OptimizerSettings, make_optimizer
 from visus.recording import RunRecorder
@@ -47,16 +52,23 @@ class Samples:
     descriptors: list[float] = field(default_factory=list)
     threads: list[float] = field(default_factory=list)
     children: list[float] = field(default_factory=list)
+    children_mib: list[float] = field(default_factory=list)
 
     def take(self, step: int) -> None:
         """Look at this process."""
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        children = " ".join(each.read_text() for each in Path("/proc/self/task").glob("*/children")).split()
         self.steps.append(step)
-        self.memory_mib.append(pages * os.sysconf("SC_PAGE_SIZE") / _MIB)
+        self.memory_mib.append(resident_mib("self"))
+        self.children_mib.append(sum(map(resident_mib, children)))
         self.descriptors.append(len(os.listdir("/proc/self/fd")))
         self.threads.append(len(os.listdir("/proc/self/task")))
         self.children.append(len(children))
+
+
+def resident_mib(process: str) -> float:
+    """What a process has in memory, in MiB."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / _MIB
 
 
 class WithoutPictures(RunRecorder):
@@ -66,11 +78,21 @@ class WithoutPictures(RunRecorder):
         """Draw nothing."""
 
 
-def train(steps: int, samples: Samples, recorder: RunRecorder) -> int:
+def digits_as_files(folder: Path) -> Data:
+    """The digits as PNG files in class folders, none of them kept in memory."""
+    digits = visus.open_source("digits")
+    for part, name in ((digits.train, "train"), (digits.val, "val")):
+        for position, label in enumerate(part.labels):
+            path = folder / name / digits.classes[label] / f"{position:04}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(part.images.pixels[position, 0].numpy()).save(path)
+    return decode_once(visus.open_source(folder), channels=1, resize=None, memory_bytes=0, cache="off")
+
+
+def train(steps: int, samples: Samples, recorder: RunRecorder, data: Data, workers: int) -> int:
     """Train for about `steps`; the number of steps made."""
-    data = visus.open_source("digits")
-    record = visus.measure_preprocessing(data.train)
-    batches = visus.TrainingBatches(data.train, record, _BATCH_SIZE, "light")
+    record = visus.measure_preprocessing(data.train, (8, 8))
+    batches = visus.TrainingBatches(data.train, record, _BATCH_SIZE, "light", workers=workers)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     optimizer = make_optimizer(model, OptimizerSettings(lr=0.01))
@@ -81,7 +103,7 @@ def train(steps: int, samples: Samples, recorder: RunRecorder) -> int:
         return 1.0
 
     epochs = -(-steps // len(batches))
-    val = visus.EvaluationBatches(data.val, record, _BATCH_SIZE)
+    val = visus.EvaluationBatches(data.val, record, _BATCH_SIZE, workers=workers)
     visus.fit(model, batches, val, optimizer=optimizer, epochs=epochs, schedule=schedule, recorder=recorder)
     return epochs * len(batches)
 
@@ -111,6 +133,7 @@ def rows(what: str, samples: Samples, left_out: float) -> list[tuple[str, bool]]
         ("file descriptors", ""): samples.descriptors,
         ("threads", ""): samples.threads,
         ("child processes", ""): samples.children,
+        ("resident memory of these, MiB", "MiB"): samples.children_mib,
     }
     return [
         describe(f"{what}: {name}", unit, samples.steps, values, left_out)
@@ -124,11 +147,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that decode files; 0: images in memory"
+    )
     options = parser.parse_args()
     training, pictures = Samples(), Samples()
     with tempfile.TemporaryDirectory() as folder, computing(threads=1):
         recorder = WithoutPictures(create_run(folder, "long"), every="100steps")
-        steps = train(options.steps, training, recorder)
+        data = digits_as_files(Path(folder) / "images") if options.workers else visus.open_source("digits")
+        steps = train(options.steps, training, recorder, data, options.workers)
         records = recorder.run.records()
         for number in range(_PICTURES):
             RunRecorder.draw_curves(recorder, records)

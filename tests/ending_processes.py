@@ -106,7 +106,7 @@ def a_fault_in_one():
 
 @case(LONG, rank=1)
 def a_fault_in_validation():
-    fails(visus.evaluation, "wilson", DataError("cannot be scored"))
+    fails(visus.loop, "validate", DataError("cannot be scored"))
 
 
 @case(f"{LONG} --lr 1e20")

@@ -1,5 +1,6 @@
 """One, two and three processes on the CPU: the same training, the same figures, and an end for all when one dies."""
 
+import dataclasses
 import json
 import os
 import re
@@ -8,13 +9,18 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
+from visus.assembling import check_shares
 from visus.checkpoint import load_checkpoint
-from visus.runs import open_run
+from visus.config import make_config
+from visus.errors import UsageError
+from visus.processes import Processes
+from visus.runs import RunFolder, open_run
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
 SMALL = ["train", "digits", "--model", "small", "-b", "50", "--amp", "off", "--threads", "1"]
@@ -91,6 +97,22 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(found):
     (step, code), *others = found[3]["stopped"]
     assert (step in (3, 4), code) == (True, 143)
     assert others == [(step, code)] * 2
+
+
+@pytest.mark.parametrize(
+    ("size", "images", "refused"), [(1, 6, False), (3, 12, False), (3, 11, True), (4, 12, True)]
+)
+def test_a_share_of_one_image_has_no_batch_norm_of_its_own(size, images, refused):
+    processes = Processes(0, size)
+    whole = make_config(data="digits", batch_size=6)
+    check_shares(whole, images, processes)
+    local = dataclasses.replace(whole, batchnorm="local")
+    with (
+        pytest.raises(UsageError, match=r"--batchnorm local: .* found a batch of")
+        if refused
+        else nullcontext()
+    ):
+        check_shares(local, images, processes)
 
 
 def test_the_end_of_one_process_is_said_and_ends_the_others(tmp_path):
@@ -170,6 +192,44 @@ def test_processes_whose_launcher_was_killed_end_with_a_checkpoint(tmp_path):
     step = int(re.search(r"interrupted at step (\d+)", said.read_text())[1])
     assert load_checkpoint(tmp_path / "a" / "last.safetensors").document["step"] == step
     assert open_run(tmp_path / "a").is_free()
+
+
+def stop_after(command, run, epochs):
+    """Begin, send SIGTERM once so many epochs are done, and wait for the end; what was said."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (run.metrics.exists() and len(run.records()) >= 2 * epochs):
+        time.sleep(0.02)
+    # Into the next epoch.
+    time.sleep(0.1)
+    process.terminate()
+    said = process.communicate(timeout=120)[1]
+    # torchrun itself ends with 1 after a signal.
+    assert process.returncode in (143, 1), said
+    assert "visus: interrupted at step" in said
+    return said
+
+
+@pytest.mark.slow
+def test_a_run_of_one_goes_on_with_four_and_back(tmp_path):
+    options = [*SMALL, "--epochs", "6", "--lr", "0.001", "--checkpoint-every", "1steps"]
+    subprocess.run(command(*options, "--name", "whole", "--quiet", out=tmp_path), check=True)
+    run = RunFolder(tmp_path / "a")
+    stop_after(command(*options, "--name", "a", out=tmp_path), run, 1)
+    resumed = ["-m", "visus", "train", "--resume", run.path, "--json"]
+    said = stop_after([*TORCHRUN, "--nproc-per-node=4", *resumed], run, 3)
+    assert "4 processes go on with a run of 1" in said
+    step = load_checkpoint(run.last).document["step"]
+    assert 3 * 26 <= step < 6 * 26
+    done = subprocess.run([sys.executable, *resumed], capture_output=True, text=True, check=True)
+    assert "1 processes go on with a run of 4" in done.stderr
+    assert f"resumed from step {step}" in done.stderr
+    assert json.loads(done.stdout)["steps"] == 6 * 26
+    for found, whole in zip(run.records(), RunFolder(tmp_path / "whole").records(), strict=True):
+        assert [found[key] for key in ("epoch", "phase", "n", "lr")] == [
+            whole[key] for key in ("epoch", "phase", "n", "lr")
+        ]
+        # Sums in another order.
+        assert found["loss"] == pytest.approx(whole["loss"], rel=1e-3)
 
 
 @pytest.mark.slow

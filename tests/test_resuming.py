@@ -1,7 +1,9 @@
 """What is said of a run's data and settings that have changed."""
 
 import dataclasses
+import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -11,8 +13,15 @@ from visus.config import make_config
 from visus.data.images import Data
 from visus.data.listing import split_rows
 from visus.data.sources import open_source
+from visus.display import Display
 from visus.errors import UsageError
-from visus.resuming import describe_changes, other_versions, refuse_changes, setting_names
+from visus.resuming import (
+    describe_changes,
+    other_versions,
+    refuse_changes,
+    setting_names,
+    written_since,
+)
 from visus.runs import create_run
 from visus.tables import writing_table
 from visus.training import resume, train
@@ -46,6 +55,36 @@ def test_each_kind_of_change_is_named(run, tmp_path):
     told = describe_changes(run, opened(tmp_path))
     assert "1 new (a/new.png)" in told
     assert f"1 gone ({gone})" in told
+
+
+def test_files_that_were_written_after_the_run_began_are_named(run, tmp_path):
+    began = run.split.stat().st_mtime_ns
+    for path in (tmp_path / "images").rglob("*.png"):
+        os.utime(path, ns=(began, began - 10**9))
+    data = opened(tmp_path)
+    assert written_since(run, data) is None
+    for name in [data.train.paths[0], data.val.paths[0]]:
+        os.utime(tmp_path / "images" / name, ns=(began, began + 10**9))
+    found = written_since(run, data)
+    assert found.startswith(f"2 image files were written after the run began ({data.train.paths[0]}, ")
+    run.split.unlink()
+    assert written_since(run, data) is None
+
+
+def test_an_image_that_changed_and_kept_its_size_is_said_on_resume(tmp_path):
+    for index in range(20):
+        path = tmp_path / "images" / "ab"[index % 2] / f"{index}.ppm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"P6 8 8 255 " + bytes([index]) * 192)
+    options = {"model": "small", "batch_size": 10, "amp": "off", "out": str(tmp_path), "name": "a"}
+    trained = train(make_config(data=str(tmp_path / "images"), epochs=1, **options))
+    first = io.StringIO()
+    resume(trained.run, epochs=2, display=Display(first))
+    assert "written after" not in first.getvalue()
+    path.write_bytes(b"P6 8 8 255 " + bytes([99]) * 192)
+    second = io.StringIO()
+    resume(trained.run, epochs=3, display=Display(second))
+    assert "1 image files were written after the run began (b/19.ppm)" in second.getvalue()
 
 
 def test_images_in_another_part_or_class_are_named(run, tmp_path):

@@ -2,6 +2,12 @@
 
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +17,10 @@ from visus import finishing, training
 from visus.checkpoint import load_checkpoint
 from visus.config import make_config
 from visus.recording import RunRecorder
-from visus.runs import RunFolder
+from visus.runs import RunFolder, open_run
 
 DURATIONS = ("seconds", "images_per_second")
-WAYS = list(itertools.product(("off", "ram", "disk"), (1, 2, 4)))
+WAYS = list(itertools.product(("off", "ram", "disk"), (0, 2, 4)))
 
 
 class Killed(BaseException):
@@ -93,10 +99,55 @@ def check(monkeypatch, tmp_path, folder, whole, ways, steps):
 
 
 def test_a_streamed_run_goes_on_with_other_workers_and_from_a_cache(monkeypatch, tmp_path, folder, whole):
-    check(monkeypatch, tmp_path, folder, whole, [("off", 2), ("off", 1), ("disk", 4)], [3, 9])
+    ways = [("off", 2), ("off", 0), ("off", 4), ("disk", 1)]
+    check(monkeypatch, tmp_path, folder, whole, ways, [3, 9, 14])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), list(itertools.product(WAYS, WAYS)), ids=str)
 def test_any_way_goes_on_in_any_other(monkeypatch, tmp_path, folder, whole, first, second):
     check(monkeypatch, tmp_path, folder, whole, [first, second], [7])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_processes_that_decode_end_with_those_that_train(folder, tmp_path, processes):
+    options = (
+        f"train {folder} --model small --img-size 16 -b 8 --epochs 5000 --cache off --workers 2 --max-bad 0.5"
+    )
+    options += f" --amp off --threads 1 --checkpoint-every 2steps --out {tmp_path} --name run"
+    launcher = f"-m torch.distributed.run --standalone --nproc-per-node={processes} -m visus"
+    command = [sys.executable, *(launcher if processes > 1 else "-m visus").split(), *options.split()]
+    run = tmp_path / "run"
+    with (tmp_path / "said.txt").open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said)
+    while not (run / "previous.safetensors").exists():
+        assert process.poll() is None, (tmp_path / "said.txt").read_text()
+        time.sleep(0.05)
+    everybody = descendants(process.pid)
+    decoding = [each for each in everybody if "visus.data.isolated" in arguments(each)]
+    assert len(decoding) == 2 * processes
+    # Those that train, and who started them; nobody can do anything about it any more.
+    for each in everybody - set(decoding):
+        os.kill(each, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
+    # A process takes a moment to die.
+    while not open_run(run).is_free() or any(map(arguments, everybody)):
+        assert time.monotonic() < deadline, [arguments(each) for each in everybody]
+        time.sleep(0.05)
+
+
+def descendants(pid):
+    """A process and all that it started, by their numbers."""
+    children = " ".join(each.read_text() for each in Path(f"/proc/{pid}/task").glob("*/children"))
+    return {pid}.union(*(descendants(int(child)) for child in children.split()))
+
+
+def arguments(pid):
+    """What a process was started with; nothing where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []

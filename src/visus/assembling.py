@@ -121,6 +121,19 @@ def begin(config: TrainConfig, model: nn.Module, device: torch.device, *, steps:
     return TrainingState(model, optimizer, average, make_scaler(config.amp, device))
 
 
+def check_shares(config: TrainConfig, images: int, processes: Processes) -> None:
+    """`UsageError` where each process has batch norm of its own, and would have a single one of `images`, or none, for a batch."""
+    if processes.size == 1 or config.batchnorm == "global":
+        return
+    assert isinstance(config.batch_size, int)
+    smallest = min(batch_sizes(images, config.batch_size))
+    if smallest < 2 * processes.size:
+        raise UsageError(
+            f"--batchnorm local: expected at least 2 images of each batch for each of {processes.size} processes, found a batch "
+            f"of {smallest} ({images} images in batches of {config.batch_size}); take another --batch-size or --batchnorm global"
+        )
+
+
 def check_compile(config: TrainConfig, device: torch.device, processes: Processes) -> None:
     """`UsageError` where the model is to be compiled and cannot be."""
     if not config.compile:

@@ -8,8 +8,11 @@ import json
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 
+import numpy as np
+
 from visus.checkpoint import Checkpoint
 from visus.config import TrainConfig
+from visus.data.files import FileImages
 from visus.data.foreign import Transform
 from visus.data.images import Data
 from visus.data.listing import split_rows
@@ -79,6 +82,31 @@ def data_has_changed(
             f"expected {data.source} as it was, a new run, or --allow-change data"
         )
     return True
+
+
+def written_since(run: RunFolder, data: Data) -> str | None:
+    """A line for people where image files were written after the run began.
+
+    Their paths and sizes are what they were, or the run would not go on; a time is no proof that the content is another, as a copy
+    of the same images may have new ones.
+    """
+    try:
+        began = run.split.stat().st_mtime_ns
+    except OSError:
+        return None
+    parts = [part for part in (data.train, data.val, data.test) if part]
+    found = [
+        part.paths[place]
+        for part in parts
+        if isinstance(part.images, FileImages)
+        for place in np.flatnonzero(part.images.stamps()[0].times > began).tolist()
+    ]
+    if not found:
+        return None
+    return (
+        f"{len(found)} image files were written after the run began ({first_of(found, _SHOWN)}); "
+        "where their content has changed, bits will differ"
+    )
 
 
 def describe_changes(run: RunFolder, data: Data) -> str:

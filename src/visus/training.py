@@ -14,6 +14,7 @@ from visus.assembling import (
     Assembly,
     begin,
     check_compile,
+    check_shares,
     count_steps,
     model_args,
     new_model,
@@ -70,6 +71,7 @@ from visus.resuming import (
     refuse_changes,
     refuse_other_transform,
     setting_names,
+    written_since,
 )
 from visus.run_files import checkpoint_document, new_folder, write_missing, write_split
 from visus.runs import RunFolder, check_out, open_run
@@ -117,6 +119,7 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
         with computing(threads=config.threads, deterministic=config.deterministic):
             if asked.batch_size == "auto":
                 config = with_batch_size(config, asked, prepared, device, processes, display)
+            check_shares(config, len(prepared.train), processes)
             # The model is made before the folder, so that a mistyped name leaves nothing behind.
             model = new_model(config, prepared, device, display.line)
             state = begin(config, model, device, steps=count_steps(config, prepared))
@@ -180,12 +183,15 @@ def _resume(
                 prepared = prepare(config, display)
                 model = new_model(config, prepared, device, display.line)
             _prepared_alike(prepared, processes)
+            check_shares(config, len(prepared.train), processes)
             state = begin(config, model, device, steps=count_steps(config, prepared))
             loss = make_loss(config, prepared.train, prepared.preprocessing, device)
             assembly = Assembly(config, prepared, device, state, run, display, processes, loss, transform)
             if checkpoint:
                 refuse_other_transform(run, checkpoint, transform)
                 others_data = data_has_changed(run, checkpoint, prepared, allowed)
+                if not others_data and (doubt := written_since(run, prepared.data)):
+                    display.line(doubt)
                 _continue(assembly, checkpoint, anew=others_data or _has_other_batches(config, checkpoint))
             if processes.first:
                 if checkpoint and checkpoint.path != run.last:

@@ -1,8 +1,12 @@
 """Every image that is odd gives the pixels it means, every file that is none a reason; nothing else ever comes of one."""
 
+import base64
 import io
 import os
+import signal
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -334,6 +338,35 @@ def test_a_decoder_that_dies_takes_no_run_with_it(tmp_path, monkeypatch):
     paths = [str(root / "a" / name) for name in ("good0.png", "deadly0.png", "good1.png")]
     errors = [each.error for each in visus.predict_files(checkpoint, paths)]
     assert errors == [None, "the decoder dies of it (SIGSEGV)", None]
+
+
+DEADLY_PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAAAAACMmsGiAAAAEklEQVSaEIau/tLSN2VjAWQF4yaLqngKwKifAAAAAElFTkSuQmCC"
+)
+"""4x4, whole but for the first bytes of its compressed pixels; torchvision 0.29.2 dies of it, for what libpng throws."""
+WITH_TORCHVISION = """
+import base64, sys, torch
+from torchvision.io import decode_image
+decode_image(torch.frombuffer(bytearray(base64.b64decode(sys.argv[1])), dtype=torch.uint8))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="depends on how torchvision was built")
+def test_torchvision_dies_of_that_png():
+    command = [sys.executable, "-c", WITH_TORCHVISION, base64.b64encode(DEADLY_PNG)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGSEGV
+
+
+def test_a_png_that_torchvision_dies_of_is_an_error_like_any(tmp_path):
+    root = folder_of(tmp_path / "x", {"deadly.png": DEADLY_PNG})
+    found = decode_once(open_source(root), resize=16, max_bad=0.5, memory_bytes=10**9, cache="ram")
+    assert [each.path for each in found.skipped] == ["a/deadly.png"]
+    reason = found.skipped[0].reason
+    assert "dies" not in reason
+    with pytest.raises(UndecodableError) as here:
+        decode_image(str(root / "a" / "deadly.png"))
+    assert str(here.value) == reason
 
 
 # What nobody has thought of

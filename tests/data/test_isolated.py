@@ -1,6 +1,7 @@
 """Child processes that decode: what they answer, and what happens when they do not."""
 
 import os
+import socket
 import subprocess
 import sys
 from contextlib import closing
@@ -193,6 +194,23 @@ def test_children_end_with_their_parent(tmp_path):
 
     assert select.select([descriptor], [], [], 60)[0]
     os.close(descriptor)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at open files in /proc")
+def test_children_hold_no_file_or_socket_of_their_parent(tmp_path):
+    with (
+        (tmp_path / "run.lock").open("w") as lock,
+        socket.socket() as connection,
+        Decoder(DecodeSettings()) as decoder,
+    ):
+        # As gloo's are: libraries in C seldom say that a descriptor is not for children.
+        for each in (lock, connection):
+            os.set_inheritable(each.fileno(), True)
+        with pytest.raises(UndecodableError):
+            decoder.decode(b"x")
+        folder = Path(f"/proc/{decoder._process.pid}/fd")
+        held = {str(each.readlink()) for each in folder.iterdir()}
+    assert {each.partition(":")[0] for each in held} == {os.devnull, "pipe"}
 
 
 def test_children_load_no_torch():

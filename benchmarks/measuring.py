@@ -44,11 +44,12 @@ def table(figures: Mapping[str, list[float]], base: str, unit: str) -> str:
     return "\n".join(lines)
 
 
-def peak_of_step(model: nn.Module, images: Tensor, optimizer: str = "sgd") -> int:
+def peak_of_step(model: nn.Module, images: Tensor, optimizer: str = "sgd", amp: str = "off") -> int:
     """Bytes at the highest moment of the second training step on the CPU, by the memory events of torch's profiler."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
+    from visus.amp import autocast
     from visus.ops.optim import OptimizerSettings, make_optimizer
     from visus.summaries.memory import tensors_in
 
@@ -56,7 +57,10 @@ def peak_of_step(model: nn.Module, images: Tensor, optimizer: str = "sgd") -> in
     targets = torch.zeros(len(images), dtype=torch.int64)
 
     def step() -> None:
-        torch.nn.functional.cross_entropy(model(images), targets).backward()
+        with autocast(amp, images.device):
+            outputs = tensors_in(model(images))
+        losses = [torch.nn.functional.cross_entropy(each.float(), targets) for each in outputs]
+        torch.stack(losses).sum().backward()
         updater.step()
 
     step()

@@ -25,6 +25,8 @@ from visus.models.build import build_model
 from visus.models.hollow import build_outline, fake_mode, hollow_copy
 from visus.models.names import model_names
 from visus.summaries.memory import LiveBytes, largest_fitting, predict_peak, tensors_in
+from visus.summaries.rows import Figures, flat, tree
+from visus.summaries.tracing import trace
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -288,6 +290,150 @@ def test_outputs_of_any_make(wrap):
     assert found.remarks == []
 
 
+def test_images_of_another_size_than_the_library_has():
+    found = summary("vit_tiny_patch16_224", (3, 64, 64), num_classes=5)
+    assert found.total_params == count(build_model("vit_tiny_patch16_224", 5, img_size=64))
+
+
+def test_compiled_models_and_parts():
+    plain = Net()
+    compiled = Net()
+    compiled.block = torch.compile(compiled.block)
+    inside = Net()
+    inside.block.compile()
+    expected = summary(plain, (3, 8, 8), optimizer="sgd")
+    for model in (torch.compile(Net()), inside, compiled):
+        found = summary(model, (3, 8, 8), optimizer="sgd")
+        assert (found.total_params, found.flops, found.peak_training_mb) == (
+            expected.total_params,
+            expected.flops,
+            expected.peak_training_mb,
+        )
+        assert sum(each["params"] for each in found.layers) == expected.total_params - 10_100
+
+
+def test_distributed_data_parallel(tmp_path):
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(Net(), find_unused_parameters=True)
+        found = summary(model, (3, 8, 8), optimizer="sgd")
+        parted = summary(nn.Sequential(model), (3, 8, 8), optimizer="sgd")
+    finally:
+        torch.distributed.destroy_process_group()
+    assert found.total_params == parted.total_params == count(Net())
+    assert found.layers[0]["name"] == "stem.0"
+
+
+def test_a_quantised_model_is_run_with_numbers():
+    quantise = torch.ao.quantization.quantize_dynamic
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = quantise(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Conv1d(4, 2, 1)), {nn.Linear})
+        found = summary(nn.Sequential(model[0], model[1]), (6,))
+    assert [each["output_shape"] for each in found.layers] == [[-1, 4], [-1, 4]]
+    assert "cannot be run without numbers" in found.remarks[0]
+    assert any("28 numbers in quantised layers" in each for each in found.remarks)
+
+
+class Blocks(nn.Module):
+    """Two blocks alike, and one that is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(
+            Residual(), Residual(), nn.Sequential(nn.Conv2d(4, 8, 3), nn.MaxPool2d(2))
+        )
+
+    def forward(self, x):
+        return self.blocks(x)
+
+
+def lines_of(**options):
+    return [each.strip() for each in str(summary(Blocks(), (4, 8, 8), **options)).splitlines()]
+
+
+def test_repeated_blocks_are_told_once_unless_asked():
+    shown = [" ".join(each.split()) for each in lines_of()]
+    assert "blocks.0 to 1 (x 2) Residual [-1, 4, 8, 8] < 0.01" in shown
+    assert sum("Conv2d" in each for each in shown) == 2
+    assert sum("Conv2d" in each for each in lines_of(collapse=False)) == 3
+
+
+def test_deeper_layers_are_added_to_the_one_that_they_are_in():
+    for depth in (0, 1, 2, 3):
+        rows = tree(traced(Blocks(), (4, 8, 8)), depth=depth)
+        whole = sum((row.all() * row.times for row in rows), Figures())
+        assert whole.params == whole.trained == count(Blocks())
+        assert max(level for level, _ in flat(rows)) <= depth
+    (blocks,) = tree(traced(Blocks(), (4, 8, 8)), depth=1)
+    assert (blocks.name, blocks.own.params) == ("blocks", count(Blocks()))
+
+
+def traced(model, size):
+    with fake_mode():
+        hollow = hollow_copy(model)
+        return trace(hollow, ([torch.rand(2, *size)], {})).calls
+
+
+def test_columns_and_order():
+    shown = lines_of(sort="params", columns=["input", "kernel", "depth", "params"])
+    assert shown[0].split() == ["Layer", "Input", "shape", "Kernel", "Depth", "Parameters"]
+    assert shown[2].split() == ["blocks.2.0", "[-1,", "4,", "8,", "8]", "3", "x", "3", "3", "296"]
+    assert shown[3].split()[0] == "blocks.0.conv"
+    assert summary(Blocks(), (4, 8, 8), sort="flops", depth=1).layers == summary(Blocks(), (4, 8, 8)).layers
+
+
+def test_activations_are_what_the_backward_pass_keeps():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Sigmoid(), nn.Flatten())
+    found = summary(model, (6,), batch_size=256, optimizer="sgd")
+    # The output of the first layer is not needed again, that of the second is; the third makes a view of it.
+    assert [each["activation_mb"] * 2**20 for each in found.layers] == [0, 4 * 4 * 256, 0]
+    found = summary("mobilenet_v3_small", (3, 64, 64), num_classes=10, batch_size=32)
+    # At the peak the backward pass has begun, and let the first of them go.
+    kept = sum(each["activation_mb"] for each in found.layers)
+    assert 0.98 * kept < found.peak_training["activations"] <= kept
+
+
+def test_the_parts_of_the_peak():
+    found = summary("vgg11", (3, 64, 64), num_classes=10, batch_size=2, optimizer="adamw")
+    parts = found.peak_training
+    assert sum(parts.values()) == pytest.approx(found.peak_training_mb)
+    assert parts["parameters"] == pytest.approx(found.params_mb)
+    assert parts["optimizer"] == pytest.approx(2 * found.params_mb, rel=1e-3)
+    assert parts["inputs"] == found.input_mb
+    assert 0 < parts["gradients"] <= found.params_mb
+    assert (
+        found.params_mb < found.peak_inference_mb < found.params_mb + parts["activations"] + parts["inputs"]
+    )
+
+
+@pytest.mark.parametrize("style", ["markdown", "html"])
+def test_names_are_escaped(style):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleDict({"<b>|*x*": nn.Linear(4, 3)})
+
+        def forward(self, x):
+            return self.parts["<b>|*x*"](x)
+
+    shown = str(summary(Odd(), (4,), style=style))
+    assert "parts.<b>" not in shown
+    assert ("parts.\\<b\\>\\|\\*x\\*" if style == "markdown" else "parts.&lt;b&gt;|*x*") in shown
+
+
+def test_html_is_one_tree_with_the_figures_of_all_that_is_inside():
+    shown = str(summary(Blocks(), (4, 8, 8), style="html"))
+    assert shown.count("<details") == shown.count("</details>") == 2
+    assert f"Parameters {count(Blocks()):,}" in shown.split("</summary>")[0]
+    assert "(x 2)</b> <i>Residual, [-1, 4, 8, 8], Parameters 148" in shown
+
+
+def test_markdown_is_a_table():
+    head, rule, *rows = str(summary(Blocks(), (4, 8, 8), style="markdown")).split("\n\n")[0].splitlines()
+    assert {each.replace("\\|", "").count("|") for each in (head, rule, *rows)} == {8}
+
+
 def test_inputs_by_keyword():
     found = summary(TwoInputs(), {"right": (6,), "left": (6,)})
     assert found.total_params == 56
@@ -318,9 +464,11 @@ def test_json_has_the_keys_of_the_contract():
     document = json.loads(json.dumps(summary("small", num_classes=10).to_json()))
     assert set(document) == {
         "layers", "total_params", "trainable_params", "input_mb", "forward_backward_mb", "params_mb",
-        "total_mb", "flops", "peak_training_mb", "remarks",
+        "total_mb", "flops", "peak_training_mb", "peak_training", "peak_inference_mb", "remarks",
     }  # fmt: skip
-    assert {"name", "type", "output_shape", "params", "trainable"} <= set(document["layers"][0])
+    first = document["layers"][0]
+    assert {"name", "type", "output_shape", "params", "trainable"} <= set(first)
+    assert (first["depth"], first["input_shape"], first["kernel"]) == (3, [-1, 3, 32, 32], [3, 3])
 
 
 def state_of(model):
@@ -441,7 +589,10 @@ def test_one_image_in_training_where_batch_norm_refuses_it():
     [
         (build_model("small", 3), (1, 8, 8), ["features.0.0 (Conv2d)", "[2, 1, 8, 8]", "3 channels"]),
         (nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (3, 3), ["1 (Linear)", "[2, 9]"]),
-        ("vit_b_16", (3, 64, 64), ["the model (VisionTransformer)", "[2, 3, 64, 64]"]),
+        ("vit_b_16", (3, 63, 64), ["the model (VisionTransformer)", "[2, 3, 63, 64]"]),
+        ("vit_b_16", (3, 60, 60), ["60 x 60", "images of 48 x 48 and 64 x 64 work"]),
+        ("densenet121", (3, 16, 16), ["features.transition3.pool (AvgPool2d)", "images of 32 x 32 work"]),
+        (nn.Sequential(nn.Conv2d(3, 2, 16, 16), nn.Flatten(), nn.Linear(8, 2)), (3, 50, 50), ["2 (Linear)", "of 32 x 32 work"]),
         (TwoInputs(), (6,), ["the model (TwoInputs)", "right"]),
     ],
 )  # fmt: skip
@@ -465,6 +616,9 @@ def test_an_input_that_does_not_fit_names_the_layer(model, size, words, caplog):
         {"input_size": (3, 8, 8), "amp": "int8"},
         {"input_size": (3, 8, 8), "style": "plain"},
         {"input_size": (3, 8, 8), "optimizer": "sdg"},
+        {"input_size": (3, 8, 8), "columns": ["colour"]},
+        {"input_size": (3, 8, 8), "depth": -1},
+        {"input_size": (3, 8, 8), "sort": "name"},
         {},
     ],
 )
@@ -473,11 +627,36 @@ def test_wrong_arguments(arguments):
         summary(nn.Conv2d(3, 4, 3), **arguments)
 
 
-def test_an_unknown_name_and_a_lazy_model():
-    with pytest.raises(UsageError, match="resnet18"):
+def test_an_unknown_name_has_the_nearest_named():
+    with pytest.raises(UsageError) as caught:
         summary("resnet81")
+    assert "resnet18" in str(caught.value)
+    assert str(caught.value).count("resnet") >= 5
+
+
+def test_lazy_layers_are_told_what_they_will_be_and_stay_lazy():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(3))
+    found = summary(model, (3, 8, 8), optimizer="sgd")
+    assert [each["params"] for each in found.layers] == [4 * 27 + 4, 8, 0, 3 * 144 + 3]
+    assert [type(each).__name__ for each in model] == [
+        "LazyConv2d",
+        "LazyBatchNorm2d",
+        "Flatten",
+        "LazyLinear",
+    ]
+    assert all(map(nn.parameter.is_lazy, model.parameters()))
+    model(torch.rand(2, 3, 8, 8))
+    known = summary(model, (3, 8, 8), optimizer="sgd")
+    assert (known.total_params, known.flops, known.peak_training) == (
+        found.total_params,
+        found.flops,
+        found.peak_training,
+    )
+
+
+def test_a_lazy_model_that_needs_values():
     with pytest.raises(UsageError, match="lazy"):
-        summary(nn.Sequential(nn.LazyLinear(3)), (4,))
+        summary(nn.Sequential(nn.LazyLinear(4), AsksForValues()), (5,))
 
 
 def test_a_name_is_built_for_the_channels_of_its_input():
@@ -587,7 +766,7 @@ def test_the_peak_equals_that_of_torchs_tracker(amp):
     with fake_mode():
         model = hollow_copy(build_outline("mobilenet_v3_small", 10))
         images, targets = torch.empty(8, 3, 64, 64), torch.empty(8, dtype=torch.int64)
-        ours = predict_peak(model, lambda _: ([images], {}), 8, amp=amp)
+        ours = predict_peak(model, lambda _: ([images], {}), 8, amp=amp).total
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tracker = MemTracker()

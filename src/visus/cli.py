@@ -482,7 +482,18 @@ def summary(
         typer.Option(help="Whose state is part of the training step; with --fit, sgd if not given."),
     ] = None,
     amp: Annotated[str, typer.Option(help="off, bf16 or fp16.")] = "off",
-    style: Annotated[str, typer.Option(help="rich, or classic as torchsummary.")] = "rich",
+    style: Annotated[str, typer.Option(help="rich, markdown, html, or classic as torchsummary.")] = "rich",
+    columns: Annotated[
+        str | None,
+        typer.Option(help="Of type,depth,input,output,kernel,params,trained,flops,activations; or all."),
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=0, help="Add deeper layers to the one they are in.")
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(help="params, flops or activations: a list with the largest first.")
+    ] = None,
+    collapse: Annotated[bool, typer.Option(help="Tell repeated blocks once.")] = True,
     fit: Annotated[
         str | None, typer.Option(help="As in 8GB: find the largest batch whose step fits.")
     ] = None,
@@ -496,7 +507,10 @@ def summary(
     if fit:
         options["optimizer"] = optimizer or "sgd"
         batch_size = model_summary.largest_batch(model, sizes, _bytes(fit), **options)
-    found = model_summary.summary(model, sizes, batch_size=batch_size, **{**options, "style": style})
+    table: Any = {"style": style, "depth": depth, "sort": sort, "collapse": collapse}
+    if columns:
+        table["columns"] = model_summary.COLUMNS if columns == "all" else columns.split(",")
+    found = model_summary.summary(model, sizes, batch_size=batch_size, **options, **table)
     if as_json:
         _print_json(found.to_json() | ({"largest_batch": batch_size} if fit else {}))
     else:

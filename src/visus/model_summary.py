@@ -6,32 +6,36 @@ Nothing is computed and nothing allocated: the model is copied with fake tensors
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal, TypedDict, get_args
 
 from torch import nn
 
 from visus.errors import UsageError, unknown_name
-from visus.models.hollow import build_outline, fake_mode
-from visus.models.names import resolve_model
+from visus.models.hollow import fake_mode
 from visus.ops.optim import OptimizerSettings, make_optimizer
+from visus.summaries.classic import classic_table
 from visus.summaries.examining import (
     Amp,
     Findings,
     Sizes,
     all_sizes,
-    examine,
     input_dtype,
     input_maker,
     runnable_copy,
     undisturbed,
 )
-from visus.summaries.memory import largest_fitting, predict_peak
-from visus.summaries.tables import classic_table, has_row, rich_table
-from visus.summaries.tracing import Call, count
+from visus.summaries.memory import Peak, largest_fitting, predict_peak
+from visus.summaries.preparing import examined, prepare
+from visus.summaries.rows import has_row, kernel_of, ranking, tree
+from visus.summaries.tables import Column, html_tree, markdown_table, rich_table
+from visus.summaries.tracing import Call, Shape, count
 
-Style = Literal["classic", "rich"]
+Style = Literal["rich", "classic", "markdown", "html"]
+Sort = Literal["params", "flops", "activations"]
+COLUMNS: tuple[Column, ...] = get_args(Column)
 Size = Sequence[int]
 _MIB = 2**20
 
@@ -42,6 +46,10 @@ class Layer(TypedDict):
     name: str
     """Its path in the model; empty for the model itself, which has a row only if it holds parameters."""
     type: str
+    depth: int
+    """How many modules it is called inside of: 0 for the model itself."""
+    input_shape: list[Any]
+    """As `output_shape`."""
     output_shape: list[Any]
     """A list of shapes where the output is not one tensor. Without a batch size, -1 is what grows with the batch."""
     params: int
@@ -50,6 +58,10 @@ class Layer(TypedDict):
     """Whether any of them is trained."""
     flops: int
     """Its own, without those of modules inside it."""
+    kernel: list[int] | None
+    """The window of a convolution or a pool."""
+    activation_mb: float | None
+    """What its own operations leave in memory for the backward pass; `None` where that could not be seen."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,10 @@ class Summary:
     """Of the forward pass of the batch; a multiply-add is two."""
     peak_training_mb: float | None
     """The most that the tensors of a training step take at any moment; `None` where it could not be predicted."""
+    peak_training: dict[str, float] | None
+    """The same by what it is, in MiB: parameters (with buffers), inputs, gradients, optimizer, activations, temporary."""
+    peak_inference_mb: float | None
+    """The most that tensors take at any moment of a pass in eval mode, without gradients."""
     remarks: list[str]
     """What to know about the figures."""
     table: str = field(repr=False)
@@ -91,20 +107,30 @@ def summary(
     optimizer: str | None = None,
     amp: Amp = "off",
     style: Style = "rich",
+    columns: Sequence[Column] | None = None,
+    depth: int | None = None,
+    sort: Sort | None = None,
+    collapse: bool = True,
 ) -> Summary:
     """What `model_or_name` is made of and needs, for inputs of `input_size`.
 
     A size is `(C, H, W)`, or that of one item of any other input; a list of sizes, or a mapping by keyword, is for several inputs.
     A name has its library's own size, and is built for `in_channels` (by default those of the input) and `num_classes`. Without
     `batch_size`, figures are those of one image. `optimizer` is a name as in training; without one, the training step makes
-    gradients and updates nothing. A module is left as it was found. Raises `UsageError` for an input that the model cannot take,
-    naming the layer.
+    gradients and updates nothing. A module is left as it was found.
+
+    `style` is that of the table: text as a tree, or as torchsummary has it (`classic`), `markdown`, or `html` for a page.
+    Of all but the classic one, `columns` may be chosen; layers below `depth` are added to the one that they are in; `sort` lists
+    layers with the largest first, in place of the tree; and blocks alike that follow each other are told once unless `collapse` is
+    off. None of these changes `layers`. Raises `UsageError` for an input that the model cannot take, naming the layer, and sizes
+    of images that work.
     """
     _check(batch_size, amp, style)
+    _check_table(columns, depth, sort)
     with undisturbed():
         _check_optimizer(optimizer)
-        model, sizes = _prepare(model_or_name, input_size, num_classes, in_channels)
-        found = examine(model, sizes, batch_size, optimizer, amp)
+        model, sizes = prepare(model_or_name, input_size, num_classes, in_channels)
+        found = examined(model_or_name, model, sizes, batch_size, optimizer, amp)
         # In here too, since rich draws random numbers.
         figures = _figures(model, sizes, abs(batch_size), found)
         if style == "classic":
@@ -112,8 +138,14 @@ def summary(
             totals = figures["total_params"], figures["trainable_params"]
             table = classic_table(shown, all_sizes(sizes), batch_size, *totals)
         else:
-            shown = [call for call in found.trace.calls if has_row(call)]
-            table = rich_table(shown, _totals(figures, batch_size, optimizer, amp), found.remarks)
+            calls = found.trace.calls
+            by = "kept_bytes" if sort == "activations" else sort
+            rows = ranking(calls, by, depth=depth) if by else tree(calls, depth=depth, collapse=collapse)
+            told = rows, _totals(figures, batch_size, optimizer, amp), found.remarks, columns
+            title = model_or_name if isinstance(model_or_name, str) else type(model_or_name).__name__
+            write: dict[str, Callable[..., str]]
+            write = {"rich": rich_table, "markdown": markdown_table, "html": partial(html_tree, title)}
+            table = write[style](*told)
     return Summary(**figures, table=table)
 
 
@@ -134,24 +166,26 @@ def largest_batch(
     _check(1, amp, "rich")
     with undisturbed():
         _check_optimizer(optimizer)
-        model, sizes = _prepare(model_or_name, input_size, num_classes, in_channels)
-        found = examine(model, sizes, 1, optimizer, amp)
-        if found.peak_bytes is None:
+        model, sizes = prepare(model_or_name, input_size, num_classes, in_channels)
+        found = examined(model_or_name, model, sizes, 1, optimizer, amp)
+        if found.peak is None:
             raise UsageError(f"no batch size can be found: {'; '.join(found.remarks)}")
-        if found.peak_bytes > memory_bytes:
+        if found.peak.total > memory_bytes:
             raise UsageError(
-                f"a training step on one image needs {found.peak_bytes / _MIB:,.0f} MiB, found {memory_bytes / _MIB:,.0f} MiB; "
+                f"a training step on one image needs {found.peak.total / _MIB:,.0f} MiB, found {memory_bytes / _MIB:,.0f} MiB; "
                 "take smaller images or a smaller model"
             )
         with fake_mode():
-            hollow = runnable_copy(model)
+            hollow = runnable_copy(model, sizes)
             hollow.train()
             make = input_maker(hollow, sizes)
             arguments, keywords = make(1)
             # The inputs alone bound the batch.
             most = memory_bytes // sum(each.nbytes for each in (*arguments, *keywords.values()))
             return largest_fitting(
-                lambda n: predict_peak(hollow, make, n, optimizer=optimizer, amp=amp), memory_bytes, most
+                lambda n: predict_peak(hollow, make, n, optimizer=optimizer, amp=amp).total,
+                memory_bytes,
+                most,
             )
 
 
@@ -163,72 +197,31 @@ def _check(batch_size: int, amp: str, style: str) -> None:
             raise unknown_name(kind, value, known)
 
 
+def _check_table(columns: Sequence[str] | None, depth: int | None, sort: str | None) -> None:
+    for column in columns or ():
+        if column not in COLUMNS:
+            raise unknown_name("column", column, COLUMNS)
+    if depth is not None and depth < 0:
+        raise UsageError(f"expected a depth of 0 or more, found {depth}")
+    if sort is not None and sort not in get_args(Sort):
+        raise unknown_name("order", sort, get_args(Sort))
+
+
 def _check_optimizer(optimizer: str | None) -> None:
     """Before the model is run, and with a model that has something to train."""
     if optimizer is not None:
         make_optimizer(nn.Linear(1, 1), OptimizerSettings(optimizer=optimizer, lr=1.0))
 
 
-def _prepare(
-    model_or_name: nn.Module | str, input_size: Any, num_classes: int | None, in_channels: int | None
-) -> tuple[nn.Module, Sizes]:
-    """The model, or an outline of the one that is named, and the sizes of its inputs."""
-    if isinstance(model_or_name, str):
-        return _outline(model_or_name, input_size, num_classes, in_channels)
-    if input_size is None:
-        raise UsageError("expected the size of the model's input, such as (3, 224, 224), found none")
-    model = model_or_name
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
-    model = getattr(model, "_orig_mod", model)  # What torch.compile wraps.
-    if any(isinstance(each, nn.parameter.UninitializedParameter) for each in model.parameters()):
-        raise UsageError("expected a model with parameters, found lazy layers; run a batch through it first")
-    return model, _read_sizes(input_size)
-
-
-def _outline(
-    name: str, input_size: Any, num_classes: int | None, in_channels: int | None
-) -> tuple[nn.Module, Sizes]:
-    if input_size is None:
-        model = build_outline(name, num_classes, in_channels=in_channels or 3)
-        return model, ([_own_size(name, model, in_channels or 3)], {})
-    sizes = _read_sizes(input_size)
-    return build_outline(name, num_classes, in_channels=in_channels or all_sizes(sizes)[0][0]), sizes
-
-
-def _own_size(name: str, model: nn.Module, channels: int) -> tuple[int, ...]:
-    library, own_name = resolve_model(name)
-    if library == "timm":
-        config: Any = model.pretrained_cfg
-        return (channels, *config["input_size"][1:])
-    side = 32 if library == "visus" else 299 if own_name == "inception_v3" else 224
-    return channels, side, side
-
-
-def _read_sizes(given: Any) -> Sizes:
-    if isinstance(given, Mapping):
-        return [], {name: _read_size(each) for name, each in given.items()}
-    if isinstance(given, Sequence) and given and all(isinstance(each, Sequence) for each in given):
-        return [_read_size(each) for each in given], {}
-    return [_read_size(given)], {}
-
-
-def _read_size(given: Any) -> tuple[int, ...]:
-    is_list = isinstance(given, Sequence) and len(given) > 0
-    if not is_list or not all(isinstance(each, int) and each > 0 for each in given):
-        raise UsageError(f"expected a size such as (3, 224, 224), found {given!r}")
-    return tuple(given)
-
-
 def _figures(model: nn.Module, sizes: Sizes, images: int, found: Findings) -> dict[str, Any]:
-    calls, parameters = found.trace.calls, list(model.parameters())
+    calls, parameters = found.trace.calls, found.parameters
     item_bytes = input_dtype(model).itemsize
     input_mb = images * item_bytes * sum(map(math.prod, all_sizes(sizes))) / _MIB
     rows = [call for call in calls if has_row(call)]
     output_mb = 2 * sum(call.output_bytes for call in rows) / _MIB
     params_mb = sum(each.numel() * each.element_size() for each in parameters) / _MIB
     return {
-        "layers": [_layer(call) for call in rows],
+        "layers": [_layer(call, found.peak is not None) for call in rows],
         "total_params": count(parameters),
         "trainable_params": count([each for each in parameters if each.requires_grad]),
         "input_mb": input_mb,
@@ -236,27 +229,41 @@ def _figures(model: nn.Module, sizes: Sizes, images: int, found: Findings) -> di
         "params_mb": params_mb,
         "total_mb": input_mb + output_mb + params_mb,
         "flops": sum(call.flops for call in calls),
-        "peak_training_mb": None if found.peak_bytes is None else found.peak_bytes / _MIB,
+        "peak_training_mb": None if found.peak is None else found.peak.total / _MIB,
+        "peak_training": None if found.peak is None else _in_mb(found.peak),
+        "peak_inference_mb": None if found.inference_bytes is None else found.inference_bytes / _MIB,
         "remarks": found.remarks,
     }
 
 
-def _layer(call: Call) -> Layer:
+def _in_mb(peak: Peak) -> dict[str, float]:
+    return {name: nbytes / _MIB for name, nbytes in asdict(peak).items()}
+
+
+def _layer(call: Call, kept_is_known: bool) -> Layer:
     return {
         "name": call.name,
         "type": call.type,
+        "depth": call.depth,
+        "input_shape": _one_or_all(call.input_shapes),
         "output_shape": call.shapes[0] if call.is_single else call.shapes,
         "params": count(call.parameters),
         "trainable": any(each.requires_grad for each in call.parameters),
         "flops": call.flops,
+        "kernel": kernel_of(call.module),
+        "activation_mb": call.kept_bytes / _MIB if kept_is_known else None,
     }
+
+
+def _one_or_all(shapes: list[Shape]) -> list[Any]:
+    return shapes[0] if len(shapes) == 1 else shapes
 
 
 def _totals(figures: Mapping[str, Any], batch_size: int, optimizer: str | None, amp: Amp) -> dict[str, str]:
     """The lines under the table."""
     total, trained = figures["total_params"], figures["trainable_params"]
     images = "one image" if abs(batch_size) == 1 else f"{batch_size} images"
-    peak = figures["peak_training_mb"]
+    peak, inference = figures["peak_training_mb"], figures["peak_inference_mb"]
     step = f"{optimizer or 'no optimizer'}, {'float32' if amp == 'off' else amp}, {images}"
     return {
         "Parameters": f"{total:,} ({trained:,} trained, {total - trained:,} frozen)",
@@ -266,7 +273,13 @@ def _totals(figures: Mapping[str, Any], batch_size: int, optimizer: str | None, 
         "Parameters' size": f"{figures['params_mb']:,.2f} MiB",
         "Sum of the three": f"{figures['total_mb']:,.2f} MiB",
         "Training peak": "not known" if peak is None else f"{peak:,.1f} MiB ({step})",
+        "of which": _parts(figures["peak_training"]),
+        "Inference peak": "not known" if inference is None else f"{inference:,.1f} MiB ({images})",
     }
+
+
+def _parts(peak: Mapping[str, float] | None) -> str:
+    return "not known" if peak is None else ", ".join(f"{name} {mb:,.1f}" for name, mb in peak.items())
 
 
 def _flops(number: float) -> str:

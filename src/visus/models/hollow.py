@@ -11,10 +11,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.utils._pytree import tree_leaves
 
 from visus.errors import VisusError
@@ -57,10 +59,30 @@ def hollow_copy(model: nn.Module) -> nn.Module:
         for leaf in tree_leaves(vars(module))
         if isinstance(leaf, Tensor)
     }
-    return copy.deepcopy(model, {key: _fake(tensor) for key, tensor in tensors.items()})
+    hollow = copy.deepcopy(model, {key: _fake(tensor) for key, tensor in tensors.items()})
+    for module in hollow.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None and is_lazy(tensor):
+                    vars(tensor)["materialize"] = partial(_materialize, held, name)
+    return hollow
+
+
+def _materialize(held: dict[str, Any], name: str, shape: Any, device: Any = None, dtype: Any = None) -> None:
+    """In place of a lazy tensor's own method, which would put fake data into a tensor that is not fake."""
+    lazy = held[name]
+    values = torch.empty(shape, device=device or lazy.device, dtype=dtype or lazy.dtype)
+    is_parameter = isinstance(lazy, UninitializedParameter)
+    held[name] = nn.Parameter(values, lazy.requires_grad) if is_parameter else values
 
 
 def _fake(tensor: Tensor) -> Tensor:
+    if is_lazy(tensor):
+        from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+        with unset_fake_temporarily():
+            lazy: Any = type(tensor)
+            return lazy(tensor.requires_grad, tensor.device, tensor.dtype)  # type: ignore[no-any-return]
     device = "cpu" if tensor.is_meta else tensor.device
     fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
     return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake

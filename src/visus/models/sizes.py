@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 
@@ -17,13 +18,15 @@ def working_sizes(name: str, near: int, *, in_channels: int = 3) -> list[int]:
 
     Only multiples of 32, 28 and 16 are tried, and the size that the model is made for; where none works, none is returned.
     """
+    return nearest_sizes(lambda size: _takes(name, size, in_channels), near, _made_for(name))
+
+
+def nearest_sizes(takes: Callable[[int], bool], near: int, made_for: int) -> list[int]:
+    """The same for whatever `takes` says of a size."""
     tried = {step * count for step in _STEPS for count in (near // step - 1, near // step, near // step + 1)}
-    made_for = _made_for(name)
     below = sorted((size for size in tried | {made_for} if 0 < size < near), reverse=True)
     above = sorted(size for size in tried | {made_for} if size > near)
-    found = (
-        next((size for size in side if _takes(name, size, in_channels)), None) for side in (below, above)
-    )
+    found = (next((size for size in side if takes(size)), None) for side in (below, above))
     return [size for size in found if size]
 
 

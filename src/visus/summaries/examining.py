@@ -13,11 +13,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from visus.errors import UsageError
 from visus.inference import eval_mode
 from visus.models.hollow import fake_mode, hollow_copy
-from visus.summaries.memory import Inputs, model_device, predict_peak
+from visus.summaries.memory import Inputs, Peak, model_device, predict_inference, predict_peak
 from visus.summaries.tracing import Trace, are_alike, extrapolate, first_line, trace
 
 Amp = Literal["off", "bf16", "fp16"]
@@ -33,8 +34,11 @@ class Findings:
     """A pass as it was made: of two images where one was asked for."""
     trace: Trace
     """The pass of the batch that was asked for."""
-    peak_bytes: int | None
+    peak: Peak | None
     """Of a training step."""
+    inference_bytes: int | None
+    """The peak of a pass without gradients."""
+    parameters: list[nn.Parameter]
     remarks: list[str]
 
 
@@ -44,13 +48,17 @@ def all_sizes(sizes: Sizes) -> list[tuple[int, ...]]:
     return [*arguments, *keywords.values()]
 
 
-def runnable_copy(model: nn.Module) -> nn.Module:
-    """A hollow copy, made under a `fake_mode`, that runs in one piece."""
+def runnable_copy(model: nn.Module, sizes: Sizes) -> nn.Module:
+    """A hollow copy, made under a `fake_mode`, that runs in one piece; its lazy layers have met inputs of these sizes."""
     hollow = hollow_copy(model)
     for module in hollow.modules():
         if isinstance(module, nn.DataParallel):
             # Otherwise each of its replicas would be counted.
             module.device_ids = []
+    if any(nn.parameter.is_lazy(each) for each in hollow.parameters()):
+        arguments, keywords = input_maker(hollow, sizes)(2)
+        with torch.no_grad():
+            hollow(*arguments, **keywords)
     return hollow
 
 
@@ -73,6 +81,17 @@ def input_dtype(model: nn.Module) -> torch.dtype:
     return next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
 
 
+def can_run(model: nn.Module, size: tuple[int, ...]) -> bool:
+    """Whether a hollow copy of `model` takes inputs of this size."""
+    sizes: Sizes = [size], {}
+    with fake_mode(), suppress(Exception), torch.no_grad():
+        hollow = runnable_copy(model, sizes).eval()
+        arguments, _ = input_maker(hollow, sizes)(2)
+        hollow(*arguments)
+        return True
+    return False
+
+
 def examine(model: nn.Module, sizes: Sizes, batch_size: int, optimizer: str | None, amp: Amp) -> Findings:
     """Run a hollow copy of `model`; or where that fails the model itself, unless it is an outline on the meta device.
 
@@ -81,15 +100,22 @@ def examine(model: nn.Module, sizes: Sizes, batch_size: int, optimizer: str | No
     is_outline = any(each.is_meta for each in model.parameters())
     try:
         with fake_mode():
-            hollow = runnable_copy(model)
+            hollow = runnable_copy(model, sizes)
             make = input_maker(hollow, sizes)
             run, scaled, remarks = _passes(lambda n: trace(hollow, make(n), amp=amp), batch_size)
             peak, more = _predicted(hollow, make, abs(batch_size), optimizer, amp)
+            inference = predict_inference(hollow.eval(), make, abs(batch_size), amp=amp)
             remarks = [*_unused_remark(hollow, run), *remarks, *more]
-            return Findings(run, scaled, peak, remarks)
+            return Findings(run, scaled, peak, inference, list(hollow.parameters()), remarks)
     except Exception as error:
         if is_outline:
             raise
+        if any(map(is_lazy, model.parameters())):
+            # Running it would not leave it as it was found.
+            raise UsageError(
+                f"expected a model that can be run without numbers, or without lazy layers: {first_line(error)}; "
+                "run a batch through it first"
+            ) from error
         reason = first_line(error.__cause__ or error)
     return _examine_with_numbers(model, sizes, batch_size, amp, reason)
 
@@ -104,7 +130,8 @@ def _examine_with_numbers(model: nn.Module, sizes: Sizes, batch_size: int, amp: 
         f"this model cannot be run without numbers ({reason}): two random images, and one, were sent through it in eval mode, "
         "and the peak of a training step is not known"
     )
-    return Findings(run, scaled, None, [remark, *_unused_remark(model, run), *remarks])
+    remarks = [remark, *_unused_remark(model, run), *_packed_remark(model), *remarks]
+    return Findings(run, scaled, None, None, list(model.parameters()), remarks)
 
 
 def _passes(run: Callable[[int], Trace], batch_size: int) -> tuple[Trace, Trace, list[str]]:
@@ -130,7 +157,7 @@ def _scaled(run: Callable[[int], Trace], batch_size: int) -> tuple[Trace, Trace,
 
 def _predicted(
     hollow: nn.Module, make: Callable[[int], Inputs], images: int, optimizer: str | None, amp: Amp
-) -> tuple[int | None, list[str]]:
+) -> tuple[Peak | None, list[str]]:
     if not hollow.training:
         hollow.train()
     try:
@@ -148,6 +175,19 @@ def _unused_remark(model: nn.Module, run: Trace) -> list[str]:
     shown = ", ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
     number = sum(sizes[name] for name in run.unused)
     return [f"{number:,} parameters are in the totals and were not used: {shown}"]
+
+
+def _packed_remark(model: nn.Module) -> list[str]:
+    """torch's quantised layers return their weight and bias from methods, and have no parameters."""
+    packed = [
+        held()
+        for module in model.modules()
+        if "quantized" in type(module).__module__
+        for held in (getattr(module, "weight", None), getattr(module, "bias", None))
+        if callable(held)
+    ]
+    number = sum(each.numel() for each in packed if isinstance(each, torch.Tensor))
+    return [f"{number:,} numbers in quantised layers are no parameters, and not in the totals"] * bool(number)
 
 
 def _largest_part(name: str, used: Collection[str]) -> str:

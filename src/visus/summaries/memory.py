@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any
 
@@ -24,6 +25,27 @@ Inputs = tuple[list[Tensor], dict[str, Tensor]]
 """What a model is called with: arguments and keyword arguments."""
 
 
+@dataclass(frozen=True)
+class Peak:
+    """The bytes of the tensors alive at the highest moment of a training step, by what they are."""
+
+    parameters: int
+    """And buffers."""
+    inputs: int
+    gradients: int
+    """Of parameters, those that are there at that moment."""
+    optimizer: int
+    activations: int
+    """What the forward pass leaves for the backward pass, and the output."""
+    temporary: int
+    """All else: what one operation makes for the next."""
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return sum(getattr(self, each.name) for each in fields(self))
+
+
 def predict_peak(
     model: nn.Module,
     make_inputs: Callable[[int], Inputs],
@@ -31,8 +53,8 @@ def predict_peak(
     *,
     optimizer: str | None = None,
     amp: str = "off",
-) -> int:
-    """The most bytes of tensors alive at any moment of a training step of the hollow `model` on `batch_size` images.
+) -> Peak:
+    """The most that tensors take at any moment of a training step of the hollow `model` on `batch_size` images.
 
     Under its `fake_mode`. A step is forward (under `amp`), cross-entropy, backward and update. Parameters, buffers, inputs,
     gradients and the state that `optimizer` (as in `make_optimizer`) keeps between steps count; work space inside an operation
@@ -45,7 +67,21 @@ def predict_peak(
         if batch_size != 1:
             raise
         two, three = (_step_peak(model, make_inputs(n), optimizer, amp) for n in (2, 3))
-        return 2 * two - three
+        return Peak(
+            **{each.name: 2 * getattr(two, each.name) - getattr(three, each.name) for each in fields(Peak)}
+        )
+
+
+def predict_inference(
+    model: nn.Module, make_inputs: Callable[[int], Inputs], batch_size: int, *, amp: str = "off"
+) -> int:
+    """The most bytes of tensors alive at any moment of a pass without gradients; the hollow `model` should be in eval mode."""
+    arguments, keywords = make_inputs(batch_size)
+    counter = LiveBytes()
+    counter.hold([*model.parameters(), *model.buffers(), *arguments, *keywords.values()])
+    with counter, torch.no_grad(), autocast(amp, model_device(model)):
+        model(*arguments, **keywords)
+    return counter.peak
 
 
 def largest_fitting(peak: Callable[[int], int], memory_bytes: int, most: int) -> int:
@@ -84,8 +120,56 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [tensor for each in value for tensor in tensors_in(each)]
 
 
+@dataclass(slots=True)
+class Entry:
+    """A storage in a `Ledger`; times are counts of comings and goings."""
+
+    nbytes: int
+    owner: object
+    born: int
+    died: float = math.inf
+
+
+class Ledger:
+    """Storages that come and go; each is counted once, whatever views it has."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.peak = 0
+        self.time = 0
+        self.peak_time = 0
+        self.entries: list[Entry] = []
+        self._alive: dict[int, tuple[weakref.ref[Any], Entry]] = {}
+
+    def hold(self, tensors: Iterable[Tensor], owner: object = None) -> None:
+        """Count these, until they are freed; one that is counted already keeps its owner."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if id(storage) not in self._alive:
+                self._add(storage, id(storage), Entry(storage.nbytes(), owner, self.time))
+
+    def assign(self, tensors: Iterable[Tensor], owner: object) -> None:
+        """Give these, which are counted, to another owner."""
+        for tensor in tensors:
+            self._alive[id(tensor.untyped_storage())][1].owner = owner
+
+    def _add(self, storage: torch.UntypedStorage, key: int, entry: Entry) -> None:
+        def forget(_: object) -> None:
+            self.time += 1
+            entry.died = self.time
+            self.now -= entry.nbytes
+            del self._alive[key]
+
+        self._alive[key] = weakref.ref(storage, forget), entry
+        self.entries.append(entry)
+        self.time += 1
+        self.now += entry.nbytes
+        if self.now > self.peak:
+            self.peak, self.peak_time = self.now, self.time
+
+
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the storages that come and go while it is active; each is counted once, whatever views it has.
+    """A ledger of whatever operations make while it is active.
 
     `torch.distributed._tools.mem_tracker.MemTracker` finds the same peaks, but takes a snapshot of every module at every operation:
     48 s where this takes 9 (densenet201).
@@ -93,25 +177,18 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = 0
-        self.peak = 0
-        self._alive: dict[int, weakref.ref[Any]] = {}
+        self.ledger = Ledger()
+        self.hold = self.ledger.hold
 
-    def hold(self, tensors: Iterable[Tensor]) -> None:
-        """Count these, until they are freed."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if id(storage) not in self._alive:
-                self._add(storage, id(storage), storage.nbytes())
+    @property
+    def now(self) -> int:
+        """Bytes."""
+        return self.ledger.now
 
-    def _add(self, storage: torch.UntypedStorage, key: int, size: int) -> None:
-        def forget(_: object) -> None:
-            self.now -= size
-            del self._alive[key]
-
-        self._alive[key] = weakref.ref(storage, forget)
-        self.now += size
-        self.peak = max(self.peak, self.now)
+    @property
+    def peak(self) -> int:
+        """Bytes."""
+        return self.ledger.peak
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is DEVICE_OF:
@@ -121,21 +198,36 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _step_peak(model: nn.Module, inputs: Inputs, optimizer: str | None, amp: str) -> int:
+def _step_peak(model: nn.Module, inputs: Inputs, optimizer: str | None, amp: str) -> Peak:
     arguments, keywords = inputs
     state_bytes = _state_bytes(model, optimizer) if optimizer else 0
     counter = LiveBytes()
-    counter.hold([*model.parameters(), *model.buffers(), *arguments, *keywords.values()])
+    counter.hold([*model.parameters(), *model.buffers()], "parameters")
+    counter.hold([*arguments, *keywords.values()], "inputs")
     try:
         with counter:
             with autocast(amp, model_device(model)):
                 output = model(*arguments, **keywords)
             loss = _loss(output)
+            turn = counter.ledger.time
             if loss is not None:
                 torch.autograd.backward(loss)
+        gradients = [each.grad for each in model.parameters() if each.grad is not None]
+        counter.hold(gradients)
+        counter.ledger.assign(gradients, "gradients")
     finally:
         model.zero_grad()
-    return state_bytes + counter.peak
+    return _split(counter.ledger, turn, state_bytes)
+
+
+def _split(ledger: Ledger, turn: int, state_bytes: int) -> Peak:
+    """The peak in `ledger` by owners; what has none is an activation if it was there at `turn`, between forward and backward."""
+    parts: Counter[str] = Counter(optimizer=state_bytes)
+    for entry in ledger.entries:
+        if entry.born < ledger.peak_time < entry.died:
+            is_kept = entry.born < turn < entry.died
+            parts[str(entry.owner or ("activations" if is_kept else "temporary"))] += entry.nbytes
+    return Peak(**{each.name: parts[each.name] for each in fields(Peak)})
 
 
 def _state_bytes(model: nn.Module, optimizer: str) -> int:

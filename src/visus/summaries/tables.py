@@ -1,111 +1,59 @@
-"""The two looks of a model summary."""
+"""The rows of a model summary as text, Markdown and HTML."""
 
 from __future__ import annotations
 
+import html
 import io
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from torch import nn
+from visus.summaries.rows import Figures, Row, flat
 
-from visus.summaries.tracing import Call, count
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _WIDTH = 100
-_RULE = "-" * 64
-_DOUBLE_RULE = "=" * 64
-_ROW = "{:>20}  {:>25} {:>15}"
-_MIB = 1024**2.0
+_MIB = 2**20
 
-
-def has_row(call: Call) -> bool:
-    """Containers and the model itself are worth a row only where they hold parameters."""
-    is_shell = not call.name or isinstance(call.module, nn.Sequential | nn.ModuleList)
-    return bool(call.parameters) or not is_shell
-
-
-def classic_table(
-    rows: Sequence[Call],
-    sizes: Sequence[Sequence[int]],
-    batch_size: int,
-    total_params: int,
-    trainable_params: int,
-) -> str:
-    """The table of torchsummary (Shubham Chandel, 2018), as the notes print it, with its estimates of memory.
-
-    Rows are those of a pass of two images where `batch_size` is -1. Every number is taken for four bytes, as there.
-    """
-    shapes = [_classic_shape(call, batch_size) for call in rows]
-    trained = _classic_trainable(rows, total_params, trainable_params)
-    input_mb = abs(_product(sizes) * batch_size * 4.0 / _MIB)
-    output_mb = abs(2.0 * sum(map(_product, shapes)) * 4.0 / _MIB)
-    params_mb = total_params * 4.0 / _MIB
-    named = zip(rows, shapes, strict=True)
-    lines = [
-        _RULE,
-        _ROW.format("Layer (type)", "Output Shape", "Param #"),
-        _DOUBLE_RULE,
-        *(
-            _ROW.format(f"{call.type}-{index}", str(shape), f"{count(call.parameters):,}")
-            for index, (call, shape) in enumerate(named, 1)
-        ),
-        _DOUBLE_RULE,
-        f"Total params: {total_params:,}",
-        f"Trainable params: {trained:,}",
-        f"Non-trainable params: {total_params - trained:,}",
-        _RULE,
-        f"Input size (MB): {input_mb:0.2f}",
-        f"Forward/backward pass size (MB): {output_mb:0.2f}",
-        f"Params size (MB): {params_mb:0.2f}",
-        f"Estimated Total Size (MB): {params_mb + output_mb + input_mb:0.2f}",
-        _RULE,
-    ]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _classic_shape(call: Call, batch_size: int) -> list[Any]:
-    if call.is_single:
-        return [batch_size, *call.shapes[0][1:]] if call.shapes[0] else []
-    return [[-1, *shape[1:]] for shape in call.shapes]
-
-
-def _classic_trainable(rows: Sequence[Call], total_params: int, trainable_params: int) -> int:
-    """A layer is trained if its weight is, and its bias goes with it: wrong where only one is frozen, but the original's way."""
-    held = [dict(call.module.named_parameters(recurse=False)) for call in rows]
-    if (
-        sum(p.numel() for each in held for name, p in each.items() if name in ("weight", "bias"))
-        != total_params
-    ):
-        return trainable_params
-    trained = (each["weight"].requires_grad if "weight" in each else False for each in held)
-    return sum(count(call.parameters) for call, yes in zip(rows, trained, strict=True) if yes)
-
-
-def _product(shape: Sequence[Any]) -> float:
-    """Of everything in `shape`, as the original has it also for several inputs or outputs; their sum where it could not."""
-    try:
-        return float(np.prod(shape))
-    except ValueError:
-        return float(sum(math.prod(each) for each in shape))
+Column = Literal["type", "depth", "input", "output", "kernel", "params", "trained", "flops", "activations"]
+DEFAULT_COLUMNS: tuple[Column, ...] = ("type", "output", "params", "trained", "flops", "activations")
+_LEFT = ("type", "input", "output", "kernel")
+_COLUMNS: dict[str, tuple[str, Callable[[Row, Figures], str]]] = {
+    "type": ("Type", lambda row, _: row.type),
+    "depth": ("Depth", lambda row, _: str(row.depth)),
+    "input": ("Input shape", lambda row, _: _shapes_text(row.input_shapes)),
+    "output": ("Output shape", lambda row, _: _shapes_text(row.shapes)),
+    "kernel": ("Kernel", lambda row, _: " x ".join(map(str, row.kernel or ()))),
+    "params": ("Parameters", lambda _, figures: f"{figures.params:,}" if figures.params else ""),
+    "trained": ("Trained", lambda _, figures: _trained(figures)),
+    "flops": ("MFLOPs", lambda _, figures: _number(figures.flops / 1e6)),
+    "activations": ("Kept MiB", lambda _, figures: _number(figures.kept_bytes / _MIB)),
+}
+_STYLE = """
+.layers { font: 14px/1.5 ui-monospace, monospace; color-scheme: light dark; padding: 1em; overflow-x: auto;
+  color: light-dark(#1c1e21, #e4e6e9); background: light-dark(#fff, #16181b) }
+.layers details > :not(summary) { margin-left: 1.2em }
+.layers summary, .layers .leaf { white-space: nowrap }
+.layers summary { cursor: pointer }
+.layers .leaf { padding-left: 1.1em }
+.layers i { font-style: normal; color: light-dark(#5b626b, #9aa3ad) }
+"""
 
 
 def rich_table(
-    rows: Sequence[Call], totals: Mapping[str, str], remarks: Sequence[str], *, width: int = _WIDTH
+    rows: Sequence[Row],
+    totals: Mapping[str, str],
+    remarks: Sequence[str],
+    columns: Sequence[str] | None = None,
 ) -> str:
-    """Layers as a tree, in the order in which they begin, then `totals` and `remarks`; plain text."""
+    """Layers as a tree, then `totals` and `remarks`; plain text, 100 characters wide, or as wide as chosen columns need."""
     from rich import box
     from rich.console import Console, Group
     from rich.padding import Padding
     from rich.table import Table
 
     layers = Table(box=box.SIMPLE_HEAD, show_edge=False, expand=True, pad_edge=False, collapse_padding=True)
-    for title in ("Layer", "Type", "Output shape"):
-        layers.add_column(title, overflow="fold")
-    for title in ("Parameters", "Trained", "MFLOPs"):
-        layers.add_column(title, justify="right", no_wrap=True)
-    for row in _tree(rows):
-        layers.add_row(*row)
+    _fill(layers, rows, columns or DEFAULT_COLUMNS)
     figures = Table(box=None, show_header=False, pad_edge=False)
     figures.add_column(no_wrap=True)
     figures.add_column(overflow="fold")
@@ -114,38 +62,116 @@ def rich_table(
     notes = [Padding(f"Note: {each}", (1, 0, 0, 0)) for each in remarks]
     text = io.StringIO()
     # Brackets in shapes are no markup, and numbers need no colour.
-    Console(file=text, width=width, color_system=None, force_terminal=False, markup=False, emoji=False).print(
-        Group(layers, "", figures, *notes), highlight=False
+    console = Console(
+        file=text, width=9999, color_system=None, force_terminal=False, markup=False, emoji=False
     )
+    console.width = max(_WIDTH, console.measure(layers).maximum if columns else 0)
+    console.print(Group(layers, "", figures, *notes), highlight=False)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
-def _tree(rows: Sequence[Call]) -> list[tuple[str, ...]]:
-    """Cells of each row; a call made inside another is indented under it, and named from there."""
-    ends = {id(call): place for place, call in enumerate(rows)}
-    above: list[Call] = []
-    table: list[tuple[str, ...]] = []
-    for call in sorted(rows, key=lambda each: each.began):
-        while above and ends[id(above[-1])] < ends[id(call)]:
-            above.pop()
-        prefix = f"{above[-1].name}." if above and above[-1].name else ""
-        name = (call.name or "(model)").removeprefix(prefix)
-        table.append((f"{'  ' * len(above)}{name}", call.type, _shapes_text(call), *_numbers(call)))
-        above.append(call)
-    return table
+def _fill(layers: Table, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    layers.add_column("Layer", overflow="fold")
+    for name in columns:
+        is_left = name in _LEFT
+        layers.add_column(
+            _COLUMNS[name][0], justify="left" if is_left else "right", overflow="fold", no_wrap=not is_left
+        )
+    for level, row in flat(rows):
+        layers.add_row("  " * level + _name(row), *(_COLUMNS[each][1](row, row.own) for each in columns))
 
 
-def _numbers(call: Call) -> tuple[str, str, str]:
-    trained = {each.requires_grad for each in call.parameters}
-    word = {(): "", (True,): "yes", (False,): "no"}.get(tuple(trained), "partly")
-    params = f"{count(call.parameters):,}" if call.parameters else ""
-    return params, word, _millions(call.flops)
+def markdown_table(
+    rows: Sequence[Row],
+    totals: Mapping[str, str],
+    remarks: Sequence[str],
+    columns: Sequence[str] | None = None,
+) -> str:
+    """The same as a table in GitHub's Markdown, layers indented by no-break spaces."""
+    columns = columns or DEFAULT_COLUMNS
+    lines = [
+        _markdown_row(["Layer", *(_COLUMNS[each][0] for each in columns)]),
+        _markdown_row(["---", *("---" if each in _LEFT else "---:" for each in columns)]),
+    ]
+    for level, row in flat(rows):
+        cells = [_COLUMNS[each][1](row, row.own) for each in columns]
+        lines.append(_markdown_row(["&nbsp;&nbsp;" * level + _escaped(_name(row)), *map(_escaped, cells)]))
+    lines += ["", *(f"- {name}: {_escaped(value)}" for name, value in totals.items())]
+    lines += [f"- Note: {_escaped(each)}" for each in remarks]
+    return "\n".join(lines) + "\n"
 
 
-def _shapes_text(call: Call) -> str:
-    texts = [str(shape) for shape in call.shapes]
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _escaped(text: str) -> str:
+    """So that no character of a layer's name means something in Markdown."""
+    for each in "\\`*_<>|":
+        text = text.replace(each, f"\\{each}")
+    return text
+
+
+def html_tree(
+    title: str,
+    rows: Sequence[Row],
+    totals: Mapping[str, str],
+    remarks: Sequence[str],
+    columns: Sequence[str] | None = None,
+) -> str:
+    """A piece of a page that needs nothing else: nested `<details>`, whose figures are those of all that is inside."""
+    columns = columns or DEFAULT_COLUMNS
+    whole = sum((row.all() * row.times for row in rows), Figures())
+    figures = (
+        [
+            f"{_COLUMNS[each][0]} {text}"
+            for each in columns
+            if each not in _LEFT and (text := _cell(each, rows[0], whole))
+        ]
+        if rows
+        else []
+    )
+    inside = "".join(_html_row(row, columns) for row in rows)
+    facts = "".join(
+        f"<div><i>{html.escape(name)}</i> {html.escape(text)}</div>" for name, text in totals.items()
+    )
+    notes = "".join(f"<div>Note: {html.escape(each)}</div>" for each in remarks)
+    head = f"<b>{html.escape(title)}</b> <i>{html.escape(', '.join(figures))}</i>"
+    layers = f"<details open><summary>{head}</summary>\n{inside}</details>"
+    return f'<div class="layers"><style>{_STYLE}</style>\n{layers}\n{facts}{notes}</div>\n'
+
+
+def _html_row(row: Row, columns: Sequence[str]) -> str:
+    figures = row.all()
+    cells = [(each, text) for each in columns if (text := _cell(each, row, figures))]
+    words = ", ".join(
+        text if each in ("type", "output", "kernel") else f"{_COLUMNS[each][0]} {text}"
+        for each, text in cells
+    )
+    line = f"<b>{html.escape(_name(row))}</b> <i>{html.escape(words)}</i>"
+    if not row.rows:
+        return f'<div class="leaf">{line}</div>\n'
+    return f"<details><summary>{line}</summary>\n{''.join(_html_row(each, columns) for each in row.rows)}</details>\n"
+
+
+def _cell(column: str, row: Row, figures: Figures) -> str:
+    return _COLUMNS[column][1](row, figures)
+
+
+def _name(row: Row) -> str:
+    return (row.name or "(model)") + (f" (x {row.times})" if row.times > 1 else "")
+
+
+def _trained(figures: Figures) -> str:
+    if not figures.params:
+        return ""
+    return "no" if not figures.trained else "yes" if figures.trained == figures.params else "partly"
+
+
+def _shapes_text(shapes: Sequence[Sequence[int]]) -> str:
+    texts = [str(shape) for shape in shapes]
     return texts[0] if len(texts) == 1 else f"{len(texts)} tensors: {', '.join(texts)}" if texts else "none"
 
 
-def _millions(flops: int) -> str:
-    return "" if not flops else f"{flops / 1e6:,.2f}" if flops >= 5000 else "< 0.01"
+def _number(value: float) -> str:
+    return "" if not value else f"{value:,.2f}" if value >= 0.005 else "< 0.01"

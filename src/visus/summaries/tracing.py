@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from visus.amp import autocast
 from visus.errors import UsageError
-from visus.summaries.memory import DEVICE_OF, Inputs, model_device, tensors_in
+from visus.summaries.memory import DEVICE_OF, Inputs, Ledger, model_device, tensors_in
 
 Shape = list[int]
 
@@ -27,6 +28,8 @@ class Call:
     module: nn.Module
     began: int
     """Its place in the order in which calls begin; a list of calls is in the order in which they end."""
+    depth: int
+    """How many calls it is inside of."""
     input_shapes: list[Shape]
     flops: int = 0
     """Without those of calls inside this one. A multiply-add is two."""
@@ -35,6 +38,8 @@ class Call:
     is_single: bool = True
     """Whether the output is a tensor, and not a collection of some."""
     output_bytes: int = 0
+    kept_bytes: int = 0
+    """What its operations, without those of calls inside this one, leave in memory for the backward pass."""
     parameters: list[nn.Parameter] = field(default_factory=list)
     """Those held by this module, or used by it while the module that holds them is never called; each is in one call only."""
 
@@ -54,15 +59,21 @@ def trace(model: nn.Module, inputs: Inputs, *, amp: str = "off") -> Trace:
     with _watched(model) as watch:
         try:
             with watch, autocast(amp, model_device(model)):
-                model(*arguments, **keywords)
+                output = model(*arguments, **keywords)
         except Exception as error:
             raise _refusal(watch.stack, error) from error
+        # Only now, while the output holds what the backward pass would need.
+        watch.charge_kept()
+        del output
     return watch.settled()
 
 
 def are_alike(first: Trace, second: Trace) -> bool:
     """Whether the same modules ran in the same order, and their outputs have as many dimensions."""
-    calls = [[(call.name, *map(len, call.shapes)) for call in each.calls] for each in (first, second)]
+    calls = [
+        [(call.name, [*map(len, call.input_shapes)], [*map(len, call.shapes)]) for call in each.calls]
+        for each in (first, second)
+    ]
     return calls[0] == calls[1]
 
 
@@ -79,13 +90,19 @@ def extrapolate(two: Trace, other: Trace, other_images: Literal[1, 3], batch_siz
     def dimension(second: int, another: int) -> int:
         return -1 if batch_size == -1 and second != another else at(second, another)
 
-    calls = []
-    for a, b in zip(two.calls, other.calls, strict=True):
-        pairs = zip(a.shapes, b.shapes, strict=True)
-        shapes = [[dimension(*sizes) for sizes in zip(*pair, strict=True)] for pair in pairs]
-        output_bytes, flops = at(a.output_bytes, b.output_bytes), at(a.flops, b.flops)
-        calls.append(replace(a, shapes=shapes, output_bytes=output_bytes, flops=flops))
-    return Trace(calls, two.unused)
+    def shapes(second: list[Shape], another: list[Shape]) -> list[Shape]:
+        pairs = zip(second, another, strict=True)
+        return [[dimension(*sizes) for sizes in zip(*pair, strict=True)] for pair in pairs]
+
+    def of_batch(a: Call, b: Call) -> Call:
+        figures: dict[str, Any] = {
+            name: at(getattr(a, name), getattr(b, name)) for name in ("output_bytes", "kept_bytes", "flops")
+        }
+        inputs = shapes(a.input_shapes, b.input_shapes)
+        return replace(a, input_shapes=inputs, shapes=shapes(a.shapes, b.shapes), **figures)
+
+    pairs_of_calls = zip(two.calls, other.calls, strict=True)
+    return Trace([of_batch(*pair) for pair in pairs_of_calls], two.unused)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own have no types
@@ -105,13 +122,16 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self._held = dict(model.named_parameters())
         self._users: dict[str, Call] = {}
         self._began = 0
+        self._ledger = Ledger()
+        # What is there before is no activation.
+        self._ledger.hold([*model.parameters(), *model.buffers()])
         self._flop_formulas: dict[Any, Callable[..., int]] = flop_registry
 
     def enter(self, module: nn.Module, arguments: Any, keywords: Any) -> None:
         """The hook before a forward."""
         shapes = [list(each.shape) for each in tensors_in([arguments, keywords])]
         name = self._names[module]
-        call = Call(name, type(module).__name__, module, self._began, shapes)
+        call = Call(name, type(module).__name__, module, self._began, len(self.stack), shapes)
         self.stack.append(call)
         self._began += 1
 
@@ -125,6 +145,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         call.shapes = [list(each.shape) for each in outputs]
         call.output_bytes = sum(each.numel() * each.element_size() for each in outputs)
         self.calls.append(call)
+
+    def charge_kept(self) -> None:
+        """Charge every storage that is there to the call that made it."""
+        for entry in self._ledger.entries:
+            if isinstance(entry.owner, Call) and entry.died == math.inf:
+                entry.owner.kept_bytes += entry.nbytes
 
     def settled(self) -> Trace:
         """All that was seen, every parameter given to one call."""
@@ -145,6 +171,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
                 name = self._names_of_parameters.get(id(tensor))
                 if name is not None:
                     self._users.setdefault(name, self.stack[-1])
+            self._ledger.hold(tensors_in(result), self.stack[-1])
             formula = self._flop_formulas.get(getattr(func, "_overloadpacket", None))
             if formula:
                 self.stack[-1].flops += formula(*args, **(kwargs or {}), out_val=result)

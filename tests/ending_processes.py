@@ -164,7 +164,13 @@ def save_slowly():
 @case("RESUME", rank=1)
 def another_checkpoint_in_one():
     load = visus.training.load_checkpoint
-    visus.training.load_checkpoint = lambda path: load(str(path).replace("last", "previous"))
+
+    def other(path):
+        checkpoint = load(path)
+        checkpoint.document["checksum"] = "0" * 64
+        return checkpoint
+
+    visus.training.load_checkpoint = other
 
 
 def begin(rank, port, folder, arguments, act):

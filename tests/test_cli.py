@@ -468,3 +468,15 @@ def test_a_run_that_is_to_have_no_report_has_none(tmp_path):
     assert "Report" not in done.stderr
     # The tracker that was asked for has its events all the same.
     assert len(list((run / "tensorboard").glob("events.out.tfevents.*"))) == 1
+
+
+def test_an_interrupt_is_said(monkeypatch, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("visus.devices.describe_devices", interrupt)
+    monkeypatch.setattr(sys, "argv", ["visus", "devices"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "visus: interrupted\n"

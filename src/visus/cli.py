@@ -19,10 +19,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
-from visus.errors import UsageError, VisusError
+from visus.errors import Interrupted, UsageError, VisusError
+
+
+class _Commands(TyperGroup):
+    """Typer ends of an interrupt without a word; ours is said like any other end."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            ending = Interrupted("interrupted", 130)
+            ending.said = getattr(error, "said", None)
+            raise ending from error
+
 
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -26,6 +26,7 @@ _HOME = {
     "embed": "visus.features",
     "evaluate": "visus.evaluation",
     "evaluate_checkpoint": "visus.testing",
+    "explain": "visus.explaining",
     "find_lr": "visus.autotuning",
     "fit": "visus.loop",
     "format_duration": "visus.ops.stopwatch",

@@ -14,6 +14,7 @@ from visus.data.sources import open_source as open_source
 from visus.devices import select_device as select_device
 from visus.evaluation import evaluate as evaluate
 from visus.evaluation import predict_labels as predict_labels
+from visus.explaining import explain as explain
 from visus.features import embed as embed
 from visus.loop import fit as fit
 from visus.model_summary import largest_batch as largest_batch

@@ -412,17 +412,23 @@ def predict(
     files: Annotated[list[str], typer.Argument(help="Images, or folders of images.")],
     topk: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
     csv: Annotated[Path | None, typer.Option(help="Write a table here: .csv or .parquet.")] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(help="Write a picture of each image here that shows what spoke for its class."),
+    ] = None,
     device: DeviceOption = "auto",
     tta: TtaFlag = False,
     as_json: JsonFlag = False,
 ) -> int:
     """Say what is on FILES."""
     from visus.checkpoint import find_checkpoint, load_checkpoint
+    from visus.overlays import write_overlays
     from visus.prediction import list_files, predict_files, write_predictions
 
     loaded = load_checkpoint(find_checkpoint(checkpoint))
+    named = list_files(files)
     found = []
-    for each in predict_files(loaded, list_files(files), topk=topk, device=device, tta=tta):
+    for each in predict_files(loaded, named, topk=topk, device=device, tta=tta):
         found.append(each)
         if each.error is not None:
             _tell([f"{each.path}: {each.error}"])
@@ -430,6 +436,8 @@ def predict(
             typer.echo(str(each))
     if csv:
         write_predictions(found, csv)
+    if explain:
+        write_overlays(loaded, named, explain, device=device)
     if as_json:
         _print_json([each.to_json() for each in found])
     return 1 if any(each.error is not None for each in found) else 0

@@ -79,7 +79,7 @@ def predict_files(
     device = select_device(device)
     model = rebuild_model(checkpoint).to(device).to(memory_format=torch.channels_last)
     amp = amp_that_works(checkpoint.config.get("amp", "off"), device)
-    with closing(decode_all(_images(files, checkpoint.preprocessing))) as images:
+    with closing(decode_all(images_of(files, checkpoint.preprocessing))) as images:
         for first in range(0, len(files), _BATCH_SIZE):
             decoded = list(itertools.islice(images, _BATCH_SIZE))
             some = files[first : first + _BATCH_SIZE]
@@ -110,7 +110,7 @@ def _predict(
     amp: str,
     tta: bool,
 ) -> list[Prediction]:
-    batches = _batches(decoded, checkpoint.preprocessing)
+    batches = batches_of(decoded, checkpoint.preprocessing)
     found = {
         int(position): _top(probabilities, checkpoint.classes, topk)
         for logits, positions in predict_logits(model, batches, device=device, amp=amp, tta=tta)
@@ -124,7 +124,8 @@ def _predict(
     ]
 
 
-def _images(paths: Sequence[str], preprocessing: Preprocessing) -> FileImages:
+def images_of(paths: Sequence[str], preprocessing: Preprocessing) -> FileImages:
+    """The files at `paths` after the first stage of `preprocessing`, decoded when asked for."""
     return FileImages(
         Path(),
         paths,
@@ -134,7 +135,7 @@ def _images(paths: Sequence[str], preprocessing: Preprocessing) -> FileImages:
     )
 
 
-def _batches(
+def batches_of(
     decoded: Sequence[Pixels | UndecodableError], preprocessing: Preprocessing
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One batch of the images that could be decoded, and their positions; none where there are none."""

@@ -650,7 +650,7 @@ def test_a_folder_that_becomes_read_only_costs_nothing_that_was_there(tmp_path, 
     assert re.search(r"last\.safetensors: could not be written \(Read-only file system", log)
     assert "Epoch 4/4" in log
     assert (found["steps"]["last.safetensors"], found["steps"]["previous.safetensors"]) == (7, 6)
-    assert found["code"] == 1
+    assert found["code"] == 1, log
 
 
 @pytest.mark.slow

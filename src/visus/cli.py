@@ -422,7 +422,6 @@ def predict(
 ) -> int:
     """Say what is on FILES."""
     from visus.checkpoint import find_checkpoint, load_checkpoint
-    from visus.overlays import write_overlays
     from visus.prediction import list_files, predict_files, write_predictions
 
     loaded = load_checkpoint(find_checkpoint(checkpoint))
@@ -437,6 +436,8 @@ def predict(
     if csv:
         write_predictions(found, csv)
     if explain:
+        from visus.overlays import write_overlays
+
         write_overlays(loaded, named, explain, device=device)
     if as_json:
         _print_json([each.to_json() for each in found])

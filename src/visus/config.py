@@ -148,7 +148,8 @@ def make_config(**settings: Any) -> TrainConfig:
         return TrainConfig(**settings)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(each) for each in first["loc"])
+        # Where a setting may be of several types, which one was meant is a place of its own.
+        place = str(first["loc"][0]) if first["loc"] else ""
         message = first["msg"].removeprefix("Value error, ")
         if not place:
             raise UsageError(message) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -123,7 +124,8 @@ def _test(assembly: Assembly, recorder: RunRecorder) -> Scores:
         display.line(f"{table}: could not be written ({error})")
         scores = score_split(model, part, prepared.preprocessing, **options)
     for other in {run.path / "predictions.csv", run.path / "predictions.parquet"} - {table}:
-        other.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            other.unlink(missing_ok=True)
     found = Evaluation(part.name, scores, (), (), prepared.tested, temperature)
     recorder.attempt(run.evaluation, lambda: write_json(run.evaluation, found.to_json()))
     picture = run.path / "confusion.png"

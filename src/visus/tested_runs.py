@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from visus.config import read_config
-from visus.errors import DataError, UsageError
+from visus.errors import DataError
 from visus.ops.intervals import wilson
-from visus.runs import RunFolder
+from visus.runs import RunFolder, open_run
 from visus.tables import read_columns
 
 Bools = npt.NDArray[np.bool_]
@@ -72,9 +72,7 @@ class TestedRun:
 
 def read_run(path: str | os.PathLike[str]) -> TestedRun:
     """The run in the folder `path`; `DataError` where it has no predictions, `UsageError` where it is no run."""
-    folder = RunFolder(path)
-    if not folder.config.is_file():
-        raise UsageError(f"{path}: expected a run's folder with config.yaml in it, found none")
+    folder = open_run(path)
     table = folder.predictions
     if table is None or not folder.evaluation.is_file():
         raise DataError(

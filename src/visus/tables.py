@@ -89,7 +89,7 @@ def _place(header: Sequence[str], name: str) -> int:
 
 
 def _read_parquet(path: Path, names: Sequence[str]) -> list[list[str]]:
-    parquet = _pyarrow().parquet
+    parquet = import_pyarrow().parquet
     with parquet.ParquetFile(path) as file:
         header = file.schema_arrow.names
         for name in names:
@@ -108,7 +108,7 @@ def _csv(path: Path, header: Sequence[str]) -> Iterator[WriteColumns]:
 
 @contextlib.contextmanager
 def _parquet(path: Path, header: Sequence[str]) -> Iterator[WriteColumns]:
-    pyarrow = _pyarrow()
+    pyarrow = import_pyarrow()
     writer: Any = None
     pending: list[Any] = []
 
@@ -148,7 +148,8 @@ def _encodable(column: Sequence[Any]) -> Sequence[Any]:
     return column
 
 
-def _pyarrow() -> Any:
+def import_pyarrow() -> Any:
+    """The library, with its module for Parquet; `UsageError` where it is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet

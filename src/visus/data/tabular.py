@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from visus.data.folders import PARTS, Listing, refuse_lookalikes
-from visus.errors import DataError, UsageError, first_of
+from visus.errors import DataError, first_of
+from visus.tables import import_pyarrow
 
 TABLE_SUFFIXES = frozenset([".csv", ".tsv", ".parquet"])
 _REQUIRED = ("path", "label")
@@ -169,13 +170,7 @@ def _rows(path: Path, file: Any, delimiter: str, width: int) -> Iterator[tuple[i
 
 
 def _read_parquet(path: Path) -> _Table:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UsageError(
-            "Parquet files need pyarrow; install it with: pip install 'visus[table]', or use .csv"
-        ) from None
+    pyarrow = import_pyarrow()
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             plain = [field.name for field in file.schema_arrow if is_plain(field.type)]

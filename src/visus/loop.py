@@ -89,7 +89,7 @@ def fit(
     Raises `NonFiniteError` where the loss is no longer a number, `Interrupted` after a signal that `stop` caught.
     """
     device = torch.device(device)
-    loss = loss or _cross_entropy
+    loss = loss or cross_entropy
     model.to(device).to(memory_format=torch.channels_last)
     match_layout(optimizer)
     state = state or TrainingState(model, optimizer, scaler=make_scaler(amp, device))
@@ -255,7 +255,8 @@ def _ignore(_: str) -> None:
     """Nothing is measured."""
 
 
-def _cross_entropy(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def cross_entropy(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The loss where none is given."""
     return cross_entropy_sum(logits, batch.targets)
 
 

@@ -16,8 +16,7 @@ from torch.optim import Optimizer
 
 from visus.data.batching import Batch
 from visus.errors import UsageError
-from visus.loop import Loss, Pairs, TrainBatches, fit
-from visus.ops.losses import cross_entropy_sum
+from visus.loop import Loss, Pairs, TrainBatches, cross_entropy, fit
 
 _SMOOTHING = 0.9
 _DIVERGED = 4.0
@@ -65,7 +64,7 @@ def range_test(
     model, optimizer = copy.deepcopy((model, optimizer))
     base = optimizer.param_groups[0]["lr"]
     growth = math.log(highest / lowest) / max(1, steps - 1)
-    watch = _Watch(loss or _cross_entropy, optimizer, steps)
+    watch = _Watch(loss or cross_entropy, optimizer, steps)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:
         with torch.random.fork_rng(devices):
@@ -131,7 +130,3 @@ class _Watch:
                 "expected the loss to fall at some learning rate, found that it falls at none; look at the data and the labels"
             )
         return RangeTest(rates, smooth, float(f"{rates[least] / _BELOW_LEAST:.2g}"))
-
-
-def _cross_entropy(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    return cross_entropy_sum(logits, batch.targets)

@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from scipy import optimize, sparse
 from torch import Tensor
 
-from visus.amp import amp_that_works
-from visus.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, rebuild_model, save_checkpoint
+from visus.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
 from visus.data.batching import EvaluationBatches
 from visus.data.images import Skipped
-from visus.devices import computing, select_device
+from visus.devices import select_device
 from visus.errors import DataError, UsageError
 from visus.inference import predict_logits
 from visus.ops.calibration_error import (
@@ -35,7 +34,7 @@ from visus.ops.intervals import Interval
 from visus.ops.resampling import accelerated_interval, bootstrap, units_of
 from visus.ops.rng import permutation
 from visus.runs import RunFolder
-from visus.testing import open_part
+from visus.testing import as_trained, open_part
 
 _LOWEST, _HIGHEST = 0.05, 20.0
 _FOLDS = 5
@@ -155,14 +154,12 @@ def _logits(
     checkpoint: Checkpoint, source: str, part: str, device: torch.device | str
 ) -> tuple[Tensor, Tensor, tuple[str, ...], tuple[Skipped, ...]]:
     """Logits `[N, K]` and labels `[N]` of a part of `source`, as they are without a temperature."""
-    config, chosen = checkpoint.config, select_device(device)
+    chosen = select_device(device)
     plain = replace(checkpoint, document={**checkpoint.document, "temperature": 1.0})
     data, _ = open_part(plain, source, part)
     assert data.test is not None
-    batches = EvaluationBatches(data.test, plain.preprocessing, config.get("val_batch_size", 100))
-    with computing(threads=config.get("threads"), deterministic=config.get("deterministic", True)):
-        model = rebuild_model(plain).to(chosen).to(memory_format=torch.channels_last)
-        amp = amp_that_works(config.get("amp", "off"), chosen)
+    batches = EvaluationBatches(data.test, plain.preprocessing, plain.config.get("val_batch_size", 100))
+    with as_trained(plain, chosen) as (model, amp):
         pairs = list(predict_logits(model, batches, device=chosen, amp=amp))
     logits, labels = (torch.cat(each).cpu() for each in zip(*pairs, strict=True))
     if bad := int((~logits.isfinite()).any(dim=1).sum()):

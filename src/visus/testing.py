@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,22 +82,21 @@ def evaluate_checkpoint(
     value there are resampled together. With `tta` every image is seen as its mirror image, too.
     Raises `DataError` for classes that the model lacks.
     """
-    config, device = checkpoint.config, select_device(device)
+    device = select_device(device)
     data, fingerprint = open_part(checkpoint, source, part)
     split = data.test
     assert split is not None
     wanted = wanted or Wanted()
     if groups is not None:
         wanted = replace(wanted, groups=_column(split, groups, source))
-    with computing(threads=config.get("threads"), deterministic=config.get("deterministic", True)):
-        model = rebuild_model(checkpoint).to(device).to(memory_format=torch.channels_last)
+    with as_trained(checkpoint, device) as (model, amp):
         scores = score_split(
             model,
             split,
             checkpoint.preprocessing,
-            batch_size=config.get("val_batch_size", 100),
+            batch_size=checkpoint.config.get("val_batch_size", 100),
             device=device,
-            amp=amp_that_works(config.get("amp", "off"), device),
+            amp=amp,
             predictions=predictions,
             wanted=wanted,
             tta=tta,
@@ -112,6 +111,15 @@ def evaluate_checkpoint(
         checkpoint.temperature,
         tta,
     )
+
+
+@contextmanager
+def as_trained(checkpoint: Checkpoint, device: torch.device) -> Iterator[tuple[nn.Module, str]]:
+    """The model of `checkpoint` on `device`, and the precision to run it in, under the threads and kernels of its run."""
+    config = checkpoint.config
+    with computing(threads=config.get("threads"), deterministic=config.get("deterministic", True)):
+        model = rebuild_model(checkpoint).to(device).to(memory_format=torch.channels_last)
+        yield model, amp_that_works(config.get("amp", "off"), device)
 
 
 def score_split(
@@ -158,7 +166,7 @@ def open_part(checkpoint: Checkpoint, source: str, part: str | None) -> tuple[Da
 
     Only the source that the model was trained on has a validation part made by rule.
     """
-    config, preprocessing = checkpoint.config, checkpoint.preprocessing
+    config = checkpoint.config
     trained_on = config.get("data") == absolute(source)
     made = {name: config[name] for name in ("val", "val_fraction", "split_seed") if name in config}
     data = open_source(source, **made) if trained_on else read_source(source)
@@ -168,17 +176,23 @@ def open_part(checkpoint: Checkpoint, source: str, part: str | None) -> tuple[Da
     fingerprint, split = part_fingerprint(chosen), map_classes(chosen, checkpoint.classes)
     absent = [name for index, name in enumerate(split.classes) if not (split.labels == index).any()]
     notes = (*data.notes, *([f"classes without an image here: {', '.join(absent)}"] if absent else []))
-    decoded = decode_once(
-        replace(data, classes=split.classes, train=None, val=None, test=split, notes=notes),
-        channels=preprocessing.channels,
-        resize=preprocessing.resize,
-        interpolation=preprocessing.interpolation,
+    opened = replace(data, classes=split.classes, train=None, val=None, test=split, notes=notes)
+    return decode_for(checkpoint, opened), fingerprint
+
+
+def decode_for(checkpoint: Checkpoint, data: Data) -> Data:
+    """`data` decoded as the model of `checkpoint` wants its images; those that cannot be are left out, however many they are."""
+    record = checkpoint.preprocessing
+    return decode_once(
+        data,
+        channels=record.channels,
+        resize=record.resize,
+        interpolation=record.interpolation,
         max_bad=1.0,
-        max_pixels=round(config.get("max_pixels", 100) * 1e6),
+        max_pixels=round(checkpoint.config.get("max_pixels", 100) * 1e6),
         memory_bytes=available_memory_bytes() // 2,
         cache="auto",
     )
-    return decoded, fingerprint
 
 
 def _choose(data: Data, part: str | None) -> Split:

@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from visus.amp import amp_that_works
-from visus.checkpoint import Checkpoint, rebuild_model
+from visus.checkpoint import Checkpoint
 from visus.data.batching import EvaluationBatches
 from visus.data.files import FileImages
 from visus.data.folders import is_image
 from visus.data.images import Data, Skipped, Split
-from visus.data.keeping import decode_once
 from visus.data.trees import FolderTree
-from visus.devices import available_memory_bytes, computing, select_device
+from visus.devices import select_device
 from visus.errors import UsageError
 from visus.inference import predict_logits
-from visus.testing import record_outcomes
+from visus.testing import as_trained, decode_for, record_outcomes
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def predict_unlabelled(
             f"{source}: expected labelled images to score, found {len(images)} without labels; "
             "put them in a folder for each class, or name a table for what the model says of them with --predictions FILE"
         )
-    config, record, chosen = checkpoint.config, checkpoint.preprocessing, select_device(device)
+    chosen = select_device(device)
     split = Split(
         "test",
         FileImages(Path(source), images),
@@ -77,21 +75,12 @@ def predict_unlabelled(
         checkpoint.classes,
         images,
     )
-    data = decode_once(
-        Data(source, checkpoint.classes, test=split),
-        channels=record.channels,
-        resize=record.resize,
-        interpolation=record.interpolation,
-        max_bad=1.0,
-        max_pixels=round(config.get("max_pixels", 100) * 1e6),
-        memory_bytes=available_memory_bytes() // 2,
-        cache="auto",
-    )
+    data = decode_for(checkpoint, Data(source, checkpoint.classes, test=split))
     assert data.test is not None
-    with computing(threads=config.get("threads"), deterministic=config.get("deterministic", True)):
-        model = rebuild_model(checkpoint).to(chosen).to(memory_format=torch.channels_last)
-        batches = EvaluationBatches(data.test, record, config.get("val_batch_size", 100))
-        amp = amp_that_works(config.get("amp", "off"), chosen)
+    batches = EvaluationBatches(
+        data.test, checkpoint.preprocessing, checkpoint.config.get("val_batch_size", 100)
+    )
+    with as_trained(checkpoint, chosen) as (model, amp):
         outcomes = record_outcomes(
             predict_logits(model, batches, device=chosen, amp=amp), data.test, predictions
         )

@@ -56,13 +56,13 @@ def test_the_backbone_runs_once_and_the_best_is_a_whole_model(few, tmp_path, mon
     forward = SmallNet.forward
     monkeypatch.setattr(SmallNet, "forward", lambda self, x: (shown.append(len(x)), forward(self, x))[1])
     display = Listening()
-    run = train(config(few, tmp_path, "run", epochs=5), display=display)
+    run = train(config(few, tmp_path, "run", epochs=40, lr=0.5), display=display)
     # Once for each image, once more to try, and at the end for those that the best weights are tested on.
     assert sum(shown) == 150 + 1 + 2 * 4 + 16
     assert [line for line in display.lines if line.startswith("the frozen backbone ran once, on 150 images")]
     model = rebuild_model(load_checkpoint(run.checkpoints["best"]))
     assert model(torch.rand(2, 1, 8, 8)).shape == (2, 10)
-    assert run.final["accuracy"] > 1 / 16
+    assert run.final["accuracy"] > 0.2
 
 
 def test_it_goes_on_to_the_same_bits(few, tmp_path):

@@ -64,7 +64,7 @@ def test_wrong_labels_are_found_and_few_others(thumbs):
     findings, notes = judged(images, labels)
     named = {int(each.paths[0].removesuffix(".png")) for each in findings}
     # Of 600 images a model learns less than of the 10,000 in the benchmark.
-    assert len(named & set(range(30))) >= 20
+    assert len(named & set(range(30))) >= 24
     assert len(named - set(range(30))) <= 0.2 * len(named)
     messages = {each.paths[0]: each.message for each in findings}
     place = min(named)

@@ -1,5 +1,7 @@
 """Known answers, uniformity, independence, and that a draw depends on nothing but what it is for."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -49,6 +51,17 @@ def test_a_row_depends_on_its_index_alone(seed, epoch, indices):
 @given(st.integers(0, 2**32), st.integers(0, 300))
 def test_a_permutation_holds_every_index_once(seed, n):
     assert sorted(permutation(seed, "order", 0, n)) == list(range(n))
+
+
+def test_a_long_permutation_sorts_the_words_of_all_and_needs_little_memory():
+    n = 200_000
+    high, low = random_words(3, "order", 1, np.arange(n), 2).astype(np.uint64).T
+    tracemalloc.start()
+    order = permutation(3, "order", 1, n)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (order == np.lexsort((low, high))).all()
+    assert peak < 24 * n + 4 * 2**20
 
 
 def test_draws_are_uniform():

@@ -351,9 +351,14 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     def run(*options):
         return json.loads(visus("summary", "small", "--input-size", "1,28,28", "--json", *options).stdout)
 
-    largest = run("--fit", "64MB")["largest_batch"]
+    found = run("--fit", "64MB")
+    largest = found["largest_batch"]
     peaks = [run("-b", size, "--optimizer", "sgd")["peak_training_mb"] for size in (largest, largest + 1)]
     assert peaks[0] <= 64 < peaks[1]
+    assert found["margin_mb"] == pytest.approx(64 - peaks[0])
+    assert found["margin_percent"] == pytest.approx(100 * (64 - peaks[0]) / 64)
+    said = visus("summary", "small", "--input-size", "1,28,28", "--fit", "64MB").stderr
+    assert f"{largest}; predicted are {found['margin_mb']:,.1f} MiB less" in said
 
 
 def test_devices_are_listed():

@@ -535,12 +535,27 @@ def summary(
     if columns:
         table["columns"] = model_summary.COLUMNS if columns == "all" else columns.split(",")
     found = model_summary.summary(model, sizes, batch_size=batch_size, **options, **table)
+    fitted = {}
+    if fit and found.peak_training_mb is not None:
+        fitted = {"largest_batch": batch_size, **_margin(found.peak_training_mb, _bytes(fit))}
     if as_json:
-        _print_json(found.to_json() | ({"largest_batch": batch_size} if fit else {}))
+        _print_json(found.to_json() | fitted)
     else:
         typer.echo(found, nl=False)
-        _tell([f"the largest batch whose training step fits into {fit}: {batch_size}"] * bool(fit))
+        _tell([_FITTED.format(fit=fit, **fitted)] if fitted else [])
     return 0
+
+
+_FITTED = (
+    "the largest batch whose training step fits into {fit}: {largest_batch}; predicted are {margin_mb:,.1f} MiB less than that "
+    "({margin_percent:.1f} %), and predictions were up to 8 % too low where they were measured"
+)
+
+
+def _margin(peak_mb: float, limit: int) -> dict[str, float]:
+    """What a predicted peak leaves of `limit` bytes."""
+    margin = limit / 2**20 - peak_mb
+    return {"margin_mb": margin, "margin_percent": 100 * margin * 2**20 / limit}
 
 
 @app.command()

@@ -49,11 +49,20 @@ def random_words(seed: int, purpose: str, epoch: int, indices: npt.ArrayLike, dr
     A prefix of the draws does not depend on how many are asked for, nor a row on which others are asked for with it.
     """
     index = np.atleast_1d(np.asarray(indices, dtype=np.uint64))
+    words = np.empty((len(index), draws), dtype=np.uint32)
+    for first in range(0, len(index), _AT_ONCE):
+        some = slice(first, first + _AT_ONCE)
+        words[some] = _words(_key(seed, purpose), epoch, index[some], draws)
+    return words
+
+
+def _words(key: tuple[int, int], epoch: int, index: npt.NDArray[np.uint64], draws: int) -> Words:
+    """`random_words` of one piece."""
     blocks = -(-draws // 4)
     counter = np.empty((4, len(index), blocks), dtype=np.uint64)
     counter[0], counter[1] = (index & _LOW)[:, None], (index >> _HALF)[:, None]
     counter[2], counter[3] = np.uint64(epoch), np.arange(blocks, dtype=np.uint64)
-    words = philox(counter.reshape(4, -1), _key(seed, purpose)).astype(np.uint32)
+    words = philox(counter.reshape(4, -1), key).astype(np.uint32)
     return words.reshape(4, len(index), blocks).transpose(1, 2, 0).reshape(len(index), 4 * blocks)[:, :draws]
 
 
@@ -66,11 +75,11 @@ def uniform(
 
 def permutation(seed: int, purpose: str, epoch: int, n: int) -> npt.NDArray[np.int64]:
     """A random order of `range(n)`: the indices sorted by 64 random bits each; some 20 bytes an index, for a while."""
-    bits = np.empty(n, dtype=np.uint64)
-    for first in range(0, n, _AT_ONCE):
-        indices = np.arange(first, min(first + _AT_ONCE, n))
-        high, low = random_words(seed, purpose, epoch, indices, draws=2).astype(np.uint64).T
-        bits[indices] = (high << _HALF) | low
+    words = random_words(seed, purpose, epoch, np.arange(n, dtype=np.uint64), draws=2)
+    bits = words[:, 0].astype(np.uint64)
+    bits <<= _HALF
+    bits |= words[:, 1]
+    del words
     return np.argsort(bits, kind="stable").astype(np.int64, copy=False)
 
 

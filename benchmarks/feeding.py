@@ -11,31 +11,22 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import resource
 import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from decoding import make_folder
-from measuring import header
+from measuring import header, processor_seconds
 
 BATCH_SIZE, SIZE, SHORT_SIDE = 64, 224, 256
 ORDERED = 1_281_167
 """As many as ImageNet-1k has to train on."""
 
 
-def processor_seconds() -> float:
-    """Of this process and of its children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
-
-
 def milliseconds(count: int, work: Callable[[], object]) -> float:
     """Processor time of `work`, for each of `count` images."""
-    before = processor_seconds()
-    work()
-    return (processor_seconds() - before) / count * 1000
+    return processor_seconds(work) / count * 1000
 
 
 def epochs_of(source: Path, cache: str) -> Callable[[], None]:

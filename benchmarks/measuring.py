@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import resource
 import statistics
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -19,6 +20,19 @@ def header(*packages: str) -> str:
     devices = ", ".join(each.name for each in describe_devices())
     versions = ", ".join(f"{name} {version(name)}" for name in ("visus", "torch", *packages))
     return f"{devices}; {platform.system()}, Python {platform.python_version()}, {versions}"
+
+
+def processor_seconds(work: Callable[[], object]) -> float:
+    """What `work` takes of a processor, by this process and its children, in the system's code and in their own."""
+    began = _processor_time()
+    work()
+    return _processor_time() - began
+
+
+def _processor_time() -> float:
+    """In seconds; of children, those that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def alternate(candidates: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

@@ -16,11 +16,10 @@ import resource
 import subprocess
 import tempfile
 import tracemalloc
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from measuring import alternate, header, table
+from measuring import alternate, header, processor_seconds, table
 
 
 def make_files(root: Path, files: int, classes: int) -> None:
@@ -30,19 +29,6 @@ def make_files(root: Path, files: int, classes: int) -> None:
         folder.mkdir()
         for number in range(kind, files, classes):
             os.close(os.open(folder / f"n{kind:08}_{number:07}.JPEG", os.O_CREAT | os.O_WRONLY))
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Of a processor, by this process and its children, in the system's code and in their own."""
-    began = processor_time()
-    work()
-    return processor_time() - began
-
-
-def processor_time() -> float:
-    """In seconds."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def find(root: Path) -> int:
@@ -94,7 +80,9 @@ def measure(root: Path, given: argparse.Namespace) -> None:
         "opened": lambda: open_source(root),
         "stamps": images.stamps,
     }
-    figures = alternate({name: partial(seconds, work) for name, work in works.items()}, given.repeats)
+    figures = alternate(
+        {name: partial(processor_seconds, work) for name, work in works.items()}, given.repeats
+    )
     print(table(figures, "find", "s"))
     print(
         f"\nPeak resident memory grew by {(after - before) / 1024:.1f} MiB while the files were listed",

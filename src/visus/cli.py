@@ -528,16 +528,17 @@ def summary(
 
     sizes = [_size(each) for each in input_size] if input_size else None
     options: Any = {"num_classes": num_classes, "optimizer": optimizer, "amp": amp}
-    if fit:
+    limit = _bytes(fit) if fit else None
+    if limit is not None:
         options["optimizer"] = optimizer or "sgd"
-        batch_size = model_summary.largest_batch(model, sizes, _bytes(fit), **options)
+        batch_size = model_summary.largest_batch(model, sizes, limit, **options)
     table: Any = {"style": style, "depth": depth, "sort": sort, "collapse": collapse}
     if columns:
         table["columns"] = model_summary.COLUMNS if columns == "all" else columns.split(",")
     found = model_summary.summary(model, sizes, batch_size=batch_size, **options, **table)
     fitted = {}
-    if fit and found.peak_training_mb is not None:
-        fitted = {"largest_batch": batch_size, **_margin(found.peak_training_mb, _bytes(fit))}
+    if limit is not None and found.peak_training_mb is not None:
+        fitted = {"largest_batch": batch_size, **_margin(found.peak_training_mb, limit)}
     if as_json:
         _print_json(found.to_json() | fitted)
     else:
@@ -554,8 +555,8 @@ _FITTED = (
 
 def _margin(peak_mb: float, limit: int) -> dict[str, float]:
     """What a predicted peak leaves of `limit` bytes."""
-    margin = limit / 2**20 - peak_mb
-    return {"margin_mb": margin, "margin_percent": 100 * margin * 2**20 / limit}
+    limit_mb = limit / 2**20
+    return {"margin_mb": limit_mb - peak_mb, "margin_percent": 100 * (1 - peak_mb / limit_mb)}
 
 
 @app.command()

@@ -1,9 +1,10 @@
-"""Peak memory of `visus train` on Fashion-MNIST, against importing torch and building the model, and the raw images.
+"""Peak memory of `visus train` on Fashion-MNIST, beside importing torch and building the model, and a bare loop.
 
     python benchmarks/memory.py DATA [--model small] [--batch-size 100] [--repeats 3]
 
-DATA is the folder of the four IDX files. Every figure is the highest resident set of a process of its own: one that imports torch
-and builds the model, and one that trains it for an epoch, with validation, checkpoints, curves and the test at the end.
+DATA is the folder of the four IDX files. Every figure is the highest resident set of a process of its own until its work is done
+(this torch takes a hundred MiB more as it ends, whatever was done): one that imports torch and builds the model, one that trains it
+for 30 steps on one batch and has nothing else, and one that trains it for an epoch, with checkpoints, curves and the test.
 """
 
 from __future__ import annotations
@@ -20,16 +21,33 @@ from measuring import header
 LIMIT_MB = 150
 
 
-def peak_mb(command: list[str]) -> float:
-    """The highest resident set of a command, in MiB; what it prints goes to stderr."""
-    code = (
-        "import resource, subprocess, sys\n"
-        "subprocess.run(sys.argv[1:], stdout=sys.stderr, check=True)\n"
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *command], stdout=subprocess.PIPE, check=True)
+BUILD = "import torch, visus; model = visus.build_model({model!r}, 10, in_channels=1)"
+LOOP = """
+model = model.to(memory_format=torch.channels_last).train()
+optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, fused=True)
+images = torch.zeros({batch_size}, 1, 28, 28).to(memory_format=torch.channels_last)
+targets = torch.zeros({batch_size}, dtype=torch.long)
+for _ in range(30):
+    torch.nn.functional.cross_entropy(model(images), targets).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+TRAIN = """
+import contextlib, sys, visus.cli
+sys.argv = ["visus", "train", {data!r}, "--model", {model!r}, "--batch-size", "{batch_size}", "--epochs", "1"]
+sys.argv += ["--amp", "off", "--no-report", "--quiet", "--out", {out!r}]
+with contextlib.suppress(SystemExit):
+    visus.cli.main()
+"""
+REPORT = "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+
+
+def peak_mb(code: str) -> float:
+    """The highest resident set of a process that runs `code`, in MiB, before it ends."""
+    command = [sys.executable, "-c", code + REPORT]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     # KiB on Linux, bytes on macOS.
-    return int(done.stdout) / (2**20 if sys.platform == "darwin" else 2**10)
+    return int(done.stdout.split()[-1]) / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def main() -> None:
@@ -43,21 +61,28 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     print(f"{header('numpy')}; {given.model}, batches of {given.batch_size}; n = {given.repeats}\n")
-    build = f"import torch, visus; visus.build_model({given.model!r}, 10, in_channels=1)"
-    alone = [peak_mb([sys.executable, "-c", build]) for _ in range(given.repeats)]
-    trained = []
+    build = BUILD.format(model=given.model)
+    loop = build + LOOP.format(batch_size=given.batch_size)
+    alone, bare, trained = [], [], []
     for _ in range(given.repeats):
+        alone.append(peak_mb(build))
+        bare.append(peak_mb(loop))
         with tempfile.TemporaryDirectory() as out:
-            run = ["train", str(given.data), "--model", given.model, "--batch-size", str(given.batch_size)]
-            options = ["--epochs", "1", "--amp", "off", "--no-report", "--quiet", "--out", out]
-            trained.append(peak_mb([sys.executable, "-m", "visus", *run, *options]))
+            settings = {
+                "data": str(given.data),
+                "model": given.model,
+                "batch_size": given.batch_size,
+                "out": out,
+            }
+            trained.append(peak_mb(TRAIN.format(**settings)))
     raw = raw_mb(given.data)
     over = [most - least - raw for most, least in zip(trained, alone, strict=True)]
     print("| | MiB, median | min to max |\n|---|---|---|")
     for name, values in {
         "torch and the model": alone,
+        "a bare loop": bare,
         "training": trained,
-        "above both and the raw data": over,
+        "above torch, the model and the raw data": over,
     }.items():
         print(f"| {name} | {statistics.median(values):.0f} | {min(values):.0f} to {max(values):.0f} |")
     print(

@@ -19,7 +19,7 @@ from sklearn.metrics import (
 from torch import nn
 
 from visus.errors import DataError, UsageError
-from visus.evaluation import evaluate, predict_labels, validate
+from visus.evaluation import evaluate, predict_labels
 from visus.inference import eval_mode, predict_logits
 from visus.ops.intervals import wilson
 from visus.outcomes import ByClass
@@ -143,13 +143,6 @@ def test_every_figure_is_the_same_for_every_batch_size():
     one = scores_of(logits, labels, 90).to_json()
     for batch_size in (1, 7, 64):
         assert scores_of(logits, labels, batch_size).to_json() == one
-
-
-def test_the_loop_gets_the_same_figures_without_the_rest():
-    logits, labels = random_outputs(3, 50, 6)
-    batches = list(zip(logits.split(7), labels.split(7), strict=True))
-    scores = evaluate(nn.Identity(), batches)
-    assert validate(nn.Identity(), batches) == (50, scores.loss, scores.accuracy)
 
 
 def test_a_document_with_nan_and_classes_that_are_missing_is_plain_json():

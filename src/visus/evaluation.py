@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from visus.ops.confusion import Counts, averages, confusion_matrix
 from visus.ops.intervals import Interval, Method
 from visus.ops.resampling import units_of
 from visus.ops.slices import Slice, slice_scores
-from visus.outcomes import Outcomes, collect, follow
+from visus.outcomes import Outcomes, collect, follow, how_many
 from visus.score_tables import describe
 from visus.scoring import (
     TOP,
@@ -116,14 +116,6 @@ class Scores:
         return self.to_text()
 
 
-class Validation(NamedTuple):
-    """What the loop needs of an epoch."""
-
-    n: int
-    loss: float
-    accuracy: float
-
-
 def evaluate(
     model: nn.Module,
     batches: Iterable[Any],
@@ -140,26 +132,8 @@ def evaluate(
     no output for.
     """
     outputs = predict_logits(model, batches, device=device, amp=amp)
-    followed = follow(outputs, display=display, iterations=_length(batches))
+    followed = follow(outputs, display=display, iterations=how_many(batches))
     return score(collect(followed), classes, wanted)
-
-
-def validate(
-    model: nn.Module,
-    batches: Iterable[Any],
-    *,
-    device: torch.device | str = "cpu",
-    amp: str = "off",
-    display: Display | None = None,
-) -> Validation:
-    """Loss and accuracy alone, those of `evaluate` digit for digit, at no cost but the model's."""
-    outputs = predict_logits(model, batches, device=device, amp=amp)
-    found = [
-        (each.labels, each.predictions, each.losses)
-        for each in follow(outputs, display=display, iterations=_length(batches))
-    ]
-    labels, predictions, losses = (torch.cat(column).cpu().numpy() for column in zip(*found, strict=True))
-    return Validation(len(labels), float(losses.mean()), float((labels == predictions).mean()))
 
 
 def score(outcomes: Outcomes, classes: Sequence[str] | None = None, wanted: Wanted | None = None) -> Scores:
@@ -229,10 +203,6 @@ def predict_labels(
         raise DataError("expected images to predict, found none")
     true, predicted = (torch.cat(column).cpu().numpy() for column in zip(*pairs, strict=True))
     return true, predicted
-
-
-def _length(batches: Iterable[Any]) -> int | None:
-    return len(batches) if isinstance(batches, Sized) else None
 
 
 def _plain(value: Any) -> Any:

@@ -7,13 +7,12 @@ import dataclasses
 import json
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from visus.assembling import Assembly
 from visus.checkpoint import divide_logits, load_checkpoint, load_tensors, model_digest
 from visus.display import Display
 from visus.errors import UsageError
-from visus.evaluation import Scores
 from visus.files import write_json
 from visus.models.lora import merge_lora
 from visus.plots import plot_confusion, plot_reliability
@@ -21,7 +20,9 @@ from visus.profiling import Profile
 from visus.recording import RunRecorder
 from visus.runs import History, RunFolder
 from visus.tables import usual_suffix
-from visus.testing import Evaluation, score_split
+
+if TYPE_CHECKING:
+    from visus.evaluation import Scores
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def _test(assembly: Assembly, recorder: RunRecorder) -> Scores:
 
     Where the best could not be written, those of the last epoch.
     """
+    from visus.testing import Evaluation, score_split  # loads scipy, which training needs no room for
+
     config, prepared, display = assembly.config, assembly.prepared, assembly.display
     data, run, model = prepared.data, assembly.run, assembly.state.weights
     part = data.test or prepared.val

@@ -22,7 +22,6 @@ from visus.checkpoint import iterate_parts
 from visus.data.batching import Batch, TrainingBatches
 from visus.display import Display, Progress
 from visus.errors import DataError, Interrupted, NonFiniteError, UsageError
-from visus.evaluation import Validation, validate
 from visus.models.adapt import train_mode
 from visus.models.lora import merged
 from visus.ops.averaging import TailAverage, recomputed_batchnorm
@@ -37,6 +36,7 @@ from visus.recording import RunRecorder
 from visus.runs import History, Record, history_of
 from visus.signals import StopSignal
 from visus.state import TrainingState, pack, plain_values
+from visus.validating import Validation, validate
 
 Loss = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
 TrainBatches = Callable[[int, int], Iterable[Batch]]

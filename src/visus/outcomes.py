@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +133,11 @@ def follow(
         yield found
     if not seen:
         raise DataError("expected images to evaluate, found none")
+
+
+def how_many(batches: Iterable[Any]) -> int | None:
+    """The number of `batches`, where it is known beforehand."""
+    return len(batches) if isinstance(batches, Sized) else None
 
 
 def collect(batches: Iterable[Batch]) -> Outcomes:

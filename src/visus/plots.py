@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib.style
 import numpy as np
@@ -25,8 +25,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from visus.errors import UsageError
 from visus.files import replacing
-from visus.ops.calibration_error import Bin
 from visus.runs import Curve, History
+
+if TYPE_CHECKING:
+    from visus.ops.calibration_error import Bin
 
 Kind = Literal["loss", "accuracy", "both"]
 

@@ -18,7 +18,8 @@ Units = npt.NDArray[np.int64]
 
 REPEATS = 2000
 MOST_UNITS = 10_000
-_AT_ONCE = 250
+_OF_A_STREAM = 250
+_AT_ONCE = 10
 _SEED = 0
 
 
@@ -32,7 +33,8 @@ def units_of(n: int, groups: Sequence[Any] | npt.NDArray[Any] | None = None, mos
     count = int(units.max()) + 1
     if count <= most:
         return units.astype(np.int64)
-    dealt = np.argsort(_random_words(count, _SEED + 1), kind="stable") % most
+    words = np.random.PCG64([_SEED + 1]).random_raw(count)
+    dealt = np.argsort(words, kind="stable") % most
     return dealt[units].astype(np.int64)
 
 
@@ -89,14 +91,14 @@ def _numbered(groups: Sequence[Any] | npt.NDArray[Any]) -> Units:
 
 def _draws(units: int, seed: int) -> Any:
     """How often each unit is drawn `[R, U]`, some samples at a time."""
-    for begin in range(0, REPEATS, _AT_ONCE):
-        words = _random_words(_AT_ONCE * units, seed, begin)
-        # The high half of word x units: even but for units / 2**32.
-        drawn = ((words >> np.uint64(32)) * np.uint64(units)) >> np.uint64(32)
-        rows = np.repeat(np.arange(_AT_ONCE, dtype=np.int64) * units, units)
-        counts = np.bincount(rows + drawn.astype(np.int64), minlength=_AT_ONCE * units)
-        yield counts.reshape(_AT_ONCE, units).astype(np.float64)
-
-
-def _random_words(count: int, seed: int, *purpose: int) -> npt.NDArray[np.uint64]:
-    return np.random.PCG64([seed, *purpose]).random_raw(count)
+    rows = np.repeat(np.arange(_AT_ONCE, dtype=np.int64) * units, units)
+    for begin in range(0, REPEATS, _OF_A_STREAM):
+        words = np.random.PCG64([seed, begin])
+        for _ in range(0, _OF_A_STREAM, _AT_ONCE):
+            # The high half of word x units: even but for units / 2**32.
+            drawn = words.random_raw(_AT_ONCE * units)
+            drawn >>= np.uint64(32)
+            drawn *= np.uint64(units)
+            drawn >>= np.uint64(32)
+            counts = np.bincount(rows + drawn.astype(np.int64), minlength=_AT_ONCE * units)
+            yield counts.reshape(_AT_ONCE, units).astype(np.float64)

@@ -16,6 +16,7 @@ from visus.data.batching import (
     EvaluationBatches,
     TrainingBatches,
     batch_sizes,
+    batches,
     measure_preprocessing,
     normalise,
 )
@@ -232,3 +233,9 @@ def test_standard_is_a_random_crop_and_a_flip_of_torchvision():
         mean, std = (torch.tensor(values)[:, None, None] for values in (record.mean, record.std))
         torch.testing.assert_close(image, (expected / 255 - mean) / std, rtol=1e-5, atol=1e-5)
     assert 0 < (draws[:, 2] < 0.5).sum() < 9
+
+
+@pytest.mark.parametrize(("epoch", "start_step"), [(-1, 0), (0, -1)])
+def test_there_is_no_epoch_or_step_before_the_first(epoch, start_step):
+    with pytest.raises(UsageError, match="from 0 on, found epoch"):
+        next(batches(SPLIT, batch_size=2, epoch=epoch, start_step=start_step))

@@ -225,7 +225,10 @@ def batches(
     `img_size` is the side of the images in pixels, their own where it is not given. Files are decoded at the first pass, and kept
     as `open_source(cache=)` says, shrunk to 256/224 of `img_size`; those that are no images are left out, with a warning. Mean and
     standard deviation are measured on `split`, of arrays at each call; `TrainingBatches` takes a record that was measured once.
+    `UsageError` for a negative epoch or step.
     """
+    if epoch < 0 or start_step < 0:
+        raise UsageError(f"expected an epoch and a step from 0 on, found epoch {epoch} and step {start_step}")
     size = None if img_size is None else (img_size, img_size)
     if not isinstance(split.images, FileImages):
         yield from TrainingBatches(split, measure_preprocessing(split, size), batch_size, augment, seed)(

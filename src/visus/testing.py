@@ -167,17 +167,20 @@ def open_part(checkpoint: Checkpoint, source: str, part: str | None) -> tuple[Da
     Only the source that the model was trained on has a validation part made by rule.
     """
     config = checkpoint.config
-    trained_on = config.get("data") == absolute(source)
-    made = {name: config[name] for name in ("val", "val_fraction", "split_seed") if name in config}
-    data = open_source(source, **made) if trained_on else read_source(source)
-    if trained_on and config.get("exclude") is not None:
-        data = exclude(data, config["exclude"], config.get("val"))
+    data = open_as_trained(config) if config.get("data") == absolute(source) else read_source(source)
     chosen = _choose(data, part)
     fingerprint, split = part_fingerprint(chosen), map_classes(chosen, checkpoint.classes)
     absent = [name for index, name in enumerate(split.classes) if not (split.labels == index).any()]
     notes = (*data.notes, *([f"classes without an image here: {', '.join(absent)}"] if absent else []))
     opened = replace(data, classes=split.classes, train=None, val=None, test=split, notes=notes)
     return decode_for(checkpoint, opened), fingerprint
+
+
+def open_as_trained(config: Mapping[str, Any]) -> Data:
+    """The data that the settings `config` of a run name, in the parts that the run had, without what it excluded."""
+    made = {name: config[name] for name in ("val", "val_fraction", "split_seed") if name in config}
+    data = open_source(config["data"], **made)
+    return data if config.get("exclude") is None else exclude(data, config["exclude"], config.get("val"))
 
 
 def decode_for(checkpoint: Checkpoint, data: Data) -> Data:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from made_runs import make_images, make_run
 
+from visus.config import make_config
 from visus.reporting.page import write_report
+from visus.training import train
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
@@ -156,6 +158,38 @@ def test_a_cell_of_the_confusion_matrix_opens_the_images_behind_it(opened):
         )
     opened.keyboard.press("Escape")
     assert dialog.count() == 0
+
+
+@pytest.fixture(scope="module")
+def looked_into(tmp_path_factory):
+    """The page of a run that was trained, on images of which one class has a name that is markup."""
+    folder = tmp_path_factory.mktemp("looked")
+    source = make_images(folder, ["<i>a</i>", "constructor", "قطة"], 150)
+    settings = {"model": "small", "epochs": 1, "lr": 1e-6, "amp": "off", "device": "cpu"}
+    run = train(make_config(data=str(source), out=str(folder / "runs"), val_fraction=0.4, **settings))
+    return write_report([run.run])
+
+
+@pytest.mark.parametrize("options", [{}, {"viewport": PHONE, "color_scheme": "dark"}])
+def test_a_closer_look_shows_what_the_model_saw_and_what_is_most_like_it(browser, looked_into, options):
+    with watched(browser, looked_into, **options) as page:
+        data, classes = data_of(page), ["<i>a</i>", "constructor", "قطة"]
+        assert page.get_by_role("button", name="look closer").count() == min(24, data["mistakes"]) > 0
+        path, truth, predicted, *_ = next(row for row in data["images"] if row[1] != row[2])
+        page.get_by_role("button", name=f"look closer at {path}", exact=True).click()
+        dialog = page.locator("dialog[open]")
+        assert dialog.locator("h2").text_content() == f"{classes[truth]} taken for {classes[predicted]}"
+        assert dialog.locator("p").text_content().startswith(f"{path}; ")
+        assert "of 90 it was trained on" in dialog.locator("p").text_content()
+        sizes = dialog.locator("img").evaluate_all(
+            "images => images.map((each) => [each.naturalWidth, each.naturalHeight])"
+        )
+        assert sizes == [[320, 160], [12, 12], [12, 12], [12, 12]]
+        nearest = data["looks"][path]["nearest"]
+        assert dialog.locator(".path").all_text_contents() == [each[0] for each in nearest]
+        assert dialog.locator("li b").all_text_contents() == [classes[each[1]] for each in nearest]
+        assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+        check_accessibility(page, "dialog")
 
 
 def test_the_matrix_is_read_with_arrow_keys(opened):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from visus.errors import VisusError
 from visus.reporting import gallery
 from visus.reporting.architecture import examine_model
+from visus.reporting.audited import images_of_findings
 from visus.reporting.comparing import remaining_seconds
 from visus.reporting.figures import curves
 from visus.reporting.reading import PARTS, RunResults
@@ -32,6 +33,9 @@ from visus.reporting.wording import (
     plural,
 )
 
+if TYPE_CHECKING:
+    from visus.reporting.closer import CloserLook
+
 
 @dataclass(frozen=True)
 class Place:
@@ -41,6 +45,8 @@ class Place:
     runs: int = 1
     draw: Draw | None = None
     with_model: bool = True
+    looks: bool = False
+    """Whether to look closer at mistakes, which takes the model and the data."""
 
 
 def describe_run(results: RunResults, place: Place) -> dict[str, Any]:
@@ -54,7 +60,7 @@ def describe_run(results: RunResults, place: Place) -> dict[str, Any]:
         "eyebrow": _eyebrow(results),
         "verdict": judge(results),
         "facts": _facts(results, model),
-        **about_data(results),
+        **about_data(results, document.pop("audited")),
         "has_examples": any(document["examples"].values()),
         **about_training(results),
         **about_evaluation(results, document),
@@ -71,7 +77,10 @@ def _data(results: RunResults, place: Place, notes: list[str]) -> dict[str, Any]
     evaluation = results.evaluation or {}
     part = evaluation.get("split", "test")
     shown = gallery.examples(results.listing, place.runs) if results.listing else {}
-    keys: list[Key] = [key for each in shown.values() for key in each]
+    audited = images_of_findings(results)
+    keys: list[Key] = [*(key for each in shown.values() for key in each), *audited.values()]
+    looks: dict[str, CloserLook] = {}
+    compared = 0
     listed = pictured = np.empty(0, dtype=np.int64)
     if predictions:
         wrong = gallery.mistakes(predictions)
@@ -79,6 +88,9 @@ def _data(results: RunResults, place: Place, notes: list[str]) -> dict[str, Any]
         pictured = np.r_[gallery.pictured(predictions, wrong, place.runs), correct]
         listed = np.r_[wrong[: gallery.MOST_LISTED], correct]
         keys += [(part, predictions.paths[position]) for position in pictured]
+        surest = [predictions.paths[position] for position in wrong[: gallery.LOOKED_AT]]
+        looks, compared = _look(results, part, surest if place.looks else [], notes)
+        keys += [("train", path) for look in looks.values() for path, _, _ in look.nearest]
     drawn = _draw(place, keys, notes)
     numbers = {key: number for number, key in enumerate(drawn)}
     images = gallery.rows(predictions, listed) if predictions else []
@@ -97,7 +109,16 @@ def _data(results: RunResults, place: Place, notes: list[str]) -> dict[str, Any]
         "cells": gallery.confusion_cells(results),
         "images": images,
         "examples": {name: [numbers[key] for key in each if key in numbers] for name, each in shown.items()},
-        "pictures": list(drawn.values()),
+        "pictures": [*drawn.values(), *(look.seen for look in looks.values())],
+        "audited": {name: numbers[key] for name, key in audited.items() if key in numbers},
+        "compared": compared,
+        "looks": {
+            path: {
+                "seen": len(drawn) + number,
+                "nearest": [[*each, numbers.get(("train", each[0]))] for each in look.nearest],
+            }
+            for number, (path, look) in enumerate(looks.items())
+        },
     }
 
 
@@ -112,6 +133,22 @@ def _draw(place: Place, keys: list[Key], notes: list[str]) -> dict[Key, str]:
     if missing := len(set(keys)) - len(drawn):
         notes.append(f"{plural(missing, 'picture')} whose files are gone or have changed")
     return drawn
+
+
+def _look(
+    results: RunResults, part: str, paths: list[str], notes: list[str]
+) -> tuple[dict[str, CloserLook], int]:
+    """Closer looks at images by their paths, and at how many training images; none for a run without weights."""
+    if not paths or not results.checkpoint:
+        return {}, 0
+    from visus.reporting.closer import look_closer  # loads torch
+
+    try:
+        return look_closer(results, part, paths)
+    # Whatever a model raises that is built and run here.
+    except Exception as error:
+        notes.append(f"a closer look at mistakes ({' '.join(str(error).split())})")
+        return {}, 0
 
 
 def _model(results: RunResults, notes: list[str]) -> dict[str, Any]:

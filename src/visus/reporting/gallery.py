@@ -15,6 +15,8 @@ from visus.reporting.thumbnails import Key
 
 MOST_LISTED = 5000
 """Mistakes that the page knows; a hundred bytes each."""
+LOOKED_AT = 24
+"""Of the surest mistakes, those to look closer at."""
 _PICTURED = 200
 _MOST_CONFIDENT = 100
 _EXAMPLES = 240

@@ -61,7 +61,13 @@ def render(
     runs = []
     for index, each in enumerate(results):
         draw, failure = _open(each, pictures)
-        place = Place(index, len(results), draw, with_model=live is None or each.summary is not None)
+        place = Place(
+            index,
+            len(results),
+            draw,
+            with_model=live is None or each.summary is not None,
+            looks=live is None and draw is not None and not several,
+        )
         run = describe_run(each, place)
         run["notes"] += [failure] if failure else []
         runs.append(run | {"data": as_json(run["data"])})

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from visus.reporting.audited import describe_findings
 from visus.reporting.reading import PARTS, RunResults, clean
-from visus.reporting.verdict import Tone, tone_of
 from visus.reporting.wording import (
     count,
     decimal,
@@ -22,8 +22,6 @@ from visus.reporting.wording import (
 _MOST_IN_MATRIX = 60
 _FEW = 12
 """Classes whose matrix leaves room beside it."""
-_MOST_MESSAGES = 5
-_TONES: tuple[Tone, ...] = ("bad", "doubtful", "unknown")
 _SMALLEST_SHARE = 0.01
 _TOP = 5
 _TARGETS = (0.99, 0.995, 0.999)
@@ -36,8 +34,8 @@ def best_epoch(results: RunResults) -> int | None:
     return max(validated, key=lambda record: record["accuracy"])["epoch"] if validated else None
 
 
-def about_data(results: RunResults) -> dict[str, Any]:
-    """What is known of the data."""
+def about_data(results: RunResults, pictures: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """What is known of the data; `pictures` are the numbers of those that there are, by what the audit calls the image."""
     listing = results.listing
     parts = [part for part in PARTS if listing and listing.count(part)]
     names = sorted(set(results.classes) | set(listing.classes if listing else ()))
@@ -51,33 +49,9 @@ def about_data(results: RunResults) -> dict[str, Any]:
         "about_data": told,
         "parts": parts,
         "classes_table": table,
-        "audit": None if audit is None else _findings(audit),
+        "audit": None if audit is None else describe_findings(audit, pictures or {}),
         "audit_notes": [clean(str(note)) for note in (audit or {}).get("notes", [])],
         "audited": (audit or {}).get("images", 0),
-    }
-
-
-def _findings(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the audit found, the findings of one kind and severity together, the gravest first."""
-    groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
-    for finding in audit.get("findings", []):
-        grave = _TONES.index(tone_of(finding))
-        groups.setdefault((grave, str(finding.get("kind", "finding"))), []).append(finding)
-    return [_group(kind, members) for (_, kind), members in sorted(groups.items(), key=lambda each: each[0])]
-
-
-def _group(kind: str, findings: list[Mapping[str, Any]]) -> dict[str, Any]:
-    first = findings[0]
-    return {
-        "kind": kind.replace("_", " ").capitalize()
-        + (f" ({count(len(findings))})" if len(findings) > 1 else ""),
-        "severity": str(first.get("severity", "remark")),
-        "tone": tone_of(first),
-        "meaning": str(first.get("meaning", "")),
-        "advice": str(first.get("advice", "")),
-        "messages": [clean(str(each.get("message", ""))) for each in findings[:_MOST_MESSAGES]],
-        "more": max(0, len(findings) - _MOST_MESSAGES),
-        "paths": list(dict.fromkeys(clean(str(path)) for each in findings for path in each.get("paths", []))),
     }
 
 

@@ -48,7 +48,7 @@ def open_pictures(config: Mapping[str, Any]) -> Draw:
             if path in places.get(part, {}):
                 by_part.setdefault(part, {})[path] = places[part][path]
         return {
-            (part, path): _encode(pixels)
+            (part, path): encode(pixels)
             for part, wanted in by_part.items()
             for path, pixels in zip(wanted, _read(parts[part].images, list(wanted.values())), strict=True)
             if pixels is not None
@@ -72,10 +72,11 @@ def _read(images: Any, places: list[int]) -> Iterable[npt.NDArray[np.uint8] | No
         yield None if isinstance(each, Exception) else each
 
 
-def _encode(pixels: npt.NDArray[np.uint8]) -> str:
+def encode(pixels: npt.NDArray[np.uint8], side: int = _SIDE) -> str:
+    """A picture of `pixels` `[C, H, W]`, at most `side` pixels wide and high, as a `data:` address."""
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     kind = "png" if max(image.size) <= _LARGEST_KEPT else "webp"
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, kind, quality=_QUALITY, optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

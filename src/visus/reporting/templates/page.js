@@ -89,6 +89,7 @@ function setUpRun(article) {
   article.querySelectorAll("[data-examples]").forEach((cell) => whenNear(cell, () => {
     (data.examples[cell.dataset.examples] || []).forEach((address) => cell.append(picture(data, address, `a training image of ${cell.dataset.examples}`)));
   }));
+  article.querySelectorAll("[data-picture]").forEach((place) => whenNear(place, () => place.append(picture(data, place.dataset.picture, place.dataset.words))));
   const matrix = article.querySelector("[data-confusion]"), pairList = article.querySelector(".pairs"), mistakes = article.querySelector(".gallery");
   if (matrix) whenNear(matrix, () => confusion(matrix, data));
   if (pairList) whenNear(pairList, () => pairs(pairList, data));

@@ -16,18 +16,34 @@ function card(data, [path, truth, predicted, confidence, likely, address]) {
   const sure = confidence === null ? "no probability" : `${formats.percent(confidence)} sure`;
   const words = truth === predicted ? [className(data, truth, "clip"), sure] : [html("b", {}, className(data, predicted, "clip")), sure, className(data, truth, "clip truth"), likely === null ? "" : `the truth, ${formats.percent(likely)}`];
   const frame = data.pictures.length ? html("div", { class: "frame" }, picture(data, address, `${path}: ${data.classes[truth]}, predicted ${data.classes[predicted]}`)) : null;
-  return html("li", {}, frame, ...words, html("span", { class: "path", title: path }, html("bdi", {}, path)));
+  const look = Object.hasOwn(data.looks, path) && truth !== predicted ? html("button", { class: "link", type: "button", "aria-label": `look closer at ${path}`, onclick: () => openLook(data, path, truth, predicted) }, "look closer") : null;
+  return html("li", {}, frame, ...words, html("span", { class: "path", title: path }, html("bdi", {}, path)), look);
+}
+
+/** Show where on an image the model saw what it says, and which training images are most like it there, in the page's dialog. */
+function openLook(data, path, truth, predicted) {
+  const { seen, nearest } = data.looks[path];
+  const map = html("li", { class: "seen" }, picture(data, seen, `what the model saw, and beside it in bright colours what spoke for ${data.classes[predicted]}`), html("span", {}, "What the model saw, and what spoke for ", className(data, predicted)));
+  const alike = nearest.map(([other, label, similarity, address]) => html("li", {}, html("div", { class: "frame" }, picture(data, address, `${other}: ${data.classes[label]}`)), html("b", {}, className(data, label, "clip")), `similarity ${similarity.toFixed(2)}`, html("span", { class: "path", title: other }, html("bdi", {}, other))));
+  openImages([className(data, truth), " taken for ", className(data, predicted)], `${path}; beside it the images most like it to this model, of ${data.compared.toLocaleString("en")} it was trained on`, [map, ...alike]);
+}
+
+function openImages(title, told, cards) {
+  const dialog = document.getElementById("images");
+  dialog.querySelector("h2").replaceChildren(...title);
+  dialog.querySelector("p").textContent = told;
+  dialog.querySelector("ul").replaceChildren(...cards);
+  if (!dialog.open) dialog.showModal();
 }
 
 /** Show the images of one cell in the page's dialog. */
 function openCell(data, truth, predicted, count) {
-  const dialog = document.getElementById("images"), images = data.images.filter((row) => row[1] === truth && row[2] === predicted);
+  const images = data.images.filter((row) => row[1] === truth && row[2] === predicted);
   const shown = images.slice(0, 60);
-  dialog.querySelector("h2").replaceChildren(...(truth === predicted ? [className(data, truth), ", recognised"] : [className(data, truth), " taken for ", className(data, predicted)]));
+  const title = truth === predicted ? [className(data, truth), ", recognised"] : [className(data, truth), " taken for ", className(data, predicted)];
   const enough = shown.length === count ? `${count} ${count === 1 ? "image" : "images"} of the ${data.part} part` : `${shown.length} of ${count} images of the ${data.part} part${truth === predicted ? ", those it is least sure of" : ""}`;
-  dialog.querySelector("p").textContent = data.hasPredictions ? enough : `${count} images; the run has no table of predictions that would name them`;
-  dialog.querySelector("ul").replaceChildren(...shown.map((row) => card(data, row)));
-  dialog.showModal();
+  const told = data.hasPredictions ? enough : `${count} images; the run has no table of predictions that would name them`;
+  openImages(title, told, shown.map((row) => card(data, row)));
 }
 
 function confusion(host, data) {

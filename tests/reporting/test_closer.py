@@ -1,0 +1,135 @@
+import base64
+import io
+
+import numpy as np
+import pytest
+from made_runs import make_images, make_run
+from PIL import Image
+from sklearn.neighbors import NearestNeighbors
+
+from visus.checkpoint import load_checkpoint, rebuild_model
+from visus.config import make_config
+from visus.data.batching import EvaluationBatches
+from visus.data.images import Data
+from visus.data.sources import open_source
+from visus.explaining import explain
+from visus.features import embed
+from visus.overlays import overlay
+from visus.reporting.closer import look_closer
+from visus.reporting.contents import Place, describe_run
+from visus.reporting.reading import read_run
+from visus.reporting.thumbnails import open_pictures
+from visus.testing import decode_for
+from visus.training import train
+
+SIDE = 12
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on noise, whose first test image is also its fifth training image."""
+    folder = tmp_path_factory.mktemp("alike")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (90, SIDE, SIDE, 3)).astype(np.uint8)
+    images[60] = images[5]
+    labels = np.arange(90) % 3
+    for part, places in (("train", slice(0, 60)), ("test", slice(60, 90))):
+        for place, (pixels, label) in enumerate(zip(images[places], labels[places], strict=True)):
+            path = folder / "set" / part / "abc"[label] / f"{place:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    settings = {
+        "model": "small",
+        "augment": "none",
+        "epochs": 1,
+        "batch_size": 20,
+        "device": "cpu",
+        "amp": "off",
+    }
+    return train(make_config(data=str(folder / "set"), out=str(folder / "runs"), **settings))
+
+
+@pytest.fixture(scope="module")
+def looked(run):
+    test = open_source(read_run(run.run).config["data"]).test
+    return look_closer(read_run(run.run), "test", [*test.paths[:4], "gone.png"])
+
+
+def decoded(part, checkpoint):
+    """The part as batches, by the way that training takes."""
+    data = decode_for(checkpoint, Data("set", part.classes, val=part))
+    return EvaluationBatches(data.val, checkpoint.preprocessing, 1000)
+
+
+def test_the_most_similar_come_first_and_are_those_of_scikit_learn(run, looked):
+    looks, compared = looked
+    checkpoint = load_checkpoint(run.checkpoints["best"])
+    data = open_source(checkpoint.config["data"])
+    model = rebuild_model(checkpoint)
+    features, others = (embed(model, decoded(part, checkpoint)) for part in (data.test, data.train))
+    assert compared == len(others)
+    distance, place = NearestNeighbors(n_neighbors=3, metric="cosine").fit(others).kneighbors(features[:4])
+    assert list(looks) == list(data.test.paths[:4])
+    for look, expected, far in zip(looks.values(), place, distance, strict=True):
+        assert [path for path, _, _ in look.nearest] == [data.train.paths[each] for each in expected]
+        assert [label for _, label, _ in look.nearest] == [data.train.labels[each] for each in expected]
+        np.testing.assert_allclose([each for _, _, each in look.nearest], 1 - far, atol=1e-4)
+
+
+def test_a_copy_in_training_is_found(looked):
+    first = next(iter(looked[0].values()))
+    assert first.nearest[0][0].endswith("05.png")
+    assert first.nearest[0][2] == pytest.approx(1, abs=1e-5)
+
+
+def test_the_picture_is_the_image_and_its_map(run, looked):
+    checkpoint = load_checkpoint(run.checkpoints["best"])
+    data = open_source(checkpoint.config["data"])
+    images = next(iter(decoded(data.test, checkpoint))).images[:4]
+    heat = explain(rebuild_model(checkpoint), images)
+    assert heat.any()
+    for image, one, look in zip(images, heat, looked[0].values(), strict=True):
+        picture = Image.open(io.BytesIO(base64.b64decode(look.seen.partition(",")[2])))
+        expected = Image.fromarray(overlay(image, one, checkpoint.preprocessing)).resize(picture.size)
+        assert picture.size == (320, 160)
+        # WebP is lossy.
+        difference = np.asarray(picture, dtype=float) - np.asarray(expected)
+        assert np.abs(difference).mean() < 8
+
+
+def described(folder):
+    """What the page is told of a run, with closer looks."""
+    results = read_run(folder)
+    return describe_run(results, Place(draw=open_pictures(results.config), looks=True))
+
+
+def test_the_page_looks_closer_at_the_surest_mistakes(run):
+    data = described(run.run)["data"]
+    mistakes = [row[0] for row in data["images"] if row[1] != row[2]]
+    assert mistakes
+    assert set(data["looks"]) == set(mistakes[:24])
+    assert data["compared"] == 54
+    for look in data["looks"].values():
+        assert data["pictures"][look["seen"]].startswith("data:image/webp")
+        for path, label, similarity, address in look["nearest"]:
+            assert path.startswith(f"train/{data['classes'][label]}/")
+            assert -1 <= similarity <= 1.00001
+            assert data["pictures"][address].startswith("data:image/png")
+
+
+def test_a_model_that_cannot_be_run_leaves_a_note(run, monkeypatch):
+    def fail(_):
+        raise RuntimeError("no such\nmodel")
+
+    monkeypatch.setattr("visus.testing.rebuild_model", fail)
+    page = described(run.run)
+    assert page["data"]["looks"] == {}
+    assert "a closer look at mistakes (no such model)" in page["notes"]
+
+
+def test_a_run_without_weights_has_none_and_says_nothing(tmp_path):
+    source = make_images(tmp_path, list("abc"))
+    page = described(make_run(tmp_path / "run", list("abc"), source=source))
+    assert page["data"]["mistakes"]
+    assert page["data"]["looks"] == {}
+    assert not page["notes"]

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from visus.autotuning import _power_of_two, _try, find_batch_size, find_lr
+from visus.autotuning import _power_of_two, _predict, _try, find_batch_size, find_lr
 from visus.config import make_config, read_config, resolve_config
 from visus.display import Display
 from visus.errors import UsageError
@@ -88,6 +88,16 @@ def test_the_prediction_bounds_what_is_tried(prepared, monkeypatch):
         find_batch_size(config, prepared, CPU, ALONE, lambda _: None)
     small = find_batch_size(resolved(prepared), prepared, CPU, ALONE, lambda _: None)
     assert tried == [small]
+
+
+def test_what_is_frozen_leaves_room_for_more_images(prepared, monkeypatch):
+    monkeypatch.setattr("visus.autotuning.available_memory_bytes", lambda: 2**30)
+
+    def predicted(**settings):
+        return _predict(resolved(prepared, model="resnet18", **settings), prepared, CPU, ALONE)
+
+    assert predicted(freeze="backbone") > 2 * predicted()
+    assert predicted(freeze="gradual:1") == predicted()
 
 
 def test_a_trial_is_real(prepared):

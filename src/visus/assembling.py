@@ -40,6 +40,7 @@ def model_args(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
         "in_channels": prepared.train.images.channels,
         "stem": config.stem,
         "img_size": config.img_size,
+        "drop_path": config.drop_path,
     }
 
 
@@ -100,18 +101,13 @@ def new_model(
 
 def begin(config: TrainConfig, model: nn.Module, device: torch.device, *, steps: int = 1) -> TrainingState:
     """All that a run of so many `steps` moves, at the first of them."""
-    if config.lora:
-        torch.manual_seed(derive_seed(config.seed, "lora"))
-        add_lora(model, config.lora)
+    choose_trained(model, config)
     model.to(device).to(memory_format=torch.channels_last)
     average: ExponentialAverage | TailAverage | None = None
     if config.ema:
         average = ExponentialAverage(model, config.ema_decay)
     elif config.swa:
         average = TailAverage(model, last_quarter(steps))
-    if not config.lora:
-        # The optimizer knows all that will ever be trained; what has no gradient yet has no state either.
-        freezer(model, config.freeze)(sys.maxsize)
     factors = learning_rate_factors(
         model, layer_decay=config.layer_decay, backbone_factor=config.backbone_factor
     )
@@ -119,6 +115,16 @@ def begin(config: TrainConfig, model: nn.Module, device: torch.device, *, steps:
     settings = dataclasses.replace(config, lr=None) if config.lr == "auto" else config
     optimizer = make_optimizer(model, settings, factors)
     return TrainingState(model, optimizer, average, make_scaler(config.amp, device))
+
+
+def choose_trained(model: nn.Module, config: TrainConfig) -> None:
+    """Let those parameters have gradients that are trained at the end of a run, which are all that it ever trains."""
+    if config.lora:
+        torch.manual_seed(derive_seed(config.seed, "lora"))
+        add_lora(model, config.lora)
+    else:
+        # The optimizer then knows them all; what has no gradient yet has no state either.
+        freezer(model, config.freeze)(sys.maxsize)
 
 
 def check_shares(config: TrainConfig, images: int, processes: Processes) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from visus.assembling import begin, model_args, new_model, training_batches
+from visus.assembling import begin, choose_trained, model_args, new_model, training_batches
 from visus.config import TrainConfig, default_batch_size, make_config, plain_settings, resolve_config
 from visus.data.batching import batch_sizes
 from visus.data.foreign import Transform
@@ -162,6 +162,7 @@ def _predict(config: TrainConfig, prepared: Prepared, device: torch.device, proc
     shape = (prepared.train.images.channels, *prepared.preprocessing.size)
     known = config.optimizer if config.optimizer in ("sgd", "adamw") else "adamw"
     model = build_model(config.model, **model_args(config, prepared))
+    choose_trained(model, config)
     amp: Any = config.amp
     return largest_batch(model, shape, int(_USED * free), optimizer=known, amp=amp)
 

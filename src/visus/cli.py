@@ -94,6 +94,7 @@ def train(
     model: Annotated[str | None, typer.Option(help="small, or a name of torchvision's or timm's.")] = None,
     weights: Annotated[str | None, typer.Option(help="default, or a file to start from.")] = None,
     stem: Annotated[str | None, typer.Option(help="small: 3x3 first convolution for small images.")] = None,
+    drop_path: Annotated[float | None, typer.Option(help="Chance to leave out residual branches.")] = None,
     val: Annotated[str | None, typer.Option(help="Other data, to validate on.")] = None,
     val_fraction: Annotated[float | None, typer.Option(help="Share set aside for validation.")] = None,
     split_seed: Annotated[int | None, typer.Option(help="Which images are set aside.")] = None,

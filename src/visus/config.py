@@ -53,6 +53,8 @@ class TrainConfig(OptimizerSettings, ScheduleSettings, AdaptSettings):
     weights: str | None = None
     """`default`, or a file to start from."""
     stem: Literal["small"] | None = None
+    drop_path: float | None = Field(default=None, ge=0, lt=1)
+    """Chance that the deepest residual branch is left out for an image in training, and less of those before it."""
     img_size: int | None = Field(default=None, ge=1)
     """What the model takes; the weights' own, else the images' own where all share one of at most 64, else 224."""
     augment: Augment | None = None

@@ -30,6 +30,7 @@ class _Arguments(BaseModel):
     in_channels: Literal[1, 3]
     stem: Literal["small"] | None = None
     img_size: _Side | None = None
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | None = None
 
 
 class _Preprocess(BaseModel):

@@ -1,7 +1,9 @@
 import pytest
 import torch
 import torchvision
+from timm.layers import DropPath
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from visus.errors import CheckpointError, UsageError
 from visus.models.build import build_model
@@ -69,6 +71,42 @@ def test_the_small_stem_keeps_small_images_large(name):
     model = build_model(name, 10, stem="small", in_channels=1)
     assert model.conv1.weight.shape == (64, 1, 3, 3)
     assert answers(model, 1, 8) == (2, 10)
+
+
+def rates(model):
+    """The chances to be left out, of the branches of either library that have one."""
+    kinds = [(StochasticDepth, "p"), (DropPath, "drop_prob")]
+    return [getattr(m, name) for m in model.modules() for kind, name in kinds if isinstance(m, kind)]
+
+
+@pytest.mark.parametrize("name", ["swin_t", "efficientnet_b0", "timm/resnet10t", "timm/vit_tiny_patch16_224"])
+def test_branches_are_left_out_the_deeper_the_likelier(name):
+    found = rates(build_model(name, 3, drop_path=0.4))
+    assert found == sorted(found)
+    assert found[-1] == pytest.approx(0.4)
+    assert found[0] < 0.21
+    assert not any(rates(build_model(name, 3, drop_path=0.0)))
+
+
+def test_without_a_rate_it_is_the_library_s_own():
+    assert rates(build_model("swin_t", 3)) == rates(torchvision.models.swin_t())
+    assert rates(build_model("swin_t", 3, drop_path=0.2)) == pytest.approx(rates(torchvision.models.swin_t()))
+
+
+def test_images_lose_branches_in_training_and_never_after_it():
+    torch.manual_seed(0)
+    model = build_model("swin_t", 3, drop_path=0.9)
+    images = torch.randn(1, 3, 32, 32).expand(8, -1, -1, -1)
+    with torch.no_grad():
+        kept, others = model.eval()(images), model.train()(images)
+    assert kept.allclose(kept[:1].expand_as(kept), atol=1e-5)
+    assert not others.allclose(others[:1].expand_as(others), atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "timm/vgg11", "timm/ghostnet_100", "small", "alexnet"])
+def test_a_model_without_branches_cannot_leave_any_out(name):
+    with pytest.raises(UsageError, match=f"branches can be left out, found .*{name.removeprefix('timm/')}"):
+        build_model(name, 3, drop_path=0.1)
 
 
 def test_the_small_stem_is_for_resnets():

@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 import timm
 import torchvision
+from timm.layers import DropPath
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from visus.errors import UsageError
 from visus.models.fitting import load_weights
@@ -33,6 +35,7 @@ def build_model(
     img_size: int | None = None,
     weights: str | os.PathLike[str] | None = None,
     stem: Literal["small"] | None = None,
+    drop_path: float | None = None,
     say: Callable[[str], object] = warnings.warn,
 ) -> nn.Module:
     """A model by name, its head for `num_classes`; without them, as its library builds it.
@@ -42,37 +45,55 @@ def build_model(
     `weights` is a file, or over the network `default`, a name that the library has for some (`IMAGENET1K_V1`, `a1_in1k`), or
     `hf-hub:OWNER/NAME`; a head of another size stays new, and the first convolution is adapted to `in_channels`. `say` is told
     where names differ and tensors were taken in their order. `stem="small"` gives ResNets a first convolution of 3 x 3 without
-    stride, and no pooling, for small images. New weights are drawn from torch's global generator. Raises `UsageError` for names and
-    arguments, `CheckpointError` for weights that do not fit, and what the library raises for a size that it cannot build.
+    stride, and no pooling, for small images. `drop_path` is the chance that the deepest residual branch is left out for an image in
+    training (stochastic depth), and less of those before it; without it the library's own. New weights are drawn from torch's
+    global generator. Raises `UsageError` for names and arguments, `CheckpointError` for weights that do not fit, and what the
+    library raises for a size that it cannot build.
     """
     library, own_name = resolve_model(name)
     tensors = None if weights is None else pretrained_tensors(library, own_name, weights)
     if library == "visus":
         model: nn.Module = SmallNet(1000 if num_classes is None else num_classes, in_channels)
     elif library == "timm":
-        model = _build_timm(own_name, num_classes, in_channels, img_size)
+        model = _build_timm(own_name, num_classes, in_channels, img_size, drop_path)
     else:
         model = _build_torchvision(own_name, num_classes, in_channels, img_size)
     if stem:
         _use_small_stem(model, name)
+    if drop_path is not None:
+        _set_drop_path(model, name, drop_path)
     if tensors is not None:
         load_weights(model, tensors, str(weights), replaced=("conv1",) if stem else (), say=say)
     return model
 
 
-def _build_timm(name: str, num_classes: int | None, in_channels: int, img_size: int | None) -> nn.Module:
+def _build_timm(
+    name: str, num_classes: int | None, in_channels: int, img_size: int | None, drop_path: float | None
+) -> nn.Module:
     options: dict[str, Any] = {"in_chans": in_channels}
+    if drop_path is not None:
+        options["drop_path_rate"] = drop_path
     if num_classes is not None:
         options["num_classes"] = num_classes
     configuration = timm.get_pretrained_cfg(name)
     if img_size and configuration and configuration.input_size[1:] != (img_size, img_size):
         try:
-            return _with_head(timm.create_model(name, img_size=img_size, **options), num_classes)
+            return _with_head(_create_timm(name, img_size=img_size, **options), num_classes)
         except TypeError as error:
             # Most models take images of any size, and no such argument.
             if "img_size" not in str(error):
                 raise
-    return _with_head(timm.create_model(name, **options), num_classes)
+    return _with_head(_create_timm(name, **options), num_classes)
+
+
+def _create_timm(name: str, **options: Any) -> nn.Module:
+    try:
+        model: nn.Module = timm.create_model(name, **options)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise _no_branches(name) from None
+    return model
 
 
 def _with_head(model: nn.Module, num_classes: int | None) -> nn.Module:
@@ -124,6 +145,20 @@ def _use_small_stem(model: nn.Module, name: str) -> None:
         raise UsageError(f"expected a ResNet for the small stem, found {name}; leave --stem out")
     _replace(model, "conv1", kernel_size=3, stride=1, padding=1)
     model.maxpool = nn.Identity()
+
+
+def _set_drop_path(model: nn.Module, name: str, rate: float) -> None:
+    """Bring what torchvision built to `rate` in its deepest block, in the proportions it has; timm was told when it built."""
+    branches = [module for module in model.modules() if isinstance(module, StochasticDepth)]
+    if rate and not branches and not any(isinstance(module, DropPath) for module in model.modules()):
+        raise _no_branches(name)
+    deepest = max((module.p for module in branches), default=0.0)
+    for module in branches:
+        module.p *= rate / deepest
+
+
+def _no_branches(name: str) -> UsageError:
+    return UsageError(f"expected a model whose branches can be left out, found {name}; leave --drop-path out")
 
 
 def _replace(model: nn.Module, name: str, **changes: Any) -> None:

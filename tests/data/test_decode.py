@@ -195,3 +195,30 @@ def test_only_a_jpeg_of_twice_the_size_is_decoded_at_a_fraction(monkeypatch):
         Image.new("RGB", (side, side)).save(buffer, "JPEG")
         decode_image(buffer.getvalue(), resize=resize)
     assert asked == [(128, 128), (255, 255), (128, 128), (127, 127), (128, 128)]
+
+
+@pytest.mark.parametrize("options", [{}, {"optimize": True}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0"}])
+def test_a_png_with_any_byte_changed_is_refused_or_gives_the_same_pixels(options):
+    file = io.BytesIO()
+    PHOTO.resize((16, 12)).save(file, "PNG", **options)
+    whole, outcomes = file.getvalue(), []
+    pixels = decode_image(whole)
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        try:
+            found = decode_image(bytes(damaged))
+        except UndecodableError:
+            outcomes.append("refused")
+        else:
+            np.testing.assert_array_equal(found, pixels)
+            outcomes.append("the same")
+    assert outcomes.count("refused") > 0.9 * len(whole)
+
+
+def test_a_png_whose_second_half_is_zeros_is_refused(tmp_path):
+    path = saved(tmp_path, PHOTO, "png")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
+    with pytest.raises(UndecodableError, match="the checksum of its pixels is wrong"):
+        decode_image(path)

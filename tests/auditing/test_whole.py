@@ -168,3 +168,25 @@ def test_the_same_data_as_validation_is_refused(folder):
 def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(DataError, match="nothing there"):
         audit(tmp_path / "no")
+
+
+def test_a_group_in_several_parts_is_named_with_what_to_leave_out(tmp_path):
+    """Of a table: patients `a` and `c` keep to a part, `b` does not; images without a group belong to none."""
+    rows = [
+        ("train", "a"),
+        ("train", "a"),
+        ("train", "b"),
+        ("test", "b"),
+        ("test", "c"),
+        ("train", ""),
+        ("test", ""),
+    ]
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "label", "split", "group"])
+        for number, (part, group) in enumerate(rows):
+            picture(number).save(tmp_path / f"{number}.png")
+            table.writerow([f"{number}.png", "xy"[number % 2], part, group])
+    (leak,) = [each for each in audit(tmp_path / "table.csv").findings if each.kind == "group_leakage"]
+    assert (leak.paths, leak.drop, leak.severity) == (("2.png", "3.png"), ("2.png",), "high")
+    assert leak.message == "group b: 2 images in train and test"

@@ -130,7 +130,6 @@ def test_labels_that_are_numbers_are_in_the_order_of_numbers(names, classes, lab
         ("path,label\nimages/cat0.png,cat\nimages/dog0.png,Cat\n", "differ in more than case and accents, found 'Cat', 'cat'"),
         ("path,label,split\nimages/cat0.png,cat,trian\n", "row 2: expected train, val or test as split, found trian"),
         ("path,label,split\nimages/cat0.png,cat,train\nimages/dog0.png,dog,\n", "row 3: expected train, val or test as split, f"),
-        ("path,label,split,group\nimages/cat0.png,cat,train,p\nimages/dog0.png,dog,test,p\n", "row 3: .*p in test and, in row 2"),
         ("path,label\nimages/no.png,cat\nimages/nor.png,dog\n", "row 2: expected an image at .*no.png, found none there nor"),
         ("path,label,split\nimages/cat0.png,cat,train\nimages/dog0.png,dog,val\n", r"val differs \(missing: cat; more: dog\)"),
     ],
@@ -141,6 +140,17 @@ def test_what_is_wrong_with_a_table_is_said_with_its_row(folder, text, sentence)
         open_source(folder / "bad.csv")
     assert str(caught.value).startswith(str(folder / "bad.csv"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_group_in_two_parts_is_refused_by_training_and_left_to_the_audit_to_name(folder):
+    rows = [f"images/{name}{n}.png,{name},train,{'pqr'[n]}" for name in ("cat", "dog") for n in range(3)]
+    rows.append("images/cat3.png,cat,test,p")
+    (folder / "bad.csv").write_text("path,label,split,group\n" + "\n".join(rows))
+    with pytest.raises(
+        DataError, match=r"expected each group in one part, found p in (train|val) and in test; move it"
+    ):
+        open_source(folder / "bad.csv")
+    assert len(read_source(folder / "bad.csv").test) == 1
 
 
 @given(st.binary(max_size=300))

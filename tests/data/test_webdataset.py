@@ -120,8 +120,8 @@ def test_json_says_more(tmp_path):
     assert data.val.columns["group"].tolist() == ["p0", "p3", "p0", "p3"]
     assert "caption" not in data.train.columns
     write(tmp_path / "a.tar", samples(range(12), lambda n: label(n, lambda n: f"p{n // 6}")))
-    with pytest.raises(DataError, match=r"expected each group in one part, found p. in train and in val"):
-        read_source(tmp_path / "a.tar")
+    with pytest.raises(DataError, match=r"expected each group in one part, found p0 in train and in val"):
+        open_source(tmp_path / "a.tar")
 
 
 def test_parts_by_folder_or_by_a_word_of_the_name(tmp_path):

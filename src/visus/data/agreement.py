@@ -44,6 +44,19 @@ def refuse_other_classes(source: object, part: str, found: Sequence[str], expect
         )
 
 
+def refuse_shared_groups(data: Data) -> None:
+    """`DataError` where images of one group are in several parts: the model would be tested on what it knows."""
+    part_of: dict[str, str] = {}
+    for part in filter(None, (data.train, data.val, data.test)):
+        for group in sorted(set(part.columns.get("group", ())) - {""}):
+            if other := part_of.get(group):
+                raise DataError(
+                    f"{data.source}: expected each group in one part, found {group} in {other} and in {part.name}; move it to one "
+                    "of them (visus audit names every such group)"
+                )
+            part_of[group] = part.name
+
+
 def _lacks_names(part: Split) -> bool:
     """Whether its classes are called by their numbers, as those of arrays without names are."""
     numbers = tuple(map(str, range(len(part.classes))))

@@ -13,7 +13,6 @@ from visus.data.files import FileImages
 from visus.data.folders import Listing
 from visus.data.images import Data, Split, map_classes
 from visus.data.names import collect_names
-from visus.errors import DataError
 
 
 def make_data(source: str | Path, kind: str, **parts: Split) -> Data:
@@ -45,7 +44,6 @@ def listed_data(
     for name, listing in listings.items():
         if name == "val" or set(listing.classes) - set(classes):
             refuse_other_classes(source, name, listing.classes, classes)
-    _refuse_shared_groups(source, listings)
     paths = {name: collect_names(listing.paths) for name, listing in listings.items()}
     parts = {
         name: map_classes(
@@ -64,18 +62,6 @@ def listed_data(
     }
     data = make_data(source, kind, **parts)
     return replace(data, notes=(*data.notes, *_notes(listings, classes)))
-
-
-def _refuse_shared_groups(source: str | Path, listings: Mapping[str, Listing]) -> None:
-    """A model knows the groups that it was trained on: with them it would be tested on what it has seen."""
-    part_of: dict[str, str] = {}
-    for name, listing in listings.items():
-        for group in set(listing.columns.get("group", ())) - {""}:
-            if other := part_of.get(group):
-                raise DataError(
-                    f"{source}: expected each group in one part, found {group} in {other} and in {name}; move it to one of them"
-                )
-            part_of[group] = name
 
 
 def _notes(listings: Mapping[str, Listing], classes: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from visus.data.addresses import is_address
-from visus.data.agreement import with_validation
+from visus.data.agreement import refuse_shared_groups, with_validation
 from visus.data.archives import Archive, ZipArchive
 from visus.data.arrays import read_digits, read_npz
 from visus.data.cache import Cache
@@ -63,6 +63,7 @@ def open_source(
     threads crop. Raises `DataError` where there is nothing to train on, `UsageError` for what is no source.
     """
     data = _open_parts(source, val, val_fraction, split_seed)
+    refuse_shared_groups(data)
     return with_keeping(data, Keeping(cache, workers))
 
 

@@ -45,7 +45,7 @@ def read_table(path: Path) -> dict[str, Listing]:
     """The parts that a table lists, `{"train": all}` where it does not say; images in the order of classes and paths.
 
     Paths are relative to the table's folder, or absolute; those that lie in the folder become relative. The order of rows does not
-    matter. `DataError` naming the row where a value is missing or unknown, an image is there twice, or a group is in two parts.
+    matter. `DataError` naming the row where a value is missing or unknown, or an image is there twice.
     """
     table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     if not table.rows:
@@ -55,7 +55,6 @@ def read_table(path: Path) -> dict[str, Listing]:
     labels, classes = number_labels(table.columns["label"])
     refuse_lookalikes(classes, path)
     parts = _parts(table)
-    _refuse_shared_groups(table, parts)
     _refuse_if_all_missing(table, paths)
     columns = {name: np.array(values, dtype=object) for name, values in _carried(table.columns)}
     return {
@@ -256,20 +255,6 @@ def _parts(table: _Table) -> npt.NDArray[np.object_]:
                 place, f"expected train, val or test as split, found {name or 'nothing'}; correct it"
             )
     return np.array([PARTS[name.lower()] for name in names], dtype=object)
-
-
-def _refuse_shared_groups(table: _Table, parts: npt.NDArray[np.object_]) -> None:
-    first: dict[str, int] = {}
-    for place, group in enumerate(table.columns.get("group", [])):
-        if not group:
-            continue
-        other = first.setdefault(group, place)
-        if parts[other] != parts[place]:
-            raise table.refuse(
-                place,
-                f"expected each group in one part, found {group} in {parts[place]} and, in row {table.rows[other]}, "
-                f"in {parts[other]}; move it to one of them",
-            )
 
 
 def _refuse_if_all_missing(table: _Table, paths: list[str]) -> None:

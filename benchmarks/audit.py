@@ -1,6 +1,7 @@
 """What `visus audit` finds of faults planted in Fashion-MNIST, kind by kind; and how its search for near copies grows.
 
     python benchmarks/audit.py [--images 10000] [--seed 0]
+    python benchmarks/audit.py --flips 600 2000    # wrong labels alone, in so many images, four seeds each
     python benchmarks/audit.py --growth
 
 Planted, in a folder of PNG files with a part to train and one to test: 5 % of the training labels flipped, 200 exact copies, 200
@@ -39,12 +40,16 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--flips", type=int, nargs="+")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--sheet", type=Path, help="picture of the pairs reported that were not planted")
     arguments = parser.parse_args()
     print(header("torchvision", "numpy", "pillow", "scipy"))
     if arguments.growth:
         print_growth(arguments.seed)
+        return
+    if arguments.flips:
+        print_flips(arguments.flips, arguments.seed)
         return
     with tempfile.TemporaryDirectory() as folder:
         print_recalls(Path(folder), arguments.images, arguments.seed, arguments.sheet)
@@ -161,6 +166,27 @@ def print_recalls(folder: Path, count: int, seed: int, sheet: Path | None) -> No
         print(f"note: {note}")
     if sheet:
         draw(planter.root, list(pairs_of(found, "near_duplicate") - everything), sheet)
+
+
+def print_flips(counts: list[int], seed: int) -> None:
+    """Of 5 % wrong labels: the shares that are named, and that are wrong of those named."""
+    print("| images | recall, mean | min to max | precision, mean | min to max |\n|---|---|---|---|---|")
+    for count in counts:
+        found = [flips_found(count, each) for each in range(seed, seed + 4)]
+        cells = [
+            f"{sum(each) / 4:.2f} | {min(each):.2f} to {max(each):.2f}" for each in zip(*found, strict=True)
+        ]
+        print(f"| {count} | {' | '.join(cells)} |")
+
+
+def flips_found(count: int, seed: int) -> tuple[float, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        planter = Planter(Path(folder), *read_fashion(count, seed), seed)
+        planter.flip(count * 8 // 10 // 20)
+        planter.write()
+        named = singles_of(audit(folder), "label_error")
+    hits = named & {(planter.names[place],) for place in planter.flipped}
+    return len(hits) / len(planter.flipped), len(hits) / max(1, len(named))
 
 
 def break_file(planter: Planter, place: int, number: int) -> str:

@@ -13,7 +13,6 @@ from visus.ops.confident_learning import estimated_errors, label_doubts
 from visus.ops.logistic import out_of_sample
 
 _FOLDS = 5
-_PENALTY = 1e-4
 _DOUBT = 0.05
 """A label is called wrong that gets a smaller share than this of what its class usually gets; from `benchmarks/audit.py`."""
 _SKILL = 0.5
@@ -34,7 +33,8 @@ def unseen_probabilities(pool: Pool, places: Array, features: Array) -> Array:
     labels = pool.labels[places]
     if not _judgeable(labels):
         return np.zeros((len(places), len(pool.classes)))
-    return out_of_sample(features, labels, len(pool.classes), penalty=_PENALTY, folds=_FOLDS)
+    # As strong as scikit-learn's (C = 1): a weaker one lets the model of a small set be sure of anything.
+    return out_of_sample(features, labels, len(pool.classes), penalty=1 / len(labels), folds=_FOLDS)
 
 
 def find_label_errors(pool: Pool, places: Array, probabilities: Array) -> tuple[list[Finding], list[str]]:

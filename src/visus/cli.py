@@ -194,12 +194,13 @@ def train(
             raise UsageError("expected DATA to train on, or --resume RUN; see visus train --help")
         else:
             run = training.train(make_config(**asked), display=display)
+        # Before the report, which takes a while: what the run came to is known.
+        if as_json and launching.is_first():
+            _print_json(run.to_json())
         if launching.is_first() and not no_report:
             from visus.reporting.page import report_on
 
             report_on(run.run, display.line)
-    if as_json and launching.is_first():
-        _print_json(run.to_json())
     return 1 if (run.failure or run.skipped) and launching.may_fail() else 0
 
 

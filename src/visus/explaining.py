@@ -67,6 +67,14 @@ def explain(
     return torch.cat(maps)
 
 
+def passes_for(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """How many times `explain` runs an image through `model`; `shape` is that of one, `(1, C, H, W)`."""
+    with eval_mode(model), torch.inference_mode(False), torch.enable_grad():
+        places = _last_places(model, shape)
+    # A backward pass counts as two.
+    return 2 + math.prod(places.grid) if places.tokens else 4
+
+
 def _maps(model: nn.Module, places: _Places, images: Tensor, targets: Tensor | None) -> Tensor:
     with torch.no_grad():
         logits = model(_moved(model, images))

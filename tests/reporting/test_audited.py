@@ -33,6 +33,16 @@ def test_images_are_found_by_what_the_audit_calls_them(results):
     }
 
 
+def test_validation_images_of_another_source_are_called_by_their_path_there(results):
+    listing = Listing({"train": {"a": ["x/0.png"]}, "val": {"a": ["x/0.png"]}})
+    audit = {"findings": [finding(["x/0.png", "/other/x/0.png"])]}
+    other = replace(results, listing=listing, audit=audit, config={"val": "/other"})
+    assert images_of_findings(other) == {
+        "x/0.png": ("train", "x/0.png"),
+        "/other/x/0.png": ("val", "x/0.png"),
+    }
+
+
 def test_the_gravest_findings_are_pictured_first_and_of_each_a_few(results):
     paths = [f"{number}.png" for number in range(200)]
     listing = Listing({"train": {"a": paths}})

@@ -1,8 +1,10 @@
 import base64
 import io
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from made_runs import make_images, make_run
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
@@ -17,8 +19,9 @@ from visus.features import embed
 from visus.overlays import overlay
 from visus.reporting.closer import look_closer
 from visus.reporting.contents import Place, describe_run
+from visus.reporting.page import write_report
 from visus.reporting.reading import read_run
-from visus.reporting.thumbnails import open_pictures
+from visus.reporting.thumbnails import drawing, open_data
 from visus.testing import decode_for
 from visus.training import train
 
@@ -51,8 +54,9 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def looked(run):
-    test = open_source(read_run(run.run).config["data"]).test
-    return look_closer(read_run(run.run), "test", [*test.paths[:4], "gone.png"])
+    results = read_run(run.run)
+    data = open_data(results.config)
+    return look_closer(results, data, "test", dict.fromkeys([*data.test.paths[:4], "gone.png"], "b"))
 
 
 def decoded(part, checkpoint):
@@ -72,7 +76,7 @@ def test_the_most_similar_come_first_and_are_those_of_scikit_learn(run, looked):
     assert list(looks) == list(data.test.paths[:4])
     for look, expected, far in zip(looks.values(), place, distance, strict=True):
         assert [path for path, _, _ in look.nearest] == [data.train.paths[each] for each in expected]
-        assert [label for _, label, _ in look.nearest] == [data.train.labels[each] for each in expected]
+        assert [name for _, name, _ in look.nearest] == ["abc"[data.train.labels[each]] for each in expected]
         np.testing.assert_allclose([each for _, _, each in look.nearest], 1 - far, atol=1e-4)
 
 
@@ -86,7 +90,7 @@ def test_the_picture_is_the_image_and_its_map(run, looked):
     checkpoint = load_checkpoint(run.checkpoints["best"])
     data = open_source(checkpoint.config["data"])
     images = next(iter(decoded(data.test, checkpoint))).images[:4]
-    heat = explain(rebuild_model(checkpoint), images)
+    heat = explain(rebuild_model(checkpoint), images, torch.ones(4, dtype=torch.int64))
     assert heat.any()
     for image, one, look in zip(images, heat, looked[0].values(), strict=True):
         picture = Image.open(io.BytesIO(base64.b64decode(look.seen.partition(",")[2])))
@@ -100,7 +104,8 @@ def test_the_picture_is_the_image_and_its_map(run, looked):
 def described(folder):
     """What the page is told of a run, with closer looks."""
     results = read_run(folder)
-    return describe_run(results, Place(draw=open_pictures(results.config), looks=True))
+    data = open_data(results.config)
+    return describe_run(results, Place(draw=drawing(data), data=data))
 
 
 def test_the_page_looks_closer_at_the_surest_mistakes(run):
@@ -111,8 +116,8 @@ def test_the_page_looks_closer_at_the_surest_mistakes(run):
     assert data["compared"] == 54
     for look in data["looks"].values():
         assert data["pictures"][look["seen"]].startswith("data:image/webp")
-        for path, label, similarity, address in look["nearest"]:
-            assert path.startswith(f"train/{data['classes'][label]}/")
+        for path, name, similarity, address in look["nearest"]:
+            assert path.startswith(f"train/{name}/")
             assert -1 <= similarity <= 1.00001
             assert data["pictures"][address].startswith("data:image/png")
 
@@ -133,3 +138,51 @@ def test_a_run_without_weights_has_none_and_says_nothing(tmp_path):
     assert page["data"]["mistakes"]
     assert page["data"]["looks"] == {}
     assert not page["notes"]
+
+
+def test_features_that_are_no_numbers_have_no_neighbours_and_are_none(run, monkeypatch):
+    def some_broken(model, batches, **options):
+        features = embed(model, batches, **options)
+        features[1] = np.inf
+        return features
+
+    monkeypatch.setattr("visus.reporting.closer.embed", some_broken)
+    results = read_run(run.run)
+    data = open_data(results.config)
+    looks, _ = look_closer(results, data, "test", dict.fromkeys(data.test.paths[:3], "a"))
+    assert [len(look.nearest) for look in looks.values()] == [3, 0, 3]
+    second = open_source(results.config["data"]).train.paths[1]
+    assert second not in [path for look in looks.values() for path, _, _ in look.nearest]
+    assert write_report([run.run]).exists()
+
+
+def test_a_class_that_came_later_moves_no_name(run, tmp_path):
+    source = tmp_path / "set"
+    shutil.copytree(read_run(run.run).config["data"], source)
+    settings = {
+        "model": "small",
+        "augment": "none",
+        "epochs": 1,
+        "batch_size": 20,
+        "device": "cpu",
+        "amp": "off",
+    }
+    again = train(make_config(data=str(source), out=str(tmp_path / "runs"), **settings))
+    (source / "train" / "_first").mkdir()
+    shutil.copy(next((source / "train" / "a").iterdir()), source / "train" / "_first" / "new.png")
+    data = described(again.run)["data"]
+    assert data["looks"]
+    for look in data["looks"].values():
+        for path, name, _, _ in look["nearest"]:
+            assert path.startswith(f"train/{name}/")
+            assert name != "_first"
+
+
+def test_a_transformer_is_looked_at_as_often_as_it_may_cost(tmp_path):
+    source = make_images(tmp_path, list("abcdefgh"), 80, side=64)
+    settings = {"model": "timm/vit_tiny_patch16_224", "img_size": 64, "epochs": 1, "lr": 1e-9, "amp": "off"}
+    run = train(make_config(data=str(source), out=str(tmp_path / "runs"), val_fraction=0.5, **settings))
+    data = described(run.run)["data"]
+    assert data["part"] == "validation"
+    # 18 runs of the model for a map of 16 tokens, of 100.
+    assert len(data["looks"]) == 5

@@ -187,9 +187,14 @@ def test_a_closer_look_shows_what_the_model_saw_and_what_is_most_like_it(browser
         assert sizes == [[320, 160], [12, 12], [12, 12], [12, 12]]
         nearest = data["looks"][path]["nearest"]
         assert dialog.locator(".path").all_text_contents() == [each[0] for each in nearest]
-        assert dialog.locator("li b").all_text_contents() == [classes[each[1]] for each in nearest]
+        assert dialog.locator("li b").all_text_contents() == [each[1] for each in nearest]
         assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
         check_accessibility(page, "dialog")
+        page.keyboard.press("Escape")
+        page.locator(f'.matrix [data-cell="{truth},{predicted}"]').click()
+        dialog.get_by_role("button", name=f"look closer at {path}", exact=True).click()
+        assert dialog.locator(".seen").count() == 1
+        assert page.evaluate("document.activeElement.textContent") == "Close"
 
 
 def test_the_matrix_is_read_with_arrow_keys(opened):

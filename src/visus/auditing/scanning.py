@@ -87,7 +87,7 @@ class Scan:
 def pool_images(data: Data, val: str | None = None) -> tuple[Pool, list[Split]]:
     """All images of `data`, and its parts in the order of the pool; `val` names another source of the validation part."""
     parts = {name: part for name in PARTS if (part := getattr(data, name)) is not None and len(part)}
-    names = image_names(parts, val)
+    names = image_names({name: part.paths for name, part in parts.items()}, val)
     columns = sorted({name for part in parts.values() for name in part.columns})
     empty = {name: np.full(len(part), "", dtype=object) for name, part in parts.items()}
     pool = Pool(

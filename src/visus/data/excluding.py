@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,25 @@ from visus.errors import DataError, UsageError, first_of
 _PARTS = ("train", "val", "test")
 
 
-def image_names(parts: Mapping[str, Split], val: str | None = None) -> dict[str, list[str]]:
+def image_names(paths: Mapping[str, Sequence[str]], val: str | None = None) -> dict[str, list[str]]:
     """What each image of each part is called in lists: its path; `train/17` where several parts have that path, as arrays do.
 
-    `val` is the other source that the validation part was taken from, if any: its images are called by their path there.
+    `paths` are those of each part. `val` is the other source that the validation part was taken from, if any: its images are called
+    by their path there.
     """
     if val is not None:
-        parts = {
-            name: replace(part, paths=_within(val, part)) if name == "val" else part
-            for name, part in parts.items()
+        paths = {
+            # A `Path` for each of a million images takes long.
+            name: [os.path.join(val, path) for path in each] if name == "val" else each  # noqa: PTH118
+            for name, each in paths.items()
         }
-    sets = {name: set(part.paths) for name, part in parts.items()}
+    sets = {name: set(each) for name, each in paths.items()}
 
     def call(name: str, path: str) -> str:
         shared = any(path in others for other, others in sets.items() if other != name)
         return f"{name}/{path}" if shared else path
 
-    return {name: [call(name, path) for path in part.paths] for name, part in parts.items()}
+    return {name: [call(name, path) for path in each] for name, each in paths.items()}
 
 
 def read_exclusions(path: str | os.PathLike[str]) -> list[str]:
@@ -63,7 +65,7 @@ def exclude(data: Data, path: str | os.PathLike[str], val: str | None = None) ->
     """
     wanted = set(read_exclusions(path))
     parts = {name: part for name in _PARTS if (part := getattr(data, name)) is not None}
-    names = image_names(parts, val)
+    names = image_names({name: part.paths for name, part in parts.items()}, val)
     trained = set(parts["train"].paths) if "train" in parts else set()
     found: set[str] = set()
     counts: dict[str, int] = {}
@@ -88,10 +90,6 @@ def _aliases(part: str, name: str, path: str, trained: set[str], val: str | None
     """What an image may be called in a list: to the audit, one that was set aside for validation is one of the training part."""
     set_aside = part == "val" and val is None and path not in trained
     return {name, f"train/{path}"} if set_aside else {name}
-
-
-def _within(source: str, part: Split) -> list[str]:
-    return [os.path.join(source, path) for path in part.paths]  # noqa: PTH118
 
 
 def _refuse_losses(before: Mapping[str, Split], after: Mapping[str, Split], path: object) -> None:

@@ -18,11 +18,14 @@ _TONES: tuple[Tone, ...] = ("bad", "doubtful", "unknown")
 Finding = Mapping[str, Any]
 
 
-def images_of_findings(results: RunResults) -> dict[str, Key]:
-    """Images that the shown findings concern, by what the audit calls them; the first of each, of the gravest findings first."""
+def images_of_findings(results: RunResults, share: int = 1) -> dict[str, Key]:
+    """Images that the shown findings concern, by what the audit calls them; the first of each, of the gravest findings first.
+
+    `share` is how many runs there are on the page, which have room for so many pictures together.
+    """
     if not results.audit or not results.listing:
         return {}
-    called = _names(results.listing)
+    called = _names(results.listing, results.config.get("val"))
     names = [
         name
         for group in _groups(results.audit)
@@ -30,7 +33,7 @@ def images_of_findings(results: RunResults) -> dict[str, Key]:
         for name in _pictured(finding)
     ]
     there = [name for name in dict.fromkeys(names) if name in called]
-    return {name: called[name] for name in there[:_MOST_PICTURED]}
+    return {name: called[name] for name in there[: _MOST_PICTURED // share]}
 
 
 def describe_findings(audit: Mapping[str, Any], pictures: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -78,15 +81,15 @@ def _pictured(finding: Finding) -> list[str]:
     return _paths(finding)[:_PICTURED_OF_A_FINDING]
 
 
-def _names(listing: Listing) -> dict[str, Key]:
-    """The images of a run by what the audit calls them: the path, and the part before it where several parts have that path."""
-    keys = [
-        (part, path)
-        for part, classes in listing.images.items()
-        for paths in classes.values()
-        for path in paths
-    ]
-    parts_of: dict[str, int] = {}
-    for _, path in keys:
-        parts_of[path] = parts_of.get(path, 0) + 1
-    return {path if parts_of[path] == 1 else f"{part}/{path}": (part, path) for part, path in keys}
+def _names(listing: Listing, val: str | None) -> dict[str, Key]:
+    """The images of a run by what the audit calls them."""
+    from visus.data.excluding import image_names  # loads torch
+
+    paths = {
+        part: [path for each in classes.values() for path in each] for part, classes in listing.images.items()
+    }
+    return {
+        name: (part, path)
+        for part, names in image_names(paths, val).items()
+        for name, path in zip(names, paths[part], strict=True)
+    }

@@ -5,31 +5,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from visus.checkpoint import load_checkpoint
+from visus.checkpoint import Checkpoint, load_checkpoint
 from visus.data.batching import EvaluationBatches
-from visus.data.images import Split
+from visus.data.images import Data, Split
 from visus.devices import select_device
-from visus.errors import DataError
-from visus.explaining import explain
-from visus.features import embed
+from visus.errors import DataError, UsageError
+from visus.explaining import explain, passes_for
+from visus.features import Features, embed
 from visus.overlays import overlay
 from visus.reporting.gallery import spread
 from visus.reporting.reading import RunResults, clean
 from visus.reporting.thumbnails import encode
-from visus.testing import as_trained, decode_for, open_as_trained
+from visus.runs import open_run
+from visus.testing import as_trained, decode_for
 
 _BATCH_SIZE = 16
 _SIDE = 320
 """Of the picture of what the model saw with the map beside it, in pixels."""
 _NEAREST = 3
-_MOST_COMPARED = 5000
-"""Training images, evenly spread: what a run of ten epochs over them costs is thirty times as much."""
+_MOST_COMPARED = 2000
+"""Training images, evenly spread: what ten epochs over them cost is thirty times as much."""
+_FEWEST_PASSES, _MOST_PASSES = 100, 1000
+"""Of images through the model, for the maps of a page: as many as there are training images, within these bounds."""
 
 
 @dataclass(frozen=True)
@@ -37,63 +41,90 @@ class CloserLook:
     """At one image."""
 
     seen: str
-    """What the model saw, and beside it what spoke for the class that it says, as a `data:` address."""
-    nearest: tuple[tuple[str, int, float], ...]
+    """What the model saw, and beside it what spoke for the class that it said, as a `data:` address."""
+    nearest: tuple[tuple[str, str, float], ...]
     """Path, class and similarity (the cosine between features) of the training images most like it, the most similar first."""
 
 
-def look_closer(results: RunResults, part: str, paths: Sequence[str]) -> tuple[dict[str, CloserLook], int]:
-    """A look at those of `paths` in `part` of the run's data that are still there; and how many training images were compared.
+def look_closer(
+    results: RunResults, data: Data, part: str, said: Mapping[str, str]
+) -> tuple[dict[str, CloserLook], int]:
+    """A look at images in `part` of the run's `data`, of those that are still there; and how many training images were compared.
 
-    Maps are `explain`'s, for the class that the best weights say; features are what their classifier gets. Raises `VisusError` or
-    `OSError` for a model that visus did not build, a part that is gone, or data that cannot be read.
+    `said` are their paths, the first ones the most wanted, and the classes that the model said. Maps are `explain`'s for those;
+    features are what the classifier of the best weights gets, else of the last. Raises `VisusError` or `OSError` for a model that
+    visus did not build, a part that is gone, or data that cannot be read.
     """
-    checkpoint = load_checkpoint(results.path / "best.safetensors")
-    data = open_as_trained(checkpoint.config)
-    parts = {"train": data.train, "val": data.val, "test": data.test}
-    asked, train = parts[part], data.train
+    run = open_run(results.path)
+    checkpoint = load_checkpoint(run.best if run.best.exists() else run.last)
+    asked, train = {"train": data.train, "val": data.val, "test": data.test}[part], _trained_on(results, data)
     if asked is None or train is None:
         raise DataError(f"{data.source}: expected its {part} and its training part, found one of them gone")
-    wanted = set(paths)
-    places = [place for place, path in enumerate(asked.paths) if clean(path) in wanted]
-    some = train.subset(np.array(spread(len(train), _MOST_COMPARED), dtype=np.int64))
-    shown = asked.subset(np.array(places, dtype=np.int64))
-    decoded = decode_for(checkpoint, replace(data, train=some, val=None, test=shown))
-    assert decoded.train is not None
-    assert decoded.test is not None
-    record = checkpoint.preprocessing
-    device = select_device("auto")
+    device = _device_of(checkpoint)
     with as_trained(checkpoint, device) as (model, amp):
-
-        def batches(split: Split) -> EvaluationBatches:
-            return EvaluationBatches(split, record, _BATCH_SIZE)
-
+        record = checkpoint.preprocessing
+        passes = passes_for(model, (1, record.channels, *record.size))
+        most = min(max(_FEWEST_PASSES, len(train)), _MOST_PASSES) // passes
+        wanted = dict(list(said.items())[: max(1, most)])
+        shown = asked.subset(_places(asked, wanted))
+        some = train.subset(np.array(spread(len(train), _MOST_COMPARED), dtype=np.int64))
+        decoded = decode_for(checkpoint, replace(data, train=some, val=None, test=shown))
+        assert decoded.train is not None
+        assert decoded.test is not None
+        batches, others = (
+            EvaluationBatches(each, record, _BATCH_SIZE) for each in (decoded.test, decoded.train)
+        )
+        names = list(map(clean, decoded.test.paths))
+        targets = torch.tensor([checkpoint.classes.index(wanted[name]) for name in names])
         seen = [
             encode(overlay(image, heat, record).transpose(2, 0, 1), _SIDE)
-            for images, _ in batches(decoded.test)
-            for image, heat in zip(images, explain(model, images), strict=True)
+            for batch in batches
+            for image, heat in zip(
+                batch.images, explain(model, batch.images, targets[batch.indices]), strict=True
+            )
         ]
-        features, others = (
-            embed(model, batches(split), device=device, amp=amp) for split in (decoded.test, decoded.train)
-        )
-    nearest = _nearest(features, others, decoded.train)
-    names = map(clean, decoded.test.paths)
-    looks = (CloserLook(*each) for each in zip(seen, nearest, strict=True))
+        features, theirs = (embed(model, each, device=device, amp=amp) for each in (batches, others))
+    looks = map(CloserLook, seen, _nearest(features, theirs, decoded.train))
     return dict(zip(names, looks, strict=True)), len(decoded.train)
 
 
-def _nearest(
-    features: npt.NDArray[np.float32], others: npt.NDArray[np.float32], train: Split
-) -> list[tuple[tuple[str, int, float], ...]]:
-    similar = _unit(features) @ _unit(others).T
+def _trained_on(results: RunResults, data: Data) -> Split | None:
+    """The training part as the run had it, if that is known: without what it left out."""
+    if data.train is None or results.listing is None:
+        return data.train
+    listed = {path for paths in results.listing.images.get("train", {}).values() for path in paths}
+    return data.train.subset(_places(data.train, listed))
+
+
+def _places(part: Split, paths: Mapping[str, object] | set[str]) -> npt.NDArray[np.int64]:
+    return np.array([place for place, path in enumerate(part.paths) if clean(path) in paths], dtype=np.int64)
+
+
+def _device_of(checkpoint: Checkpoint) -> torch.device:
+    """That of the run, the first of several; the CPU where there is none such here."""
+    try:
+        return select_device(str(checkpoint.config.get("device", "auto")).split(",")[0])
+    except UsageError:
+        return torch.device("cpu")
+
+
+def _nearest(features: Features, others: Features, train: Split) -> list[tuple[tuple[str, str, float], ...]]:
+    """For each image the training images most like it; none where its features are no numbers."""
+    (unit, known), (theirs, usable) = _unit(features), _unit(others)
+    similar = np.where(known[:, None] & usable, unit @ theirs.T, -np.inf)
     order = np.argsort(-similar, axis=1, kind="stable")[:, :_NEAREST]
     return [
-        tuple((clean(train.paths[place]), int(train.labels[place]), float(row[place])) for place in places)
+        tuple(
+            (clean(train.paths[place]), train.classes[train.labels[place]], float(row[place]))
+            for place in places
+            if np.isfinite(row[place])
+        )
         for places, row in zip(order.tolist(), similar, strict=True)
     ]
 
 
-def _unit(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    unit: npt.NDArray[np.float32] = features / np.maximum(length, np.finfo(np.float32).tiny)
-    return unit
+def _unit(features: Features) -> tuple[Features, npt.NDArray[np.bool_]]:
+    """Each brought to length 1, and which of them are numbers; zeros in the place of the others."""
+    finite = np.asarray(np.isfinite(features).all(axis=1))
+    numbers: Features = np.where(finite[:, None], features, np.float32(0))
+    return numbers / np.maximum(np.linalg.norm(numbers, axis=1, keepdims=True), 1e-30), finite

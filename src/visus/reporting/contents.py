@@ -14,7 +14,7 @@ from visus.reporting.architecture import examine_model
 from visus.reporting.audited import images_of_findings
 from visus.reporting.comparing import remaining_seconds
 from visus.reporting.figures import curves
-from visus.reporting.reading import PARTS, RunResults
+from visus.reporting.reading import PARTS, RunResults, clean
 from visus.reporting.sections import (
     about_data,
     about_evaluation,
@@ -34,6 +34,7 @@ from visus.reporting.wording import (
 )
 
 if TYPE_CHECKING:
+    from visus.data.images import Data
     from visus.reporting.closer import CloserLook
 
 
@@ -45,8 +46,8 @@ class Place:
     runs: int = 1
     draw: Draw | None = None
     with_model: bool = True
-    looks: bool = False
-    """Whether to look closer at mistakes, which takes the model and the data."""
+    data: Data | None = None
+    """The run's, where its mistakes are to be looked at closely."""
 
 
 def describe_run(results: RunResults, place: Place) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def _data(results: RunResults, place: Place, notes: list[str]) -> dict[str, Any]
     evaluation = results.evaluation or {}
     part = evaluation.get("split", "test")
     shown = gallery.examples(results.listing, place.runs) if results.listing else {}
-    audited = images_of_findings(results)
+    audited = images_of_findings(results, place.runs)
     keys: list[Key] = [*(key for each in shown.values() for key in each), *audited.values()]
     looks: dict[str, CloserLook] = {}
     compared = 0
@@ -88,8 +89,7 @@ def _data(results: RunResults, place: Place, notes: list[str]) -> dict[str, Any]
         pictured = np.r_[gallery.pictured(predictions, wrong, place.runs), correct]
         listed = np.r_[wrong[: gallery.MOST_LISTED], correct]
         keys += [(part, predictions.paths[position]) for position in pictured]
-        surest = [predictions.paths[position] for position in wrong[: gallery.LOOKED_AT]]
-        looks, compared = _look(results, part, surest if place.looks else [], notes)
+        looks, compared = _look(results, place, part, gallery.said(predictions, wrong), notes)
         keys += [("train", path) for look in looks.values() for path, _, _ in look.nearest]
     drawn = _draw(place, keys, notes)
     numbers = {key: number for number, key in enumerate(drawn)}
@@ -136,18 +136,19 @@ def _draw(place: Place, keys: list[Key], notes: list[str]) -> dict[Key, str]:
 
 
 def _look(
-    results: RunResults, part: str, paths: list[str], notes: list[str]
+    results: RunResults, place: Place, part: str, said: Mapping[str, str], notes: list[str]
 ) -> tuple[dict[str, CloserLook], int]:
     """Closer looks at images by their paths, and at how many training images; none for a run without weights."""
-    if not paths or not results.checkpoint:
+    if not said or place.data is None or not results.checkpoint:
         return {}, 0
     from visus.reporting.closer import look_closer  # loads torch
 
     try:
-        return look_closer(results, part, paths)
+        return look_closer(results, place.data, part, said)
     # Whatever a model raises that is built and run here.
     except Exception as error:
-        notes.append(f"a closer look at mistakes ({' '.join(str(error).split())})")
+        reason = clean(" ".join(str(error).split()) or type(error).__name__)
+        notes.append(f"a closer look at mistakes ({reason})")
         return {}, 0
 
 

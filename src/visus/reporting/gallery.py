@@ -15,8 +15,7 @@ from visus.reporting.thumbnails import Key
 
 MOST_LISTED = 5000
 """Mistakes that the page knows; a hundred bytes each."""
-LOOKED_AT = 24
-"""Of the surest mistakes, those to look closer at."""
+_LOOKED_AT = 24
 _PICTURED = 200
 _MOST_CONFIDENT = 100
 _EXAMPLES = 240
@@ -59,6 +58,15 @@ def pictured(predictions: Predictions, wrong: Ints, share: int = 1) -> Ints:
     first = np.arange(len(wrong)) < _MOST_CONFIDENT // share
     order = np.argsort(np.where(first, -1, ranks), kind="stable")
     return wrong[order[: _PICTURED // share]]
+
+
+def said(predictions: Predictions, wrong: Ints) -> dict[str, str]:
+    """Of the ordered mistakes `wrong` the first ones, to look closer at: their paths, and the classes that the model said."""
+    known = [place for place in wrong if np.isfinite(predictions.confidence[place])]
+    return {
+        predictions.paths[place]: predictions.classes[predictions.predicted[place]]
+        for place in known[:_LOOKED_AT]
+    }
 
 
 def right(predictions: Predictions, share: int = 1) -> Ints:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from visus.errors import UsageError, VisusError
 from visus.files import write_text
@@ -16,8 +16,11 @@ from visus.reporting.contents import Place, describe_run
 from visus.reporting.model_card import CARD, write_card
 from visus.reporting.reading import RunResults, clean, read_run
 from visus.reporting.rendering import as_json, page_template
-from visus.reporting.thumbnails import Draw, open_pictures
+from visus.reporting.thumbnails import Draw, drawing, open_data
 from visus.reporting.wording import plural
+
+if TYPE_CHECKING:
+    from visus.data.images import Data
 
 _SECTIONS = ("data", "training", "evaluation", "mistakes", "model", "repeat")
 
@@ -50,23 +53,23 @@ def render(
     results: Sequence[RunResults],
     *,
     live: str | None = None,
-    pictures: Callable[[Mapping[str, Any]], Draw] = open_pictures,
+    pictures: Callable[[Mapping[str, Any]], Draw] | None = None,
 ) -> str:
     """The page of one run, or of several side by side.
 
     With `live`, a mark of this state of the runs, it asks for itself again; the model is then told of once the run is over.
-    `pictures` opens the data of a run's settings.
+    `pictures` opens the data of a run's settings to draw from, where it is to be opened in another way than here.
     """
     several = len(results) > 1
     runs = []
     for index, each in enumerate(results):
-        draw, failure = _open(each, pictures)
+        data, draw, failure = _open(each, pictures)
         place = Place(
             index,
             len(results),
             draw,
             with_model=live is None or each.summary is not None,
-            looks=live is None and draw is not None and not several,
+            data=None if live or several else data,
         )
         run = describe_run(each, place)
         run["notes"] += [failure] if failure else []
@@ -107,15 +110,18 @@ def _footer(results: Sequence[RunResults], how: str) -> str:
 
 
 def _open(
-    results: RunResults, pictures: Callable[[Mapping[str, Any]], Draw]
-) -> tuple[Draw | None, str | None]:
-    """What draws the pictures of a run, or why there are none."""
+    results: RunResults, pictures: Callable[[Mapping[str, Any]], Draw] | None
+) -> tuple[Data | None, Draw | None, str | None]:
+    """The data of a run, if it is opened here, and what draws pictures of it; or why there are none."""
     if "data" not in results.config:
-        return None, None
+        return None, None, None
     try:
-        return pictures(results.config), None
+        if pictures:
+            return None, pictures(results.config), None
+        data = open_data(results.config)
+        return data, drawing(data), None
     except (VisusError, OSError) as error:
-        return None, clean(f"pictures, since the data could not be opened ({error})")
+        return None, None, clean(f"pictures, since the data could not be opened ({error})")
 
 
 def _compared(results: Sequence[RunResults], most_curves: int | None = None) -> dict[str, Any]:
@@ -130,6 +136,8 @@ def report_on(run: str | os.PathLike[str], say: Callable[[str], object]) -> None
         if card is None:
             say(f"{CARD} has been changed by hand and is left as it is")
         say(f"Report: {write_report([run])}")
-    # The run is over and whole; it must not fail for a page about it.
+    # The run is over and whole; it must not fail, or seem interrupted, for a page about it.
+    except KeyboardInterrupt:
+        say(f"the report was interrupted; visus report {run} writes it")
     except Exception as error:
         say(f"the report could not be written: {' '.join(str(error).split()) or type(error).__name__}")

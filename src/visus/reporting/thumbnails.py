@@ -8,13 +8,16 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from visus.reporting.reading import PARTS, clean
+
+if TYPE_CHECKING:
+    from visus.data.images import Data
 
 Key = tuple[str, str]
 """The part of an image, and its path there."""
@@ -29,14 +32,24 @@ _LARGEST_KEPT = 40
 
 def open_pictures(config: Mapping[str, Any]) -> Draw:
     """A function that draws images of the data that `config` names; `VisusError` or `OSError` where it cannot be opened."""
-    from visus.data.sources import open_source
+    return drawing(open_data(config))
 
-    data = open_source(
+
+def open_data(config: Mapping[str, Any]) -> Data:
+    """The data that the settings `config` of a run name, as text; `VisusError` or `OSError` where it cannot be opened."""
+    from visus.data.sources import open_source  # loads torch
+
+    return open_source(
         config["data"],
         val=config.get("val"),
         val_fraction=float(config.get("val_fraction", 0.1)),
         split_seed=int(config.get("split_seed", 0)),
+        exclude=config.get("exclude"),
     )
+
+
+def drawing(data: Data) -> Draw:
+    """A function that draws images of `data`."""
     parts = {name: part for name in PARTS if (part := getattr(data, name)) is not None}
     places = {
         name: {clean(path): place for place, path in enumerate(part.paths)} for name, part in parts.items()

@@ -7,7 +7,7 @@ function className(data, index, kind = null) {
 }
 
 function picture(data, address, text) {
-  if (address === undefined) return html("span", { class: "small" }, "no picture");
+  if (address === undefined || address === null) return html("span", { class: "small" }, "no picture");
   return html("img", { src: data.pictures[address], alt: text, loading: "lazy", class: data.pictures[address].startsWith("data:image/png") ? "pixels" : null });
 }
 
@@ -24,7 +24,7 @@ function card(data, [path, truth, predicted, confidence, likely, address]) {
 function openLook(data, path, truth, predicted) {
   const { seen, nearest } = data.looks[path];
   const map = html("li", { class: "seen" }, picture(data, seen, `what the model saw, and beside it in bright colours what spoke for ${data.classes[predicted]}`), html("span", {}, "What the model saw, and what spoke for ", className(data, predicted)));
-  const alike = nearest.map(([other, label, similarity, address]) => html("li", {}, html("div", { class: "frame" }, picture(data, address, `${other}: ${data.classes[label]}`)), html("b", {}, className(data, label, "clip")), `similarity ${similarity.toFixed(2)}`, html("span", { class: "path", title: other }, html("bdi", {}, other))));
+  const alike = nearest.map(([other, label, similarity, address]) => html("li", {}, html("div", { class: "frame" }, picture(data, address, `${other}: ${label}`)), html("b", {}, html("bdi", { class: "clip", title: label }, label)), `similarity ${similarity.toFixed(2)}`, html("span", { class: "path", title: other }, html("bdi", {}, other))));
   openImages([className(data, truth), " taken for ", className(data, predicted)], `${path}; beside it the images most like it to this model, of ${data.compared.toLocaleString("en")} it was trained on`, [map, ...alike]);
 }
 
@@ -34,6 +34,8 @@ function openImages(title, told, cards) {
   dialog.querySelector("p").textContent = told;
   dialog.querySelector("ul").replaceChildren(...cards);
   if (!dialog.open) dialog.showModal();
+  dialog.scrollTop = 0;
+  dialog.querySelector(".button").focus();
 }
 
 /** Show the images of one cell in the page's dialog. */

@@ -216,6 +216,13 @@ def test_a_png_with_any_byte_changed_is_refused_or_gives_the_same_pixels(options
     assert outcomes.count("refused") > 0.9 * len(whole)
 
 
+def test_what_follows_the_end_of_a_png_is_not_looked_at(tmp_path):
+    path = saved(tmp_path, PHOTO, "png")
+    pixels = decode_image(path)
+    for more in (b"\0\0\0\1IDATx0000", bytes(3_000_000)):
+        np.testing.assert_array_equal(decode_image(path.read_bytes() + more), pixels)
+
+
 def test_a_png_whose_second_half_is_zeros_is_refused(tmp_path):
     path = saved(tmp_path, PHOTO, "png")
     content = path.read_bytes()

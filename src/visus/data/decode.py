@@ -174,6 +174,8 @@ def _check_sums(source: str | os.PathLike[str] | bytes) -> None:
         file.seek(len(_PNG_BEGINS))
         while len(header := file.read(8)) == 8:
             length, name = struct.unpack(">I4s", header)
+            if name == b"IEND":
+                return
             if name != b"IDAT":
                 file.seek(length + 4, os.SEEK_CUR)
                 continue

@@ -10,7 +10,6 @@ from functools import cached_property
 from visus.config import TrainConfig, default_batch_size
 from visus.data.augment import LARGEST_SMALL_SIZE, cropping
 from visus.data.batching import batch_sizes, measure_preprocessing
-from visus.data.excluding import exclude
 from visus.data.files import FileImages, small_size
 from visus.data.images import Data, Split
 from visus.data.keeping import decode_once
@@ -87,10 +86,12 @@ def prepare_again(config: TrainConfig, preprocessing: Preprocessing, display: Di
 def _open_parts(config: TrainConfig) -> tuple[Data, Split]:
     """The data, not decoded yet, and its training part."""
     data = open_source(
-        config.data, val=config.val, val_fraction=config.val_fraction, split_seed=config.split_seed
+        config.data,
+        val=config.val,
+        val_fraction=config.val_fraction,
+        split_seed=config.split_seed,
+        exclude=config.exclude,
     )
-    if config.exclude is not None:
-        data = exclude(data, config.exclude, config.val)
     if data.train is None or data.val is None or not len(data.val):
         raise DataError(
             f"{data.source}: expected images to train and to validate on, found too few; raise --val-fraction"

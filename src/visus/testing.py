@@ -19,7 +19,6 @@ from visus.checkpoint import Checkpoint, rebuild_model
 from visus.config import absolute
 from visus.data.attributes import file_attributes
 from visus.data.batching import EvaluationBatches
-from visus.data.excluding import exclude
 from visus.data.images import Data, Skipped, Split, map_classes
 from visus.data.keeping import decode_once
 from visus.data.listing import part_fingerprint
@@ -178,9 +177,8 @@ def open_part(checkpoint: Checkpoint, source: str, part: str | None) -> tuple[Da
 
 def open_as_trained(config: Mapping[str, Any]) -> Data:
     """The data that the settings `config` of a run name, in the parts that the run had, without what it excluded."""
-    made = {name: config[name] for name in ("val", "val_fraction", "split_seed") if name in config}
-    data = open_source(config["data"], **made)
-    return data if config.get("exclude") is None else exclude(data, config["exclude"], config.get("val"))
+    made = {name: config[name] for name in ("val", "val_fraction", "split_seed", "exclude") if name in config}
+    return open_source(config["data"], **made)
 
 
 def decode_for(checkpoint: Checkpoint, data: Data) -> Data:

@@ -147,10 +147,20 @@ def test_a_group_in_two_parts_is_refused_by_training_and_left_to_the_audit_to_na
     rows.append("images/cat3.png,cat,test,p")
     (folder / "bad.csv").write_text("path,label,split,group\n" + "\n".join(rows))
     with pytest.raises(
-        DataError, match=r"expected each group in one part, found p in (train|val) and in test; move it"
+        DataError, match=r"expected each group in one part, found p in train and in test; move it"
     ):
         open_source(folder / "bad.csv")
     assert len(read_source(folder / "bad.csv").test) == 1
+    (folder / "fix.csv").write_text("path\nimages/cat0.png\nimages/dog0.png\n")
+    data = open_source(folder / "bad.csv", exclude=folder / "fix.csv")
+    assert (len(data.train) + len(data.val), len(data.test)) == (4, 1)
+
+
+def test_groups_of_another_source_are_groups_of_their_own(folder):
+    for name in ("one", "other"):
+        rows = [f"images/{kind}{n}.png,{kind},{'pqrs'[n]}" for kind in ("cat", "dog") for n in range(4)]
+        (folder / f"{name}.csv").write_text("path,label,group\n" + "\n".join(rows))
+    assert len(open_source(folder / "one.csv", val=folder / "other.csv").val) == 8
 
 
 @given(st.binary(max_size=300))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from visus.data.arrays import adapt_pixels
@@ -44,17 +44,16 @@ def refuse_other_classes(source: object, part: str, found: Sequence[str], expect
         )
 
 
-def refuse_shared_groups(data: Data) -> None:
-    """`DataError` where images of one group are in several parts: the model would be tested on what it knows."""
+def refuse_shared_groups(source: object, parts: Iterable[tuple[str, Split | None]]) -> None:
+    """`DataError` where images of one group are in several `parts` of `source`: the model would be tested on what it knows."""
     part_of: dict[str, str] = {}
-    for part in filter(None, (data.train, data.val, data.test)):
-        for group in sorted(set(part.columns.get("group", ())) - {""}):
-            if other := part_of.get(group):
+    for name, part in parts:
+        for group in sorted(set(part.columns.get("group", ())) - {""}) if part else ():
+            if (other := part_of.setdefault(group, name)) != name:
                 raise DataError(
-                    f"{data.source}: expected each group in one part, found {group} in {other} and in {part.name}; move it to one "
-                    "of them (visus audit names every such group)"
+                    f"{source}: expected each group in one part, found {group} in {other} and in {name}; move it to one of them, "
+                    "or leave images out (visus audit --fix-list names them, visus train --exclude leaves them out)"
                 )
-            part_of[group] = part.name
 
 
 def _lacks_names(part: Split) -> bool:

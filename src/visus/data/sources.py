@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from visus.data import excluding
 from visus.data.addresses import is_address
 from visus.data.agreement import refuse_shared_groups, with_validation
 from visus.data.archives import Archive, ZipArchive
@@ -52,6 +53,7 @@ def open_source(
     split_seed: int = 0,
     cache: Cache = "auto",
     workers: int | None = None,
+    exclude: str | os.PathLike[str] | None = None,
 ) -> Data:
     """The data set that `source` names: a folder of class folders, or `train/`, `val/` and `test/` above such; a zip of either; a
     CSV or Parquet table of `path,label[,split,group]`; an `.npz` file; a folder of IDX files (the MNIST family); CIFAR-10 or -100
@@ -60,15 +62,23 @@ def open_source(
     `val` is another source, for validation. Where no validation part is given, a stratified `val_fraction` of the training part is
     set aside, groups as a whole where a table has them; 0 leaves it out. `digits` has a test part of its own: a fifth, by the same
     rule with seed 0. `cache` says where `batches` keeps decoded files (`auto`: on disk), `workers` how many processes decode and
-    threads crop. Raises `DataError` where there is nothing to train on, `UsageError` for what is no source.
+    threads crop. `exclude` is a list of images to leave out after the split, as `visus audit --fix-list` writes it. Raises
+    `DataError` where there is nothing to train on or a group is in several parts, `UsageError` for what is no source.
     """
-    data = _open_parts(source, val, val_fraction, split_seed)
-    refuse_shared_groups(data)
+    read = read_source(source)
+    data = _with_validation_part(read, source, val, val_fraction, split_seed)
+    if exclude is not None:
+        data = excluding.exclude(data, exclude, None if val is None else str(val))
+    parts = [("train", data.train), ("test", data.test)]
+    # What was set aside comes from the training part; in another source the name of a group means something else.
+    parts += [("train" if read.val is None else "val", data.val)] if val is None else []
+    refuse_shared_groups(data.source, parts)
     return with_keeping(data, Keeping(cache, workers))
 
 
-def _open_parts(source: Source, val: Source | None, val_fraction: float, split_seed: int) -> Data:
-    data = read_source(source)
+def _with_validation_part(
+    data: Data, source: Source, val: Source | None, val_fraction: float, split_seed: int
+) -> Data:
     train = data.train
     if train is None:
         raise DataError(

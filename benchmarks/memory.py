@@ -33,11 +33,14 @@ for _ in range(30):
     optimizer.zero_grad()
 """
 TRAIN = """
-import contextlib, sys, visus.cli
+import sys, visus.cli
 sys.argv = ["visus", "train", {data!r}, "--model", {model!r}, "--batch-size", "{batch_size}", "--epochs", "1"]
 sys.argv += ["--amp", "off", "--no-report", "--quiet", "--out", {out!r}]
-with contextlib.suppress(SystemExit):
+try:
     visus.cli.main()
+except SystemExit as end:
+    if end.code:
+        raise
 """
 REPORT = "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
 

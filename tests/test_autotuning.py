@@ -98,6 +98,7 @@ def test_what_is_frozen_leaves_room_for_more_images(prepared, monkeypatch):
 
     assert predicted(freeze="backbone") > 2 * predicted()
     assert predicted(freeze="gradual:1") == predicted()
+    assert predicted(model="timm/vit_tiny_patch16_224", img_size=32, lora=2) > 0
 
 
 def test_a_trial_is_real(prepared):

@@ -35,13 +35,13 @@ from visus.state import TrainingState
 
 def model_args(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
     """What `build_model` wants besides the name and the weights."""
-    return {
+    arguments = {
         "num_classes": len(prepared.data.classes),
         "in_channels": prepared.train.images.channels,
         "stem": config.stem,
         "img_size": config.img_size,
-        "drop_path": config.drop_path,
     }
+    return arguments if config.drop_path is None else arguments | {"drop_path": config.drop_path}
 
 
 def training_batches(

@@ -57,6 +57,10 @@ CONFLICTS: tuple[tuple[Test, str], ...] = (
         "--loss focal and --label-smoothing both keep the model from being sure; leave one out",
     ),
     (
+        lambda c: c.drop_path and "backbone" in c.freeze.split(","),
+        "--drop-path leaves out branches of the backbone, which --freeze backbone runs as it is; leave one out",
+    ),
+    (
         lambda c: c.distill and c.loss != "cross-entropy",
         "--distill has a loss of its own, of which cross-entropy is a part; leave --loss out",
     ),

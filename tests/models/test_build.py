@@ -103,8 +103,15 @@ def test_images_lose_branches_in_training_and_never_after_it():
     assert not others.allclose(others[:1].expand_as(others), atol=1e-2)
 
 
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5])
+def test_a_rate_is_a_chance_below_one(rate):
+    with pytest.raises(UsageError, match="expected drop_path from 0 to less than 1"):
+        build_model("swin_t", 3, drop_path=rate)
+
+
 @pytest.mark.parametrize("name", ["vgg11", "timm/vgg11", "timm/ghostnet_100", "small", "alexnet"])
 def test_a_model_without_branches_cannot_leave_any_out(name):
+    build_model(name, 3, drop_path=0.0)
     with pytest.raises(UsageError, match=f"branches can be left out, found .*{name.removeprefix('timm/')}"):
         build_model(name, 3, drop_path=0.1)
 

@@ -77,7 +77,12 @@ def depths(model: nn.Module, *, fine: bool = False) -> dict[str, int]:
     if matcher:
         from timm.models import group_parameters
 
-        found: dict[str, int] = group_parameters(model, matcher(coarse=not fine), reverse=True)
+        try:
+            groups = matcher(coarse=not fine)
+        except AssertionError:
+            # RDNets have fine groups only.
+            groups = matcher(coarse=False)
+        found: dict[str, int] = group_parameters(model, groups, reverse=True)
         return {name: found[name] for name, _ in model.named_parameters()}
     head = _prefixes(head_layers(model))
     body = [name for name, _ in model.named_parameters() if not name.startswith(head)]

@@ -46,10 +46,12 @@ def build_model(
     `hf-hub:OWNER/NAME`; a head of another size stays new, and the first convolution is adapted to `in_channels`. `say` is told
     where names differ and tensors were taken in their order. `stem="small"` gives ResNets a first convolution of 3 x 3 without
     stride, and no pooling, for small images. `drop_path` is the chance that the deepest residual branch is left out for an image in
-    training (stochastic depth), and less of those before it; without it the library's own. New weights are drawn from torch's
-    global generator. Raises `UsageError` for names and arguments, `CheckpointError` for weights that do not fit, and what the
-    library raises for a size that it cannot build.
+    training (stochastic depth; a little less in some of timm's), and less of those before it; without it the library's own. New
+    weights are drawn from torch's global generator. Raises `UsageError` for names and arguments, `CheckpointError` for weights that
+    do not fit, and what the library raises for a size that it cannot build.
     """
+    if drop_path is not None and not 0 <= drop_path < 1:
+        raise UsageError(f"expected drop_path from 0 to less than 1, found {drop_path}")
     library, own_name = resolve_model(name)
     tensors = None if weights is None else pretrained_tensors(library, own_name, weights)
     if library == "visus":
@@ -92,7 +94,9 @@ def _create_timm(name: str, **options: Any) -> nn.Module:
     except TypeError as error:
         if "drop_path_rate" not in str(error):
             raise
-        raise _no_branches(name) from None
+        if options.pop("drop_path_rate"):
+            raise _no_branches(name) from None
+        model = timm.create_model(name, **options)
     return model
 
 

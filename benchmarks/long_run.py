@@ -2,6 +2,7 @@
 
     python benchmarks/long_run.py
     python benchmarks/long_run.py --workers 2     # image files, decoded each time, by child processes
+    python benchmarks/long_run.py --batch-size 5  # as many steps in a tenth of the epochs: what grows with either
 
 A tiny net on the digits, in memory or as files, 26 steps an epoch, validated each epoch, a checkpoint every 100 steps and each
 epoch. The process looks at itself and its children every 50 steps; the first fifth is left out, while allocators and caches fill
@@ -35,7 +36,6 @@ from visus.ops.optim import OptimizerSettings, make_optimizer
 from visus.recording import RunRecorder
 from visus.runs import Record, create_run
 
-_BATCH_SIZE = 50
 _EVERY = 50
 _MIB = 1 << 20
 _PICTURES = 40
@@ -89,10 +89,12 @@ def digits_as_files(folder: Path) -> Data:
     return decode_once(visus.open_source(folder), channels=1, resize=None, memory_bytes=0, cache="off")
 
 
-def train(steps: int, samples: Samples, recorder: RunRecorder, data: Data, workers: int) -> int:
+def train(
+    steps: int, samples: Samples, recorder: RunRecorder, data: Data, workers: int, batch_size: int
+) -> int:
     """Train for about `steps`; the number of steps made."""
     record = visus.measure_preprocessing(data.train, (8, 8))
-    batches = visus.TrainingBatches(data.train, record, _BATCH_SIZE, "light", workers=workers)
+    batches = visus.TrainingBatches(data.train, record, batch_size, "light", workers=workers)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
     optimizer = make_optimizer(model, OptimizerSettings(lr=0.01))
@@ -103,7 +105,7 @@ def train(steps: int, samples: Samples, recorder: RunRecorder, data: Data, worke
         return 1.0
 
     epochs = -(-steps // len(batches))
-    val = visus.EvaluationBatches(data.val, record, _BATCH_SIZE, workers=workers)
+    val = visus.EvaluationBatches(data.val, record, batch_size, workers=workers)
     visus.fit(model, batches, val, optimizer=optimizer, epochs=epochs, schedule=schedule, recorder=recorder)
     return epochs * len(batches)
 
@@ -150,12 +152,13 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, default=0, help="processes that decode files; 0: images in memory"
     )
+    parser.add_argument("--batch-size", type=int, default=50)
     options = parser.parse_args()
     training, pictures = Samples(), Samples()
     with tempfile.TemporaryDirectory() as folder, computing(threads=1):
         recorder = WithoutPictures(create_run(folder, "long"), every="100steps")
         data = digits_as_files(Path(folder) / "images") if options.workers else visus.open_source("digits")
-        steps = train(options.steps, training, recorder, data, options.workers)
+        steps = train(options.steps, training, recorder, data, options.workers, options.batch_size)
         records = recorder.run.records()
         for number in range(_PICTURES):
             RunRecorder.draw_curves(recorder, records)

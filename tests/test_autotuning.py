@@ -93,8 +93,8 @@ def test_the_prediction_bounds_what_is_tried(prepared, monkeypatch):
 def test_what_is_frozen_leaves_room_for_more_images(prepared, monkeypatch):
     monkeypatch.setattr("visus.autotuning.available_memory_bytes", lambda: 2**30)
 
-    def predicted(**settings):
-        return _predict(resolved(prepared, model="resnet18", **settings), prepared, CPU, ALONE)
+    def predicted(model="resnet18", **settings):
+        return _predict(resolved(prepared, model=model, **settings), prepared, CPU, ALONE)
 
     assert predicted(freeze="backbone") > 2 * predicted()
     assert predicted(freeze="gradual:1") == predicted()

@@ -20,6 +20,7 @@ FIGHTING = [
     {"class_weights": True, "loss": "bce"},
     {"loss": "focal", "mixup": 0.2},
     {"loss": "focal", "label_smoothing": 0.1},
+    {"drop_path": 0.1, "freeze": "backbone,batchnorm"},
     {"distill": "x", "loss": "bce"},
     {"distill": "x", "class_weights": True},
     {"distill": "x", "batch_size": "auto"},

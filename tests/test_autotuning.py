@@ -98,7 +98,13 @@ def test_what_is_frozen_leaves_room_for_more_images(prepared, monkeypatch):
 
     assert predicted(freeze="backbone") > 2 * predicted()
     assert predicted(freeze="gradual:1") == predicted()
-    assert predicted(model="timm/vit_tiny_patch16_224", img_size=32, lora=2) > 0
+    large = dataclasses.replace(
+        prepared, preprocessing=dataclasses.replace(prepared.preprocessing, size=(32, 32))
+    )
+    vit = {"model": "timm/vit_tiny_patch16_224", "img_size": 32}
+    assert _predict(resolved(prepared, **vit, lora=2), large, CPU, ALONE) > _predict(
+        resolved(prepared, **vit), large, CPU, ALONE
+    )
 
 
 def test_a_trial_is_real(prepared):

@@ -10,7 +10,7 @@ import pytest
 from torchvision.transforms import v2
 
 from visus.config import make_config
-from visus.data.images import Data
+from visus.data.images import Data, Skipped
 from visus.data.listing import split_rows
 from visus.data.sources import open_source
 from visus.display import Display
@@ -55,6 +55,14 @@ def test_each_kind_of_change_is_named(run, tmp_path):
     told = describe_changes(run, opened(tmp_path))
     assert "1 new (a/new.png)" in told
     assert f"1 gone ({gone})" in told
+
+
+def test_what_is_no_image_any_more_is_named_with_the_reason(run, tmp_path):
+    data = opened(tmp_path)
+    assert data.train
+    broken, rest = data.train.paths[0], np.arange(1, len(data.train))
+    now = dataclasses.replace(data, train=data.train.subset(rest), skipped=(Skipped(broken, "cut short"),))
+    assert describe_changes(run, now) == f"1 that cannot be used now ({broken}: cut short)"
 
 
 def test_files_that_were_written_after_the_run_began_are_named(run, tmp_path):

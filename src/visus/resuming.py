@@ -110,7 +110,7 @@ def written_since(run: RunFolder, data: Data) -> str | None:
 
 
 def describe_changes(run: RunFolder, data: Data) -> str:
-    """How the images differ from those in `split.csv`: which are new, gone, or in another class or part."""
+    """How the images differ from those in `split.csv`: which are new, gone, of no use now, or in another class or part."""
     try:
         with run.split.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             before = [(row["path"], row["label"], row["split"]) for row in csv.DictReader(file)]
@@ -121,9 +121,12 @@ def describe_changes(run: RunFolder, data: Data) -> str:
     has = {(path, part): label for path, label, part, *_ in split_rows(data)}
     both = had.keys() & has.keys()
     moved = {path for path, _ in had.keys() - both} & {path for path, _ in has.keys() - both}
+    gone = sorted(path for path, _ in had.keys() - both if path not in moved)
+    reasons = {each.path: each.reason for each in data.skipped}
     found = {
         "new": sorted(path for path, _ in has.keys() - both if path not in moved),
-        "gone": sorted(path for path, _ in had.keys() - both if path not in moved),
+        "gone": [path for path in gone if path not in reasons],
+        "that cannot be used now": [f"{path}: {reasons[path]}" for path in gone if path in reasons],
         "in another part": sorted(moved),
         "of another class": sorted(path for path, part in both if had[path, part] != has[path, part]),
     }

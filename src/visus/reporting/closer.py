@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor, nn
 
 from visus.checkpoint import Checkpoint, load_checkpoint
 from visus.data.batching import EvaluationBatches
@@ -60,9 +61,8 @@ def look_closer(
     asked, train = {"train": data.train, "val": data.val, "test": data.test}[part], _trained_on(results, data)
     if asked is None or train is None:
         raise DataError(f"{data.source}: expected its {part} and its training part, found one of them gone")
-    device = _device_of(checkpoint)
+    device, record = _device_of(checkpoint), checkpoint.preprocessing
     with as_trained(checkpoint, device) as (model, amp):
-        record = checkpoint.preprocessing
         passes = passes_for(model, (1, record.channels, *record.size))
         most = min(max(_FEWEST_PASSES, len(train)), _MOST_PASSES) // passes
         wanted = dict(list(said.items())[: max(1, most)])
@@ -71,21 +71,24 @@ def look_closer(
         decoded = decode_for(checkpoint, replace(data, train=some, val=None, test=shown))
         assert decoded.train is not None
         assert decoded.test is not None
-        batches, others = (
-            EvaluationBatches(each, record, _BATCH_SIZE) for each in (decoded.test, decoded.train)
-        )
-        names = list(map(clean, decoded.test.paths))
-        targets = torch.tensor([checkpoint.classes.index(wanted[name]) for name in names])
-        seen = [
-            encode(overlay(image, heat, record).transpose(2, 0, 1), _SIDE)
-            for batch in batches
-            for image, heat in zip(
-                batch.images, explain(model, batch.images, targets[batch.indices]), strict=True
-            )
-        ]
+        shown, some = decoded.test, decoded.train
+        names, classes = [clean(path) for path in shown.paths], [clean(name) for name in checkpoint.classes]
+        batches, others = (EvaluationBatches(each, record, _BATCH_SIZE) for each in (shown, some))
+        seen = _maps(model, batches, torch.tensor([classes.index(wanted[name]) for name in names]))
         features, theirs = (embed(model, each, device=device, amp=amp) for each in (batches, others))
-    looks = map(CloserLook, seen, _nearest(features, theirs, decoded.train))
-    return dict(zip(names, looks, strict=True)), len(decoded.train)
+    looks = map(CloserLook, seen, _nearest(features, theirs, some))
+    return dict(zip(names, looks, strict=True)), len(some)
+
+
+def _maps(model: nn.Module, batches: EvaluationBatches, targets: Tensor) -> list[str]:
+    """Each image beside what speaks for its class in `targets` `[N]`."""
+    return [
+        encode(overlay(image, heat, batches.preprocessing).transpose(2, 0, 1), _SIDE)
+        for batch in batches
+        for image, heat in zip(
+            batch.images, explain(model, batch.images, targets[batch.indices]), strict=True
+        )
+    ]
 
 
 def _trained_on(results: RunResults, data: Data) -> Split | None:

@@ -69,6 +69,11 @@ class Interrupted(VisusError):
         self.exit_code = exit_code
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a mistyped name, with the five nearest of `known`."""
     known = list(known)

@@ -22,7 +22,7 @@ from visus.data.batching import EvaluationBatches
 from visus.data.images import Data, Skipped, Split, map_classes
 from visus.data.keeping import decode_once
 from visus.data.listing import part_fingerprint
-from visus.data.sources import open_source, read_source
+from visus.data.sources import open_named, read_source
 from visus.devices import available_memory_bytes, computing, select_device
 from visus.errors import UsageError, first_of
 from visus.evaluation import Scores, score
@@ -166,19 +166,13 @@ def open_part(checkpoint: Checkpoint, source: str, part: str | None) -> tuple[Da
     Only the source that the model was trained on has a validation part made by rule.
     """
     config = checkpoint.config
-    data = open_as_trained(config) if config.get("data") == absolute(source) else read_source(source)
+    data = open_named(config) if config.get("data") == absolute(source) else read_source(source)
     chosen = _choose(data, part)
     fingerprint, split = part_fingerprint(chosen), map_classes(chosen, checkpoint.classes)
     absent = [name for index, name in enumerate(split.classes) if not (split.labels == index).any()]
     notes = (*data.notes, *([f"classes without an image here: {', '.join(absent)}"] if absent else []))
     opened = replace(data, classes=split.classes, train=None, val=None, test=split, notes=notes)
     return decode_for(checkpoint, opened), fingerprint
-
-
-def open_as_trained(config: Mapping[str, Any]) -> Data:
-    """The data that the settings `config` of a run name, in the parts that the run had, without what it excluded."""
-    made = {name: config[name] for name in ("val", "val_fraction", "split_seed", "exclude") if name in config}
-    return open_source(config["data"], **made)
 
 
 def decode_for(checkpoint: Checkpoint, data: Data) -> Data:

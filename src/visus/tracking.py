@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from visus.errors import UsageError, unknown_name
+from visus.errors import UsageError, one_line, unknown_name
 from visus.files import write_json
 from visus.runs import Record, RunFolder
 
@@ -49,7 +49,7 @@ def open_tracker(
     def fail(error: Exception) -> None:
         nonlocal failed
         failed = True
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         warn(f"{name} takes no more metrics ({reason}); they are in {run.metrics}")
 
     with contextlib.ExitStack() as stack:

@@ -13,7 +13,7 @@ from visus.checkpoint import load_checkpoint, rebuild_model
 from visus.config import make_config
 from visus.data.batching import EvaluationBatches
 from visus.data.images import Data
-from visus.data.sources import open_source
+from visus.data.sources import open_named, open_source
 from visus.explaining import explain
 from visus.features import embed
 from visus.overlays import overlay
@@ -21,7 +21,7 @@ from visus.reporting.closer import look_closer
 from visus.reporting.contents import Place, describe_run
 from visus.reporting.page import write_report
 from visus.reporting.reading import read_run
-from visus.reporting.thumbnails import drawing, open_data
+from visus.reporting.thumbnails import drawing
 from visus.testing import decode_for
 from visus.training import train
 
@@ -41,21 +41,23 @@ def run(tmp_path_factory):
             path = folder / "set" / part / "abc"[label] / f"{place:02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
-    settings = {
-        "model": "small",
-        "augment": "none",
-        "epochs": 1,
-        "batch_size": 20,
-        "device": "cpu",
-        "amp": "off",
-    }
-    return train(make_config(data=str(folder / "set"), out=str(folder / "runs"), **settings))
+    return trained_on(folder / "set", folder / "runs")
+
+
+def trained_on(source, out):
+    settings = {"model": "small", "augment": "none", "epochs": 1, "batch_size": 20}
+    return train(make_config(data=str(source), out=str(out), device="cpu", amp="off", **settings))
+
+
+def opened(folder):
+    """What a run's folder tells, and its data."""
+    results = read_run(folder)
+    return results, open_named(results.config)
 
 
 @pytest.fixture(scope="module")
 def looked(run):
-    results = read_run(run.run)
-    data = open_data(results.config)
+    results, data = opened(run.run)
     return look_closer(results, data, "test", dict.fromkeys([*data.test.paths[:4], "gone.png"], "b"))
 
 
@@ -103,8 +105,7 @@ def test_the_picture_is_the_image_and_its_map(run, looked):
 
 def described(folder):
     """What the page is told of a run, with closer looks."""
-    results = read_run(folder)
-    data = open_data(results.config)
+    results, data = opened(folder)
     return describe_run(results, Place(draw=drawing(data), data=data))
 
 
@@ -147,8 +148,7 @@ def test_features_that_are_no_numbers_have_no_neighbours_and_are_none(run, monke
         return features
 
     monkeypatch.setattr("visus.reporting.closer.embed", some_broken)
-    results = read_run(run.run)
-    data = open_data(results.config)
+    results, data = opened(run.run)
     looks, _ = look_closer(results, data, "test", dict.fromkeys(data.test.paths[:3], "a"))
     assert [len(look.nearest) for look in looks.values()] == [3, 0, 3]
     second = open_source(results.config["data"]).train.paths[1]
@@ -159,15 +159,7 @@ def test_features_that_are_no_numbers_have_no_neighbours_and_are_none(run, monke
 def test_a_class_that_came_later_moves_no_name(run, tmp_path):
     source = tmp_path / "set"
     shutil.copytree(read_run(run.run).config["data"], source)
-    settings = {
-        "model": "small",
-        "augment": "none",
-        "epochs": 1,
-        "batch_size": 20,
-        "device": "cpu",
-        "amp": "off",
-    }
-    again = train(make_config(data=str(source), out=str(tmp_path / "runs"), **settings))
+    again = trained_on(source, tmp_path / "runs")
     (source / "train" / "_first").mkdir()
     shutil.copy(next((source / "train" / "a").iterdir()), source / "train" / "_first" / "new.png")
     data = described(again.run)["data"]

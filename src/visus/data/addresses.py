@@ -11,7 +11,7 @@ from typing import IO, Any, TypeVar, cast
 
 import fsspec
 
-from visus.errors import DataError, UsageError
+from visus.errors import DataError, UsageError, one_line
 from visus.ops.rng import hash64
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
@@ -127,7 +127,7 @@ class Place:
             # Connections fail in many ways, and every file system has errors of its own.
             except Exception as error:
                 if wait is None or self.is_local:
-                    reason = " ".join(str(error).split()) or type(error).__name__
+                    reason = one_line(error)
                     raise DataError(f"{self.url(name)}: cannot be read: {reason}") from None
             time.sleep(wait)
         raise AssertionError

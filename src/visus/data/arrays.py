@@ -16,7 +16,7 @@ from torch import Tensor
 
 from visus.data.decode import adapt_image
 from visus.data.images import ArrayImages, Labels, Split
-from visus.errors import DataError
+from visus.errors import DataError, one_line
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -147,7 +147,7 @@ def _load_npz(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
             return {name: archive[name] for name in (wanted if {"images", "labels"} <= set(names) else names)}
     # What is damaged raises almost anything: BadZipFile, zlib.error, ValueError, EOFError, TypeError, MemoryError, ...
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise DataError(
             f"{path}: cannot be read as .npz: {reason}; write it again with numpy.savez, without objects"
         ) from None

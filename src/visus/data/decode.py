@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from visus.errors import one_line
+
 Pixels = npt.NDArray[np.uint8]
 
 Box = tuple[float, float, float, float]
@@ -189,7 +191,7 @@ def _undecodable(error: Exception, file: str | os.PathLike[str] | io.BytesIO) ->
     """What Pillow raised, as one line that does not depend on where the file lies."""
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return UndecodableError(error.strerror, lasting=False)
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error)
     for name in (
         (repr(os.fspath(file)), os.fspath(file)) if not isinstance(file, io.BytesIO) else (str(file),)
     ):

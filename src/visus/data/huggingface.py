@@ -20,7 +20,7 @@ from visus.data.folders import PARTS, Listing, parts_by_name
 from visus.data.images import Column, Data
 from visus.data.parts import listed_data
 from visus.data.tabular import as_texts, is_plain, number_labels, sort_labels
-from visus.errors import DataError, UsageError, first_of
+from visus.errors import DataError, UsageError, first_of, one_line
 from visus.ops.rng import hash64
 
 _LABELS = ("label", "labels", "class", "target")
@@ -46,7 +46,7 @@ def read_saved(folder: Path) -> Data:
     # What is damaged raises whatever JSON, Arrow or the library itself do.
     except Exception as error:
         raise DataError(
-            f"{folder}: cannot be read as a saved data set: {_told(error)}; save it again"
+            f"{folder}: cannot be read as a saved data set: {one_line(error)}; save it again"
         ) from None
     return read_huggingface(found, str(folder))
 
@@ -66,7 +66,7 @@ def read_parquet_files(source: Path, files: Sequence[Path]) -> Data:
         with _quiet(datasets):
             found = datasets.load_dataset("parquet", data_files=by_part)
     except Exception as error:
-        raise DataError(f"{source}: cannot be read as Parquet with images: {_told(error)}") from None
+        raise DataError(f"{source}: cannot be read as Parquet with images: {one_line(error)}") from None
     return read_huggingface(found, str(source))
 
 
@@ -284,7 +284,3 @@ def _library(source: Path) -> Any:
             f"{source}: images in Parquet or Arrow need datasets; install it with: pip install 'visus[hf]'"
         ) from None
     return datasets
-
-
-def _told(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -13,7 +13,7 @@ import pickletools
 from dataclasses import dataclass
 from typing import Any
 
-from visus.errors import DataError
+from visus.errors import DataError, one_line
 
 _NAMES = {
     ("numpy.core.multiarray", "_reconstruct"),
@@ -52,7 +52,7 @@ def load_plain_pickle(content: bytes, origin: object) -> Any:
         value = _Unpickler(io.BytesIO(content), encoding="latin1").load()
     # What is damaged raises almost anything: EOFError, ValueError, IndexError, KeyError, MemoryError, UnpicklingError, ...
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise DataError(
             f"{origin}: expected only arrays and plain values: {reason}; download it again"
         ) from None

@@ -21,7 +21,7 @@ from visus.data.addresses import Place
 from visus.data.decode import UndecodableError
 from visus.data.images import Column, Skipped
 from visus.data.names import Names, collect_names, read_names
-from visus.errors import DataError
+from visus.errors import DataError, one_line
 from visus.ops.rng import hash64
 
 PART_NAMES = ("train", "val", "test")
@@ -121,7 +121,7 @@ def parse_index(content: bytes, origin: str) -> ShardIndex:
         raise
     # What is damaged raises almost anything.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise DataError(
             f"{origin}: cannot be read as an index of shards ({reason}); remove it, and the shards are read instead"
         ) from None

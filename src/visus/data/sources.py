@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,6 +75,17 @@ def open_source(
     parts += [("train" if read.val is None else "val", data.val)] if val is None else []
     refuse_shared_groups(data.source, parts)
     return with_keeping(data, Keeping(cache, workers))
+
+
+def open_named(settings: Mapping[str, Any]) -> Data:
+    """The data that the `settings` of a run name, as values or as text: in the parts that the run had, without what it left out."""
+    return open_source(
+        settings["data"],
+        val=settings.get("val"),
+        val_fraction=float(settings.get("val_fraction", 0.1)),
+        split_seed=int(settings.get("split_seed", 0)),
+        exclude=settings.get("exclude"),
+    )
 
 
 def _with_validation_part(

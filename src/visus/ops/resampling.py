@@ -19,6 +19,7 @@ Units = npt.NDArray[np.int64]
 REPEATS = 2000
 MOST_UNITS = 10_000
 _OF_A_STREAM = 250
+"""Samples that one generator draws."""
 _AT_ONCE = 10
 _SEED = 0
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visus.errors import VisusError
+from visus.errors import VisusError, one_line
 from visus.reporting import gallery
 from visus.reporting.architecture import examine_model
 from visus.reporting.audited import images_of_findings
@@ -147,7 +147,7 @@ def _look(
         return look_closer(results, place.data, part, said)
     # Whatever a model raises that is built and run here.
     except Exception as error:
-        reason = clean(" ".join(str(error).split()) or type(error).__name__)
+        reason = clean(one_line(error))
         notes.append(f"a closer look at mistakes ({reason})")
         return {}, 0
 

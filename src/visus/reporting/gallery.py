@@ -62,11 +62,8 @@ def pictured(predictions: Predictions, wrong: Ints, share: int = 1) -> Ints:
 
 def said(predictions: Predictions, wrong: Ints) -> dict[str, str]:
     """Of the ordered mistakes `wrong` the first ones, to look closer at: their paths, and the classes that the model said."""
-    known = [place for place in wrong if np.isfinite(predictions.confidence[place])]
-    return {
-        predictions.paths[place]: predictions.classes[predictions.predicted[place]]
-        for place in known[:_LOOKED_AT]
-    }
+    known = wrong[np.isfinite(predictions.confidence[wrong])][:_LOOKED_AT]
+    return {predictions.paths[place]: predictions.classes[predictions.predicted[place]] for place in known}
 
 
 def right(predictions: Predictions, share: int = 1) -> Ints:

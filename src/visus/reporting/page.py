@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visus.errors import UsageError, VisusError
+from visus.errors import UsageError, VisusError, one_line
 from visus.files import write_text
 from visus.reporting.comparing import compare
 from visus.reporting.contents import Place, describe_run
 from visus.reporting.model_card import CARD, write_card
 from visus.reporting.reading import RunResults, clean, read_run
 from visus.reporting.rendering import as_json, page_template
-from visus.reporting.thumbnails import Draw, drawing, open_data
+from visus.reporting.thumbnails import Draw, drawing
 from visus.reporting.wording import plural
 
 if TYPE_CHECKING:
@@ -115,10 +115,12 @@ def _open(
     """The data of a run, if it is opened here, and what draws pictures of it; or why there are none."""
     if "data" not in results.config:
         return None, None, None
+    from visus.data.sources import open_named  # loads torch
+
     try:
         if pictures:
             return None, pictures(results.config), None
-        data = open_data(results.config)
+        data = open_named(results.config)
         return data, drawing(data), None
     except (VisusError, OSError) as error:
         return None, None, clean(f"pictures, since the data could not be opened ({error})")
@@ -140,4 +142,4 @@ def report_on(run: str | os.PathLike[str], say: Callable[[str], object]) -> None
     except KeyboardInterrupt:
         say(f"the report was interrupted; visus report {run} writes it")
     except Exception as error:
-        say(f"the report could not be written: {' '.join(str(error).split()) or type(error).__name__}")
+        say(f"the report could not be written: {one_line(error)}")

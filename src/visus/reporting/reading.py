@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from visus.errors import DataError
+from visus.errors import DataError, one_line
 from visus.runs import Record, open_run
 
 Ints = npt.NDArray[np.int64]
@@ -195,7 +195,7 @@ def _attempt(path: Path, read: Callable[[Path], T], notes: list[str]) -> T | Non
         return read(path)
     # Of a damaged file a reader may raise whatever its format lets it.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         notes.append(clean(f"{path.name} could not be read ({reason})"))
         return None
 

@@ -32,20 +32,9 @@ _LARGEST_KEPT = 40
 
 def open_pictures(config: Mapping[str, Any]) -> Draw:
     """A function that draws images of the data that `config` names; `VisusError` or `OSError` where it cannot be opened."""
-    return drawing(open_data(config))
+    from visus.data.sources import open_named  # loads torch
 
-
-def open_data(config: Mapping[str, Any]) -> Data:
-    """The data that the settings `config` of a run name, as text; `VisusError` or `OSError` where it cannot be opened."""
-    from visus.data.sources import open_source  # loads torch
-
-    return open_source(
-        config["data"],
-        val=config.get("val"),
-        val_fraction=float(config.get("val_fraction", 0.1)),
-        split_seed=int(config.get("split_seed", 0)),
-        exclude=config.get("exclude"),
-    )
+    return drawing(open_named(config))
 
 
 def drawing(data: Data) -> Draw:

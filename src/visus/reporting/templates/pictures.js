@@ -6,6 +6,14 @@ function className(data, index, kind = null) {
   return html("bdi", { class: kind, title: kind && name }, name);
 }
 
+function takenFor(data, truth, predicted) {
+  return [className(data, truth), " taken for ", className(data, predicted)];
+}
+
+function pathName(path) {
+  return html("span", { class: "path", title: path }, html("bdi", {}, path));
+}
+
 function picture(data, address, text) {
   if (address === undefined || address === null) return html("span", { class: "small" }, "no picture");
   return html("img", { src: data.pictures[address], alt: text, loading: "lazy", class: data.pictures[address].startsWith("data:image/png") ? "pixels" : null });
@@ -17,15 +25,15 @@ function card(data, [path, truth, predicted, confidence, likely, address]) {
   const words = truth === predicted ? [className(data, truth, "clip"), sure] : [html("b", {}, className(data, predicted, "clip")), sure, className(data, truth, "clip truth"), likely === null ? "" : `the truth, ${formats.percent(likely)}`];
   const frame = data.pictures.length ? html("div", { class: "frame" }, picture(data, address, `${path}: ${data.classes[truth]}, predicted ${data.classes[predicted]}`)) : null;
   const look = Object.hasOwn(data.looks, path) && truth !== predicted ? html("button", { class: "link", type: "button", "aria-label": `look closer at ${path}`, onclick: () => openLook(data, path, truth, predicted) }, "look closer") : null;
-  return html("li", {}, frame, ...words, html("span", { class: "path", title: path }, html("bdi", {}, path)), look);
+  return html("li", {}, frame, ...words, pathName(path), look);
 }
 
 /** Show where on an image the model saw what it says, and which training images are most like it there, in the page's dialog. */
 function openLook(data, path, truth, predicted) {
   const { seen, nearest } = data.looks[path];
   const map = html("li", { class: "seen" }, picture(data, seen, `what the model saw, and beside it in bright colours what spoke for ${data.classes[predicted]}`), html("span", {}, "What the model saw, and what spoke for ", className(data, predicted)));
-  const alike = nearest.map(([other, label, similarity, address]) => html("li", {}, html("div", { class: "frame" }, picture(data, address, `${other}: ${label}`)), html("b", {}, html("bdi", { class: "clip", title: label }, label)), `similarity ${similarity.toFixed(2)}`, html("span", { class: "path", title: other }, html("bdi", {}, other))));
-  openImages([className(data, truth), " taken for ", className(data, predicted)], `${path}; beside it the images most like it to this model, of ${data.compared.toLocaleString("en")} it was trained on`, [map, ...alike]);
+  const alike = nearest.map(([other, label, similarity, address]) => html("li", {}, html("div", { class: "frame" }, picture(data, address, `${other}: ${label}`)), html("b", {}, html("bdi", { class: "clip", title: label }, label)), `similarity ${similarity.toFixed(2)}`, pathName(other)));
+  openImages(takenFor(data, truth, predicted), `${path}; beside it the images most like it to this model, of ${data.compared.toLocaleString("en")} it was trained on`, [map, ...alike]);
 }
 
 function openImages(title, told, cards) {
@@ -42,7 +50,7 @@ function openImages(title, told, cards) {
 function openCell(data, truth, predicted, count) {
   const images = data.images.filter((row) => row[1] === truth && row[2] === predicted);
   const shown = images.slice(0, 60);
-  const title = truth === predicted ? [className(data, truth), ", recognised"] : [className(data, truth), " taken for ", className(data, predicted)];
+  const title = truth === predicted ? [className(data, truth), ", recognised"] : takenFor(data, truth, predicted);
   const enough = shown.length === count ? `${count} ${count === 1 ? "image" : "images"} of the ${data.part} part` : `${shown.length} of ${count} images of the ${data.part} part${truth === predicted ? ", those it is least sure of" : ""}`;
   const told = data.hasPredictions ? enough : `${count} images; the run has no table of predictions that would name them`;
   openImages(title, told, shown.map((row) => card(data, row)));
@@ -119,7 +127,7 @@ function pairs(list, data) {
     const strip = (addresses, words) => html("span", { class: "strip" }, ...addresses.map((each) => picture(data, each, words)));
     const examples = (index) => (data.examples[data.classes[index]] || []).slice(0, 4);
     const rows = [["mistakes", images.map((row) => row[5]), t], [className(data, t, "clip"), examples(t), t], [className(data, p, "clip"), examples(p), p]].filter(([, addresses]) => addresses.length);
-    return html("li", {}, html("h4", {}, className(data, t), " taken for ", className(data, p)), html("p", { class: "small muted" }, html("button", { class: "link", type: "button", onclick: () => openCell(data, t, p, n) }, `${n} of ${totals.get(t)} images`)), html("dl", {}, ...rows.flatMap(([name, addresses, index]) => [html("dt", {}, name), html("dd", {}, strip(addresses, data.classes[index]))])));
+    return html("li", {}, html("h4", {}, ...takenFor(data, t, p)), html("p", { class: "small muted" }, html("button", { class: "link", type: "button", onclick: () => openCell(data, t, p, n) }, `${n} of ${totals.get(t)} images`)), html("dl", {}, ...rows.flatMap(([name, addresses, index]) => [html("dt", {}, name), html("dd", {}, strip(addresses, data.classes[index]))])));
   }));
 }
 

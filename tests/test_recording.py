@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 
 import pytest
@@ -11,6 +12,7 @@ import visus.recording
 from visus.checkpoint import load_checkpoint, model_digest
 from visus.data.batching import EvaluationBatches, TrainingBatches, measure_preprocessing
 from visus.data.sources import open_source
+from visus.display import Progress
 from visus.errors import Interrupted, UsageError
 from visus.loop import fit
 from visus.models.small import SmallNet
@@ -104,6 +106,35 @@ def test_checkpoints_are_written_by_step(tmp_path, monkeypatch):
     monkeypatch.setattr(recorder, "save_last", lambda tensors, plain: steps.append(plain["step"]))
     train(begin(), recorder)
     assert steps == [2, 4, 5, 6, 8, 10, 10, 12, 14, 15]
+
+
+def test_how_far_the_epoch_is_can_be_read_while_the_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(visus.recording, "_PROGRESS_SECONDS", 0.0)
+    recorder = RunRecorder(create_run(tmp_path, "a"))
+    seen = []
+
+    def schedule(step):
+        if recorder.run.progress.exists():
+            seen.append(json.loads(recorder.run.progress.read_text()))
+        return 1.0
+
+    train(begin(), recorder, schedule=schedule)
+    places = [(each["epoch"], each["epochs"], each["iteration"], each["iterations"]) for each in seen]
+    assert list(dict.fromkeys(places)) == [(e, 3, i, 5) for e in (1, 2, 3) for i in range(1, 6)][:-1]
+    assert [each["n"] for each in seen[-2:]] == [90, 120]
+    assert not recorder.run.progress.exists()
+
+
+def test_what_tells_of_progress_fails_and_ends_without_a_word(tmp_path, monkeypatch):
+    monkeypatch.setattr(visus.recording, "_PROGRESS_SECONDS", 0.0)
+    warnings = []
+    with RunRecorder(create_run(tmp_path, "a"), warn=warnings.append) as recorder:
+        recorder.write_progress(0, 3, Progress(1, 5, 1.0, 0.5, math.nan, 1, 30))
+        assert not recorder.run.progress.exists()
+        recorder.write_progress(0, 3, Progress(1, 5, 1.0, 0.5, 0.5, 1, 30))
+        assert recorder.run.progress.exists()
+    assert not recorder.run.progress.exists()
+    assert warnings == []
 
 
 def test_a_full_disk_does_not_end_the_run_and_loses_nothing(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
 """The live view: pages that follow their runs, for this machine only."""
 
 import json
+import os
 import shutil
 import threading
+import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from made_runs import make_run, records
 
 from visus.errors import UsageError
 from visus.runs import RunFolder
-from visus.watching import Watcher, open_server
+from visus.watching import Watcher, describe_progress, open_server
 
 
 @contextmanager
@@ -80,6 +82,44 @@ def test_a_run_that_is_deleted_or_damaged_ends_nothing(runs):
         assert "No runs yet" in ask(address)[1]
 
 
+def tell(folder, **changes):
+    told = {"epoch": 3, "epochs": 8, "iteration": 30, "iterations": 120, "seconds": 60.0, "loss": 0.5}
+    told |= {"mean_loss": 0.4321, "correct": 2700, "n": 3000, "phase": "train"}
+    (folder / "progress.json").write_text(json.dumps(told | changes))
+
+
+LINE = "epoch 3 of 8, step 30 of 120, loss 0.4321, accuracy 90.0\N{NO-BREAK SPACE}%, 50 images/s, about 3 min 0 s more of this epoch"
+
+
+def test_how_far_an_epoch_is_is_told_in_a_line(runs):
+    with serving(runs) as address:
+        assert ask(address + "/now/runs/a%20name")[:2] == (200, "")
+        tell(runs / "a name")
+        assert ask(address + "/now/runs/a%20name")[1] == LINE
+        assert ask(address + "/now/runs/done")[1] == ""
+        assert ask(address + "/now/")[1] == f"a name: {LINE}"
+        tell(runs / "a name", iterations=None)
+        assert "step 30 of ?" in ask(address + "/now/runs/a%20name")[1]
+    with serving(runs / "done") as address:
+        tell(runs / "done")
+        assert ask(address + "/now/")[1] == LINE
+
+
+def test_a_run_that_says_nothing_more_is_told_as_of_then(runs):
+    tell(runs / "done")
+    long_ago = time.time() - 300
+    os.utime(runs / "done" / "progress.json", (long_ago, long_ago))
+    assert describe_progress(runs / "done").endswith("of this epoch (5 min 0 s ago)")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"epoch": 1}', '{"iteration": "x"}'])
+def test_progress_that_cannot_be_read_is_no_line(runs, text):
+    (runs / "done" / "progress.json").write_text(text)
+    assert describe_progress(runs / "done") == ""
+    tell(runs / "done", n=0)
+    assert describe_progress(runs / "done") == ""
+
+
 ELSEWHERE = [
     "/../done/config.yaml",
     "/runs/../done",
@@ -107,7 +147,7 @@ def test_names_that_others_gave_to_this_machine_are_refused(runs):
 def test_nothing_is_written_into_the_folders(runs):
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
     with serving(runs) as address:
-        for path in ("/", "/runs/done", "/machine"):
+        for path in ("/", "/runs/done", "/machine", "/now/runs/done"):
             assert ask(address + path)[0] == 200
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
 
@@ -134,6 +174,9 @@ def test_the_page_in_a_browser_follows_its_run(runs, tmp_path):
         page.get_by_role("link", name="a name").click()
         expect = sync_api.expect
         expect(page.locator(".eyebrow")).to_contain_text("2 of 8 epochs so far")
+        expect(page.locator(".now")).to_be_hidden()
+        tell(runs / "a name")
+        expect(page.locator(".now")).to_have_text(LINE, timeout=20_000)
         RunFolder(runs / "a name").write_records(list(records(6, 60, 0.1)))
         expect(page.locator(".eyebrow")).to_contain_text("6 of 8 epochs so far", timeout=20_000)
         page.locator('[data-chart="accuracy"]').scroll_into_view_if_needed()

@@ -174,9 +174,14 @@ def fit(
             phase("progress")
             if profile:
                 profile.step()
-            if display.due():
+            shown, told = display.due(), recorder is not None and recorder.progress_due()
+            if shown or told:
                 _stop_if_not_finite(bad_step, state, epoch_lr, train, accumulate)
-                display.progress(_progress(state, _updates(train, accumulate), batch_loss, batch_normaliser))
+                progress = _progress(state, _updates(train, accumulate), batch_loss, batch_normaliser)
+                if shown:
+                    display.progress(progress)
+                if recorder and told:
+                    recorder.write_progress(epoch, epochs, progress)
             if recorder and recorder.due(state.step):
                 _stop_if_not_finite(bad_step, state, epoch_lr, train, accumulate)
                 _stop_if_weights_not_finite(state, epoch_lr)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from visus.checkpoint import Snapshot, Tensors, save_checkpoint, snapshot
+from visus.display import Progress
 from visus.document import CUSTOM
 from visus.errors import UsageError
-from visus.files import link
+from visus.files import link, write_json
 from visus.plots import Kind, plot_curves
 from visus.runs import Record, RunFolder, history_of
 
 Keep = Literal["last", "all"]
 _CURVES: dict[Kind, str] = {"loss": "loss.png", "accuracy": "accuracy.png", "both": "loss_accuracy.png"}
 _RETRY_SECONDS = 10.0
+_PROGRESS_SECONDS = 5.0
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -58,7 +62,7 @@ class RunRecorder:
         self._document = dict(document or {"model": CUSTOM, "classes": [], "preprocess": None, "config": {}})
         self._every_seconds, self._every_steps = parse_interval(every)
         self._keep = keep
-        self._saved_at = self._drawn_at = time.monotonic()
+        self._saved_at = self._drawn_at = self._told_at = time.monotonic()
         self._drawing_seconds = 0.0
         self._warn = warn
         # One thread, so that the best is always there before the last that speaks of it.
@@ -71,6 +75,7 @@ class RunRecorder:
 
     def __exit__(self, *_: object) -> None:
         self._writer.shutdown()
+        self._forget_progress()
 
     @property
     def failure(self) -> str | None:
@@ -83,6 +88,22 @@ class RunRecorder:
         if self.run.last in self._failures and elapsed >= _RETRY_SECONDS:
             return True
         return step % self._every_steps == 0 if self._every_steps else elapsed >= (self._every_seconds or 0)
+
+    def progress_due(self) -> bool:
+        """Whether it is time to tell those who watch how far the epoch is."""
+        return time.monotonic() - self._told_at >= _PROGRESS_SECONDS
+
+    def write_progress(self, epoch: int, epochs: int, progress: Progress) -> None:
+        """Write `progress.json`, which lasts as long as the run goes on; nothing depends on it, so a failure is not told.
+
+        `epoch` counts from 0, in the file from 1.
+        """
+        self._told_at = time.monotonic()
+        with suppress(OSError, ValueError):
+            write_json(
+                self.run.progress,
+                {"epoch": epoch + 1, "epochs": epochs, **dataclasses.asdict(progress)},
+            )
 
     def write_metrics(self, records: list[Record]) -> None:
         """Write `metrics.jsonl`; checkpoints hold these lines as well from now on."""
@@ -101,9 +122,10 @@ class RunRecorder:
         self._submit(self.run.last, tensors, plain)
 
     def flush(self) -> None:
-        """Wait until everything is written that was to be."""
+        """Wait until everything is written that was to be; no epoch is under way."""
         while self._waiting:
             self._waiting.pop(0).result()
+        self._forget_progress()
 
     def curves_due(self) -> bool:
         """Whether drawing again would keep to a twentieth of the time: of a short epoch the pictures would take most."""
@@ -130,6 +152,10 @@ class RunRecorder:
             self._warn(self._failures[path])
         else:
             self._failures.pop(path, None)
+
+    def _forget_progress(self) -> None:
+        with suppress(OSError):
+            self.run.progress.unlink(missing_ok=True)
 
     def _submit(self, path: Path, tensors: Tensors, plain: Mapping[str, Any]) -> None:
         # A disk that is slower than the checkpoints come holds the training up, rather than filling the memory.

@@ -55,6 +55,7 @@ class RunFolder:
         self.path = Path(path).absolute()
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
+        self.progress = self.path / "progress.json"
         self.last = self.path / "last.safetensors"
         self.previous = self.path / "previous.safetensors"
         self.best = self.path / "best.safetensors"

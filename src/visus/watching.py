@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,7 @@ from visus.machine_load import describe_load
 from visus.reporting.page import render, render_overview
 from visus.reporting.reading import read_run
 from visus.reporting.thumbnails import Draw, Key, open_pictures
+from visus.reporting.wording import count, duration, percent
 
 HOST = "127.0.0.1"
 _READ = (
@@ -37,6 +39,8 @@ _READ = (
 )
 """The files that a page is made of; checkpoints change with the metrics."""
 _MOST_CURVES = 7
+_SILENT_SECONDS = 20
+"""A run tells of itself more often than that, but in validation and while it writes."""
 
 
 class Watcher:
@@ -69,21 +73,30 @@ class Watcher:
 
     def page(self, path: str) -> tuple[str, str] | None:
         """The mark (it changes with the page) and the text of the page at `path`; `None` where there is none."""
-        name = unquote(path.removeprefix("/runs/")) if path.startswith("/runs/") else None
-        runs = self.runs()
-        if path == "/" and self.single:
-            name = self.folder.name
-        if path != "/" and name is None:
+        shown = self._shown(path)
+        if shown is None:
             return None
-        if name is not None and name not in runs:
-            return None
-        shown = list(runs.values()) if name is None else [runs[name]]
         mark = _mark(shown)
         with self._lock:
             kept = self._pages.get(path)
             if kept is None or kept[0] != mark:
-                kept = self._pages[path] = (mark, self._render(shown, mark, overview=name is None))
+                overview = path == "/" and not self.single
+                kept = self._pages[path] = (mark, self._render(shown, mark, overview=overview))
         return kept
+
+    def now(self, path: str) -> str:
+        """How far the epochs are of the runs of the page at `path` that go on now, in a line each."""
+        told = {each.name: describe_progress(each) for each in self._shown(path) or ()}
+        named = path == "/" and not self.single
+        return "\n".join(f"{name}: {line}" if named else line for name, line in told.items() if line)
+
+    def _shown(self, path: str) -> list[Path] | None:
+        """The folders that the page at `path` is about; `None` where there is no such page."""
+        runs = self.runs()
+        if path == "/":
+            return list(runs.values())
+        name = unquote(path.removeprefix("/runs/")) if path.startswith("/runs/") else None
+        return [runs[name]] if name in runs else None
 
     def _render(self, folders: Iterable[Path], mark: str, *, overview: bool) -> str:
         results = [read_run(each) for each in folders]
@@ -131,7 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(HTTPStatus.FORBIDDEN, "for this machine only")
         path = urlsplit(self.path).path
         if path == "/machine":
-            return self._answer(HTTPStatus.OK, describe_load(), kind="text/plain")
+            return self._answer(HTTPStatus.OK, describe_load())
+        if path.startswith("/now/"):
+            return self._answer(HTTPStatus.OK, self.pages.now(path.removeprefix("/now")))
         try:
             found = self.pages.page(path)
         # A folder may go, or a file be damaged, while it is read.
@@ -165,6 +180,27 @@ class _Handler(BaseHTTPRequestHandler):
 def written_at(folder: Path) -> float:
     """When a run was last written to, in seconds since 1970."""
     return max((time for _, time, _ in _stamps(folder)), default=0) / 1e9
+
+
+def describe_progress(folder: Path) -> str:
+    """How far the epoch is that a run is in the middle of, and when that was written; empty where none is told."""
+    path = folder / "progress.json"
+    try:
+        ago = max(0.0, time.time() - path.stat().st_mtime)
+        told = json.loads(path.read_text(encoding="utf-8"))
+        done, steps, seconds = told["iteration"], told["iterations"], told["seconds"]
+        parts = [
+            f"epoch {told['epoch']} of {told['epochs']}, step {done} of {steps or '?'}",
+            f"loss {told['mean_loss']:.4f}",
+            f"accuracy {percent(told['correct'] / told['n'])}",
+            f"{count(told['n'] / seconds)} images/s",
+        ]
+        if steps:
+            parts.append(f"about {duration(seconds * (steps - done) / done)} more of this epoch")
+    # It may be half of what was, or of another version; then the page tells of whole epochs only.
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return ""
+    return ", ".join(parts) + (f" ({duration(ago)} ago)" if ago > _SILENT_SECONDS else "")
 
 
 def _stamps(folder: Path) -> list[tuple[str, int, int]]:

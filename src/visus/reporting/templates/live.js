@@ -2,7 +2,7 @@
 const EVERY = 2000;
 
 async function refresh() {
-  const state = document.querySelector(".live"), machine = document.querySelector(".machine");
+  const [state, now, machine] = [".live", ".now", ".machine"].map((each) => document.querySelector(each));
   const tell = (text, stale) => { state.textContent = text; state.classList.toggle("stale", stale); };
   try {
     const answer = await fetch(location.pathname, { headers: { "If-None-Match": `"${document.body.dataset.mark}"` } });
@@ -10,6 +10,7 @@ async function refresh() {
     if (answer.status === 404) tell("gone; this is what was last there", true);
     else if (answer.ok || answer.status === 304) tell("live", false);
     else tell("cannot be read now", true);
+    now.textContent = answer.status === 404 ? "" : await (await fetch("/now" + location.pathname)).text();
     machine.textContent = await (await fetch("/machine")).text();
   } catch {
     tell("not reached; this is what was last there", true);

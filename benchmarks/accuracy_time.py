@@ -1,11 +1,12 @@
-"""Seconds of training to a test accuracy: a recipe against that of the notes (ResNet-18, SGD at 0.1, batches of 100, ten epochs).
+"""Seconds of training to a test accuracy: `--recipe fast` against the recipe of the notes (ResNet-18, SGD at 0.1, batches of 100).
 
-    python benchmarks/accuracy_time.py [FOLDER] [--recipe fast] [--epochs 10] [--seeds 3]     # IDX files of Fashion-MNIST
+    python benchmarks/accuracy_time.py [FOLDER] [--seeds 3] [--courses FILE]     # FOLDER: IDX files of Fashion-MNIST
 
-Both are runs of `visus train` on the same machine, one after the other, seed by seed. After each epoch the weights that a run would
-keep are evaluated on the test part, with the clock standing; nothing is chosen by that. A level is reached at the end of the first
-epoch whose test accuracy is at least that, and the seconds are those of training and validation until then. Recipes are
-chosen on a validation part: see docs/recipes.md.
+All are runs of `visus train` on the same machine, one after the other, seed by seed; those of the notes in float32, as these have
+it. After each epoch the weights that a run would keep are evaluated on the test part, with the clock standing; nothing is chosen by
+that. A level is reached at the end of the first epoch whose test accuracy is at least that, and the seconds are those of training
+and validation until then. Recipes are chosen on a validation part: see docs/recipes.md. With `--courses` what was measured is
+kept in a file, and gone on with where that is there.
 """
 
 from __future__ import annotations
@@ -24,30 +25,35 @@ from scipy import stats
 import visus
 
 LEVELS = (0.86, 0.89, 0.91, 0.92, 0.93, 0.94)
-NOTES = {"model": "resnet18", "lr": 0.1, "batch_size": 100, "augment": "none", "epochs": 10}
-EPOCHS_OF_NOTES = 10
+NOTES = "the notes' recipe"
+WAYS: dict[str, dict[str, Any]] = {
+    NOTES: {"model": "resnet18", "lr": 0.1, "augment": "none", "epochs": 10, "amp": "off"},
+    "--epochs 1": {"recipe": "fast", "epochs": 1},
+    "--epochs 3": {"recipe": "fast", "epochs": 3},
+    "--epochs 3 --amp off": {"recipe": "fast", "epochs": 3, "amp": "off"},
+    "--epochs 10 --model quick_wide": {"recipe": "fast", "epochs": 10, "model": "quick_wide"},
+}
+"""Those without a name are of `--recipe fast`."""
+
+Course = list[tuple[float, float]]
 
 
-def course(folder: str, out: str, seed: int, settings: dict[str, Any]) -> list[tuple[float, float]]:
+def course(folder: str, seed: int, settings: dict[str, Any]) -> Course:
     """Seconds so far and test accuracy after each epoch of one run."""
-    run = visus.train(visus.make_config(data=folder, out=out, seed=seed, amp="off", keep="all", **settings))
-    records = [json.loads(line) for line in Path(run.run, "metrics.jsonl").read_text().splitlines()]
-    seconds = itertools.accumulate(
-        sum(each["seconds"] for each in records if each["epoch"] == epoch)
-        for epoch in range(1, run.epochs + 1)
-    )
-    steps_per_epoch = run.steps // run.epochs
-    checkpoints = [
-        Path(run.run, f"step-{epoch * steps_per_epoch}.safetensors") for epoch in range(1, run.epochs + 1)
-    ]
-    accuracies = [
-        visus.evaluate_checkpoint(visus.load_checkpoint(path), folder, part="test").scores.accuracy
-        for path in checkpoints
-    ]
-    return list(zip(seconds, accuracies, strict=True))
+    with tempfile.TemporaryDirectory() as out:
+        run = visus.train(visus.make_config(data=folder, out=out, seed=seed, keep="all", **settings))
+        records = [json.loads(line) for line in Path(run.run, "metrics.jsonl").read_text().splitlines()]
+        seconds = itertools.accumulate(
+            sum(each["seconds"] for each in records if each["epoch"] == epoch)
+            for epoch in range(1, run.epochs + 1)
+        )
+        steps = run.steps // run.epochs
+        paths = [Path(run.run, f"step-{epoch * steps}.safetensors") for epoch in range(1, run.epochs + 1)]
+        found = [visus.evaluate_checkpoint(visus.load_checkpoint(path), folder, part="test") for path in paths]
+    return list(zip(seconds, (each.scores.accuracy for each in found), strict=True))
 
 
-def seconds_to(level: float, points: list[tuple[float, float]]) -> float | None:
+def seconds_to(level: float, points: Course) -> float | None:
     """When a course has reached `level`; `None` where it never does."""
     return next((seconds for seconds, accuracy in points if accuracy >= level), None)
 
@@ -61,45 +67,43 @@ def mean_and_interval(values: list[float]) -> str:
     return f"{mean:.4g} ({mean - half:.4g} to {mean + half:.4g})"
 
 
-def row(level: float, courses: dict[str, list[list[tuple[float, float]]]]) -> str:
-    """A level, the seconds to it of each way, and how many times faster the second is where all runs of both reach it."""
-    found = {name: [seconds_to(level, points) for points in runs] for name, runs in courses.items()}
-    cells, means = [], []
-    for times in found.values():
-        reached = [each for each in times if each is not None]
-        if len(reached) == len(times):
-            cells.append(mean_and_interval(reached))
-            means.append(statistics.mean(reached))
-        else:
-            cells.append(f"{len(reached)} of {len(times)} runs")
-    ratio = f"{means[0] / means[1]:.1f}x" if len(means) == 2 else ""
-    return f"| {100 * level:.0f} % | {' | '.join(cells)} | {ratio} |"
+def cell(level: float, runs: list[Course], of_notes: list[Course]) -> str:
+    """The seconds to a level, and how many times less that is than in the runs of the notes, where all of both reach it."""
+    times = [seconds for points in runs if (seconds := seconds_to(level, points)) is not None]
+    if len(times) < len(runs):
+        return f"{len(times)} of {len(runs)} runs"
+    compared = [seconds for points in of_notes if (seconds := seconds_to(level, points)) is not None]
+    ratio = f"; {statistics.mean(compared) / statistics.mean(times):.1f}x" if len(compared) == len(of_notes) else ""
+    return mean_and_interval(times) + ratio * (runs is not of_notes)
+
+
+def measure(folder: str, seeds: int, kept: Path | None) -> dict[str, list[Course]]:
+    """The courses of each way, seed by seed; those that are in the file `kept` already are taken from there."""
+    known: dict[str, Course] = json.loads(kept.read_text()) if kept and kept.exists() else {}
+    for seed, (name, settings) in itertools.product(range(seeds), WAYS.items()):
+        if f"{name}, seed {seed}" not in known:
+            known[f"{name}, seed {seed}"] = course(folder, seed, settings)
+            if kept:
+                kept.write_text(json.dumps(known))
+    return {name: [known[f"{name}, seed {seed}"] for seed in range(seeds)] for name in WAYS}
 
 
 def main() -> None:
     """Print seconds to each level, and the accuracies at the end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", default="/usr/share/datasets/fashion-mnist")
-    parser.add_argument("--recipe", default="fast")
-    parser.add_argument("--epochs", type=int, default=EPOCHS_OF_NOTES, help="of the recipe")
-    parser.add_argument("--epochs-notes", type=int, default=EPOCHS_OF_NOTES)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--courses", type=Path)
     asked = parser.parse_args()
-    ways: dict[str, dict[str, Any]] = {
-        "the notes' recipe": {**NOTES, "epochs": asked.epochs_notes},
-        f"--recipe {asked.recipe}": {"recipe": asked.recipe, "epochs": asked.epochs},
-    }
-    print(f"{header('torchvision')}; {asked.seeds} seeds")
-    courses: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in ways}
-    with tempfile.TemporaryDirectory() as out:
-        for seed in range(asked.seeds):
-            for name, settings in ways.items():
-                courses[name].append(course(asked.folder, out, seed, settings))
-    print(f"\n| test accuracy | {' | '.join(f'{name}, seconds' for name in ways)} | |\n|---|---|---|---|")
+    print(f"{header('torchvision')}; {asked.seeds} seeds; seconds")
+    courses = measure(asked.folder, asked.seeds, asked.courses)
+    print(f"\n| test accuracy | {' | '.join(WAYS)} |\n|---|{'---|' * len(WAYS)}")
     for level in LEVELS:
-        print(row(level, courses))
-    ends = [mean_and_interval([100 * points[-1][1] for points in runs]) + " %" for runs in courses.values()]
-    print(f"| at the end | {' | '.join(ends)} | |")
+        cells = [cell(level, runs, courses[NOTES]) for runs in courses.values()]
+        print(f"| {100 * level:.0f} % | {' | '.join(cells)} |")
+    for what, place, factor in (("at the end, %", 1, 100), ("seconds in all", 0, 1)):
+        ends = [mean_and_interval([factor * points[-1][place] for points in runs]) for runs in courses.values()]
+        print(f"| {what} | {' | '.join(ends)} |")
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def train(
         str | None, typer.Argument(help="digits, a folder of images, a table, shards, an .npz file, ...")
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="classic, fast or finetune: defaults of others.")] = None,
-    model: Annotated[str | None, typer.Option(help="small, or a name of torchvision's or timm's.")] = None,
+    model: Annotated[str | None, typer.Option(help="small, quick, quick_wide, or a name of torchvision's or timm's.")] = None,
     weights: Annotated[str | None, typer.Option(help="default, or a file to start from.")] = None,
     stem: Annotated[str | None, typer.Option(help="small: 3x3 first convolution for small images.")] = None,
     drop_path: Annotated[float | None, typer.Option(help="Chance to leave out residual branches.")] = None,
@@ -99,7 +99,7 @@ def train(
     val_fraction: Annotated[float | None, typer.Option(help="Share set aside for validation.")] = None,
     split_seed: Annotated[int | None, typer.Option(help="Which images are set aside.")] = None,
     img_size: Annotated[int | None, typer.Option(help="What the model takes.")] = None,
-    augment: Annotated[str | None, typer.Option(help="none, light, standard, trivial or rand.")] = None,
+    augment: Annotated[str | None, typer.Option(help="none, flip, light, standard, trivial or rand.")] = None,
     mixup: Annotated[float | None, typer.Option(help="Blend images, by shares from Beta(A, A).")] = None,
     cutmix: Annotated[float | None, typer.Option(help="Paste boxes, by shares from Beta(A, A).")] = None,
     erasing: Annotated[float | None, typer.Option(help="Chance that a rectangle is blanked.")] = None,
@@ -497,7 +497,7 @@ def audit(
 
 @app.command()
 def summary(
-    model: Annotated[str, typer.Argument(help="small, or a name of torchvision's or timm's.")],
+    model: Annotated[str, typer.Argument(help="small, quick, quick_wide, or a name of torchvision's or timm's.")],
     input_size: Annotated[
         list[str] | None, typer.Option(help="C,H,W, once for each input; the library's own if not given.")
     ] = None,

@@ -33,6 +33,7 @@ LARGE = array_split("train", RANDOM.integers(0, 256, (9, 80, 100, 3), np.uint8),
 KINDS = [
     {"augment": "none"},
     {"augment": "light"},
+    {"augment": "flip"},
     {"augment": "standard"},
     {"augment": "trivial", "erasing": 0.5},
     {"augment": "rand"},
@@ -109,6 +110,19 @@ def test_shift_and_flip_is_a_crop_of_the_padded_image(top, left, flip):
     if flip:
         expected = tv.horizontal_flip(expected)
     assert torch.equal(shift_and_flip(images, np.array([top]), np.array([left]), np.array([flip])), expected)
+
+
+def test_flip_mirrors_every_other_image_and_moves_none():
+    images = torch.randint(0, 256, (4000, 3, 5, 6), dtype=torch.uint8)
+    before, draws = images.clone(), draw(0, 0, np.arange(4000), "flip")
+    flipped = augment(images, draws, "flip")
+    expected = [
+        tv.horizontal_flip(image) if number < 0.5 else image
+        for image, number in zip(images, draws[:, 2], strict=True)
+    ]
+    assert torch.equal(flipped, torch.stack(expected))
+    assert 0.47 < (draws[:, 2] < 0.5).mean() < 0.53
+    assert torch.equal(images, before)
 
 
 def test_light_reaches_every_place():

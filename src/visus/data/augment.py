@@ -14,8 +14,8 @@ from torch import Tensor
 
 from visus.ops.rng import uniform
 
-Cropping = Literal["none", "light", "standard"]
-Augment = Literal["none", "light", "standard", "trivial", "rand"]
+Cropping = Literal["none", "flip", "light", "standard"]
+Augment = Literal["none", "flip", "light", "standard", "trivial", "rand"]
 """A way of cropping and flipping, or a policy of `visus.data.policies` after the one that suits the size."""
 LARGEST_SMALL_SIZE = 64
 """Images of at most so many pixels a side are taken as they are, with light augmentation."""
@@ -40,12 +40,15 @@ def draw(seed: int, epoch: int, indices: npt.NDArray[np.int64], how: Cropping) -
 def augment(images: Tensor, draws: npt.NDArray[np.float64], how: Cropping) -> Tensor:
     """`images [N, C, H, W]`, changed as `how` says by the `draws [N, 3 or more]` of each.
 
-    `light` pads each side by an eighth with black, crops back at random, and flips every other one; `none` leaves them, and so does
-    `standard`, whose images are cropped and flipped one by one when they are read (`random_resized_crop`).
+    `flip` mirrors every other one; `light` also pads each side by an eighth with black and crops back at random; `none` leaves them,
+    and so does `standard`, whose images are cropped and flipped one by one when they are read (`random_resized_crop`).
     """
-    if how != "light" or not len(images):
+    if how in ("none", "standard") or not len(images):
         return images
     flip = draws[:, 2] < FLIPPED
+    if how == "flip":
+        mirrored = torch.from_numpy(flip).to(images.device)[:, None, None, None]
+        return torch.where(mirrored, images.flip(3), images)
     height, width = images.shape[2:]
     top = np.floor(draws[:, 0] * (2 * (height // 8) + 1)).astype(np.int64) - height // 8
     left = np.floor(draws[:, 1] * (2 * (width // 8) + 1)).astype(np.int64) - width // 8

@@ -1,4 +1,4 @@
-"""From a name to a model: visus's small net, torchvision's classification models, timm's.
+"""From a name to a model: visus's small nets, torchvision's classification models, timm's.
 
 `K` is the number of classes, `C` that of the input's channels.
 """
@@ -20,7 +20,7 @@ from visus.errors import UsageError
 from visus.models.fitting import load_weights
 from visus.models.heads import head_layers
 from visus.models.names import resolve_model
-from visus.models.small import SmallNet
+from visus.models.small import SMALL_NETS
 from visus.models.weights import pretrained_tensors
 
 # These two are built with auxiliary classifiers, which serve only a training recipe of their own.
@@ -40,22 +40,22 @@ def build_model(
 ) -> nn.Module:
     """A model by name, its head for `num_classes`; without them, as its library builds it.
 
-    `resnet18` is torchvision's, or else timm's; `torchvision/NAME` and `timm/NAME` say which; `small` is visus's own. `img_size` is
-    for models that are built for images of one size (vision transformers); position embeddings of weights are resized to it.
-    `weights` is a file, or over the network `default`, a name that the library has for some (`IMAGENET1K_V1`, `a1_in1k`), or
-    `hf-hub:OWNER/NAME`; a head of another size stays new, and the first convolution is adapted to `in_channels`. `say` is told
-    where names differ and tensors were taken in their order. `stem="small"` gives ResNets a first convolution of 3 x 3 without
-    stride, and no pooling, for small images. `drop_path` is the chance that the deepest residual branch is left out for an image in
-    training (stochastic depth; a little less in some of timm's), and less of those before it; without it the library's own. New
-    weights are drawn from torch's global generator. Raises `UsageError` for names and arguments, `CheckpointError` for weights that
-    do not fit, and what the library raises for a size that it cannot build.
+    `resnet18` is torchvision's, or else timm's; `torchvision/NAME` and `timm/NAME` say which; `small`, `quick` and `quick_wide` are
+    visus's own. `img_size` is for models that are built for images of one size (vision transformers); position embeddings of
+    weights are resized to it. `weights` is a file, or over the network `default`, a name that the library has for some
+    (`IMAGENET1K_V1`, `a1_in1k`), or `hf-hub:OWNER/NAME`; a head of another size stays new, and the first convolution is adapted to
+    `in_channels`. `say` is told where names differ and tensors were taken in their order. `stem="small"` gives ResNets a first
+    convolution of 3 x 3 without stride, and no pooling, for small images. `drop_path` is the chance that the deepest residual
+    branch is left out for an image in training (stochastic depth; a little less in some of timm's), and less of those before it;
+    without it the library's own. New weights are drawn from torch's global generator. Raises `UsageError` for names and arguments,
+    `CheckpointError` for weights that do not fit, and what the library raises for a size that it cannot build.
     """
     if drop_path is not None and not 0 <= drop_path < 1:
         raise UsageError(f"expected drop_path from 0 to less than 1, found {drop_path}")
     library, own_name = resolve_model(name)
     tensors = None if weights is None else pretrained_tensors(library, own_name, weights)
     if library == "visus":
-        model: nn.Module = SmallNet(1000 if num_classes is None else num_classes, in_channels)
+        model: nn.Module = SMALL_NETS[own_name](1000 if num_classes is None else num_classes, in_channels)
     elif library == "timm":
         model = _build_timm(own_name, num_classes, in_channels, img_size, drop_path)
     else:

@@ -9,6 +9,7 @@ import timm
 import torchvision
 
 from visus.errors import unknown_name
+from visus.models.small import SMALL_NETS
 
 Library = Literal["visus", "torchvision", "timm"]
 
@@ -16,7 +17,7 @@ Library = Literal["visus", "torchvision", "timm"]
 def resolve_model(name: str) -> tuple[Library, str]:
     """Which library builds `name`, and what it is called there; `UsageError` with the nearest names for an unknown one."""
     library, _, own_name = name.rpartition("/")
-    if name == "small":
+    if name in SMALL_NETS:
         return "visus", name
     if library in ("", "torchvision") and own_name in torchvision_names():
         return "torchvision", own_name
@@ -27,7 +28,7 @@ def resolve_model(name: str) -> tuple[Library, str]:
 
 def model_names() -> list[str]:
     """Every name that `build_model` takes without its library."""
-    return sorted({"small", *torchvision_names(), *timm_names()})
+    return sorted({*SMALL_NETS, *torchvision_names(), *timm_names()})
 
 
 @cache

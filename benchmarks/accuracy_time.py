@@ -49,7 +49,9 @@ def course(folder: str, seed: int, settings: dict[str, Any]) -> Course:
         )
         steps = run.steps // run.epochs
         paths = [Path(run.run, f"step-{epoch * steps}.safetensors") for epoch in range(1, run.epochs + 1)]
-        found = [visus.evaluate_checkpoint(visus.load_checkpoint(path), folder, part="test") for path in paths]
+        found = [
+            visus.evaluate_checkpoint(visus.load_checkpoint(path), folder, part="test") for path in paths
+        ]
     return list(zip(seconds, (each.scores.accuracy for each in found), strict=True))
 
 
@@ -73,7 +75,11 @@ def cell(level: float, runs: list[Course], of_notes: list[Course]) -> str:
     if len(times) < len(runs):
         return f"{len(times)} of {len(runs)} runs"
     compared = [seconds for points in of_notes if (seconds := seconds_to(level, points)) is not None]
-    ratio = f"; {statistics.mean(compared) / statistics.mean(times):.1f}x" if len(compared) == len(of_notes) else ""
+    ratio = (
+        f"; {statistics.mean(compared) / statistics.mean(times):.1f}x"
+        if len(compared) == len(of_notes)
+        else ""
+    )
     return mean_and_interval(times) + ratio * (runs is not of_notes)
 
 
@@ -102,7 +108,9 @@ def main() -> None:
         cells = [cell(level, runs, courses[NOTES]) for runs in courses.values()]
         print(f"| {100 * level:.0f} % | {' | '.join(cells)} |")
     for what, place, factor in (("at the end, %", 1, 100), ("seconds in all", 0, 1)):
-        ends = [mean_and_interval([factor * points[-1][place] for points in runs]) for runs in courses.values()]
+        ends = [
+            mean_and_interval([factor * points[-1][place] for points in runs]) for runs in courses.values()
+        ]
         print(f"| {what} | {' | '.join(ends)} |")
 
 

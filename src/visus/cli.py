@@ -91,7 +91,9 @@ def train(
         str | None, typer.Argument(help="digits, a folder of images, a table, shards, an .npz file, ...")
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="classic, fast or finetune: defaults of others.")] = None,
-    model: Annotated[str | None, typer.Option(help="small, quick, quick_wide, or a name of torchvision's or timm's.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="small, quick, quick_wide, or a name of torchvision's or timm's.")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="default, or a file to start from.")] = None,
     stem: Annotated[str | None, typer.Option(help="small: 3x3 first convolution for small images.")] = None,
     drop_path: Annotated[float | None, typer.Option(help="Chance to leave out residual branches.")] = None,
@@ -497,7 +499,9 @@ def audit(
 
 @app.command()
 def summary(
-    model: Annotated[str, typer.Argument(help="small, quick, quick_wide, or a name of torchvision's or timm's.")],
+    model: Annotated[
+        str, typer.Argument(help="small, quick, quick_wide, or a name of torchvision's or timm's.")
+    ],
     input_size: Annotated[
         list[str] | None, typer.Option(help="C,H,W, once for each input; the library's own if not given.")
     ] = None,

@@ -88,7 +88,10 @@ def tell(folder, **changes):
     (folder / "progress.json").write_text(json.dumps(told | changes))
 
 
-LINE = "epoch 3 of 8, step 30 of 120, loss 0.4321, accuracy 90.0\N{NO-BREAK SPACE}%, 50 images/s, about 3 min 0 s more of this epoch"
+LINE = (
+    "epoch 3 of 8, step 30 of 120, loss 0.4321, accuracy 90.0\N{NO-BREAK SPACE}%, 50 images/s, "
+    "about 3 min 0 s more of this epoch"
+)
 
 
 def test_how_far_an_epoch_is_is_told_in_a_line(runs):

@@ -40,8 +40,8 @@ def draw(seed: int, epoch: int, indices: npt.NDArray[np.int64], how: Cropping) -
 def augment(images: Tensor, draws: npt.NDArray[np.float64], how: Cropping) -> Tensor:
     """`images [N, C, H, W]`, changed as `how` says by the `draws [N, 3 or more]` of each.
 
-    `flip` mirrors every other one; `light` also pads each side by an eighth with black and crops back at random; `none` leaves them,
-    and so does `standard`, whose images are cropped and flipped one by one when they are read (`random_resized_crop`).
+    `flip` mirrors every other one; `light` also pads each side by an eighth with black and crops back at random; `none` leaves
+    them, and so does `standard`, whose images are cropped and flipped one by one when they are read (`random_resized_crop`).
     """
     if how in ("none", "standard") or not len(images):
         return images

@@ -31,12 +31,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "--epochs 1": {"recipe": "fast", "epochs": 1},
     "--epochs 3": {"recipe": "fast", "epochs": 3},
     "--epochs 3 --amp off": {"recipe": "fast", "epochs": 3, "amp": "off"},
-    "--epochs 12 --model quick_wide --augment flip --optimizer muon": {
+    "--epochs 15 --model quick_wide --augment flip": {
         "recipe": "fast",
-        "epochs": 12,
+        "epochs": 15,
         "model": "quick_wide",
         "augment": "flip",
-        "optimizer": "muon",
     },
 }
 """Those without a name are of `--recipe fast`."""

@@ -1,6 +1,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from made_runs import make_images, make_run
 from visus.comparison import compare_runs
 from visus.errors import UsageError
 from visus.files import write_json
+from visus.ops.paired import mcnemar, paired_interval
+from visus.reporting.comparing import in_a_sentence
 from visus.reporting.page import report_on, write_report
 from visus.reporting.rendering import as_json
 
@@ -171,6 +174,28 @@ def test_runs_are_compared_with_the_first_on_the_same_images(tmp_path):
     assert "points" in page.split('class="text difference"')[2]
     assert "beyond chance (McNemar" in page
     assert "not comparable" in page.split('class="text difference"')[3]
+    poor, fair, unlike = page.split('aria-label="Verdict"')[1:]
+    low, high = (100 * each for each in pair.difference_ci95)
+    told = f"{100 * pair.difference:.1f} points more than \u2068poor\u2069 on the same images"
+    assert f"{told} ({low:+.1f} to {high:+.1f}, beyond chance)" in fair
+    assert "on the same images" not in poor + unlike
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "expected"),
+    [
+        (0, 8, ", 20.0 points more than \u2068a\u2069 on the same images (+9.5 to +34.8, beyond chance)"),
+        (8, 0, ", 20.0 points less than \u2068a\u2069 on the same images (-34.8 to -9.5, beyond chance)"),
+        (3, 3, ", as many as \u2068a\u2069 on the same images (-14.0 to +14.0, not beyond chance)"),
+    ],
+)
+def test_a_difference_in_a_sentence(only_a, only_b, expected):
+    pair = SimpleNamespace(
+        difference=(only_b - only_a) / 40,
+        difference_ci95=paired_interval(40, only_a, only_b),
+        mcnemar_p=mcnemar(only_a, only_b),
+    )
+    assert in_a_sentence(pair, "a") == expected
 
 
 def test_a_report_asked_of_no_run_or_into_no_folder_is_refused(tmp_path):

@@ -18,6 +18,7 @@ from visus.data.decode import UndecodableError
 from visus.data.files import FileImages
 from visus.data.folders import PARTS, Listing, parts_by_name
 from visus.data.images import Column, Data
+from visus.data.names import collect_names
 from visus.data.parts import listed_data
 from visus.data.tabular import as_texts, is_plain, number_labels, sort_labels
 from visus.errors import DataError, UsageError, first_of, one_line
@@ -95,7 +96,9 @@ def read_huggingface(source: Any, name: str | None = None) -> Data:
         name or type(source).__name__,
         "a Hugging Face data set",
         listings,
-        lambda part, paths: FileImages(Path(identity), [f"{part}/{path}" for path in paths], archive=archive),
+        lambda part, paths: FileImages(
+            Path(identity), collect_names(f"{part}/{path}" for path in paths), archive=archive
+        ),
     )
     return replace(data, notes=(*data.notes, *notes))
 
@@ -133,7 +136,7 @@ class DatasetArchive:
         return np.fromiter((marks[name.partition("/")[0]] for name in names), np.int64, len(names))
 
     def _of_rows(self, names: Sequence[str], values: Any) -> npt.NDArray[np.int64]:
-        pairs = [name.partition("/") for name in names]
+        pairs = (name.partition("/") for name in names)
         return np.fromiter((values(part)[int(row)] for part, _, row in pairs), np.int64, len(names))
 
     def _sizes_of(self, part: str) -> npt.NDArray[np.int64]:
@@ -244,7 +247,7 @@ def _listing(name: str, part: Any, image: str, label: str) -> Listing | None:
         labels, classes = number(texts)
     return Listing(
         classes=classes,
-        paths=[str(row) for row in range(len(texts))],
+        paths=collect_names(map(str, range(len(texts)))),
         labels=labels.tolist(),
         columns={each: _named(part, table, each) for each in plain if each != label},
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from visus.errors import VisusError
 from visus.reporting.figures import curves
 from visus.reporting.reading import RunResults
 from visus.reporting.verdict import judge
-from visus.reporting.wording import duration, part_name, plural
+from visus.reporting.wording import duration, isolated, part_name, plural
+
+if TYPE_CHECKING:
+    from visus.comparison import Pair
 
 _LATEST = 3
 _ALPHA = 0.05
@@ -19,11 +22,21 @@ _LEAD = (
 )
 
 
-def compare(results: Sequence[RunResults], *, with_differences: bool = True) -> dict[str, Any]:
-    """A row for each run, and their curves; `with_differences` each is compared with the first, image by image."""
+Difference: TypeAlias = "Pair | str"
+"""Of a run from the first one on the same images; or why they cannot be compared."""
+
+
+def differences(results: Sequence[RunResults]) -> list[Difference]:
+    """Of each run but the first."""
+    return [_difference(results[0], other) for other in results[1:]]
+
+
+def compare(results: Sequence[RunResults], found: Sequence[Difference] | None = None) -> dict[str, Any]:
+    """A row for each run, and their curves; with the `differences` that were `found`, if they were looked for."""
+    with_differences = found is not None
     rows = [_row(each) for each in results]
-    for row, other in zip(rows[1:], results[1:], strict=True):
-        row["difference"] = _difference(results[0], other) if with_differences else ""
+    for row, difference in zip(rows[1:], found or (), strict=with_differences):
+        row["difference"] = _in_a_cell(difference)
     lows = [row["interval"][0] for row in rows if row["interval"]]
     sources = {str(each.config.get("data")) for each in results}
     return {
@@ -37,20 +50,40 @@ def compare(results: Sequence[RunResults], *, with_differences: bool = True) -> 
     }
 
 
-def _difference(first: RunResults, other: RunResults) -> str:
-    """How much better `other` is on the same images, and whether chance explains it; or why they cannot be compared."""
+def _difference(first: RunResults, other: RunResults) -> Difference:
     from visus.comparison import compare_runs
 
     try:
         (pair,) = compare_runs([first.path, other.path]).pairs
     except (VisusError, OSError, ValueError, KeyError) as error:
         return f"not comparable: {' '.join(str(error).split()).removeprefix(str(other.path)).lstrip(': ')}"
+    return pair
+
+
+def _in_a_cell(pair: Difference) -> str:
+    if isinstance(pair, str):
+        return pair
     low, high = pair.difference_ci95
-    beyond = "beyond chance" if pair.mcnemar_p < _ALPHA else "not beyond chance"
     return (
-        f"{100 * pair.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), {beyond} "
+        f"{100 * pair.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), {_beyond(pair)} "
         f"(McNemar, p = {pair.mcnemar_p:.2g}); {pair.only_b} images are right here alone, {pair.only_a} there"
     )
+
+
+def in_a_sentence(pair: Difference, first: str) -> str:
+    """What follows the accuracy of a run: how it differs from that of the run called `first`, and whether by more than chance."""
+    if isinstance(pair, str):
+        return ""
+    low, high = pair.difference_ci95
+    points = f"{100 * abs(pair.difference):.1f} points {'more' if pair.difference > 0 else 'less'} than"
+    return (
+        f", {points if pair.difference else 'as many as'} {isolated(first)} on the same images "
+        f"({100 * low:+.1f} to {100 * high:+.1f}, {_beyond(pair)})"
+    )
+
+
+def _beyond(pair: Pair) -> str:
+    return "beyond chance" if pair.mcnemar_p < _ALPHA else "not beyond chance"
 
 
 def progress(results: RunResults) -> str:

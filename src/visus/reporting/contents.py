@@ -48,6 +48,8 @@ class Place:
     with_model: bool = True
     data: Data | None = None
     """The run's, where its mistakes are to be looked at closely."""
+    against: str = ""
+    """How its accuracy compares with another run's, to follow it in a sentence."""
 
 
 def describe_run(results: RunResults, place: Place) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def describe_run(results: RunResults, place: Place) -> dict[str, Any]:
         "index": place.index,
         "name": results.name,
         "eyebrow": _eyebrow(results),
-        "verdict": judge(results),
+        "verdict": judge(results, place.against),
         "facts": _facts(results, model),
         **about_data(results, document.pop("audited")),
         "has_examples": any(document["examples"].values()),

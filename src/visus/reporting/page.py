@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from visus.errors import UsageError, VisusError, one_line
 from visus.files import write_text
-from visus.reporting.comparing import compare
+from visus.reporting.comparing import Difference, compare, differences, in_a_sentence
 from visus.reporting.contents import Place, describe_run
 from visus.reporting.model_card import CARD, write_card
 from visus.reporting.reading import RunResults, clean, read_run
@@ -61,6 +61,8 @@ def render(
     `pictures` opens the data of a run's settings to draw from, where it is to be opened in another way than here.
     """
     several = len(results) > 1
+    found = differences(results)
+    against = ["", *(in_a_sentence(each, results[0].name) for each in found)]
     runs = []
     for index, each in enumerate(results):
         data, draw, failure = _open(each, pictures)
@@ -70,6 +72,7 @@ def render(
             draw,
             with_model=live is None or each.summary is not None,
             data=None if live or several else data,
+            against=against[index],
         )
         run = describe_run(each, place)
         run["notes"] += [failure] if failure else []
@@ -79,7 +82,7 @@ def render(
         title="Report on " + (f"{len(runs)} runs" if several else runs[0]["name"]),
         sections=[("compared", "Runs")] if several else anchors,
         runs=runs,
-        compared=_compared(results) if several else None,
+        compared=_compared(results, found) if several else None,
         footer=_footer(
             results, "followed by visus watch" if live else "one file; nothing is fetched from anywhere"
         ),
@@ -90,7 +93,7 @@ def render_overview(
     results: Sequence[RunResults], links: Sequence[str], live: str, *, most_curves: int
 ) -> str:
     """A table of runs with `links` to their pages, and the curves of the first ones over one another."""
-    compared = _compared(results, most_curves) if results else None
+    compared = _compared(results, most_curves=most_curves) if results else None
     for row, link in zip(compared["rows"] if compared else (), links, strict=True):
         row["link"] = link
     if compared:
@@ -126,9 +129,14 @@ def _open(
         return None, None, clean(f"pictures, since the data could not be opened ({error})")
 
 
-def _compared(results: Sequence[RunResults], most_curves: int | None = None) -> dict[str, Any]:
-    found = compare(results, with_differences=most_curves is None)
-    return found | {"data": as_json(found["data"][:most_curves])}
+def _compared(
+    results: Sequence[RunResults],
+    found: Sequence[Difference] | None = None,
+    *,
+    most_curves: int | None = None,
+) -> dict[str, Any]:
+    compared = compare(results, found)
+    return compared | {"data": as_json(compared["data"][:most_curves])}
 
 
 def report_on(run: str | os.PathLike[str], say: Callable[[str], object]) -> None:

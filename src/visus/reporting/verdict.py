@@ -46,13 +46,13 @@ class Verdict:
     sentences: list[Sentence]
 
 
-def judge(results: RunResults) -> Verdict:
-    """The verdict on one run."""
+def judge(results: RunResults, against: str = "") -> Verdict:
+    """The verdict on one run; `against` another, if it is not empty, is told after its accuracy."""
     accuracy, n, part = _accuracy(results)
     interval = _interval(results, accuracy, n)
     baseline_class, baseline = _majority(results, part)
     verdict = Verdict(accuracy, interval, n, part, baseline, baseline_class, [])
-    verdict.sentences.extend([_on_accuracy(verdict), _on_calibration(results), _on_data(results)])
+    verdict.sentences.extend([_on_accuracy(verdict, against), _on_calibration(results), _on_data(results)])
     return verdict
 
 
@@ -83,7 +83,7 @@ def _majority(results: RunResults, part: str) -> tuple[str | None, float | None]
     return commonest, listing.count(part, commonest) / listing.count(part)
 
 
-def _on_accuracy(verdict: Verdict) -> Sentence:
+def _on_accuracy(verdict: Verdict, against: str) -> Sentence:
     if verdict.accuracy is None or verdict.interval is None:
         return Sentence("Nothing has been measured yet: the first epoch is not over.", "unknown")
     low, high = verdict.interval
@@ -96,7 +96,7 @@ def _on_accuracy(verdict: Verdict) -> Sentence:
     if verdict.part == "val":
         chosen = ", which flatters, as the best epoch was chosen on them"
         tone = "doubtful" if tone == "good" else tone
-    return Sentence(f"{told}{chosen}{beyond}.", tone)
+    return Sentence(f"{told}{against}{chosen}{beyond}.", tone)
 
 
 def _against_majority(verdict: Verdict, low: float) -> tuple[str, Tone]:

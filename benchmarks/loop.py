@@ -5,8 +5,10 @@
 6,000 images, batches of 100, one epoch each, in one process, in turn. All train the same net with the same optimizer, threads and
 deterministic kernels. (a) steps through batches that are ready in memory, channels last, and does nothing else. (b) decodes
 each sample through PIL and `ToTensor` in two workers, and reads the loss and writes to the terminal twice a step. Lightning and
-fastai get tensors that are in memory, normalised already, with their own progress bar, accuracy and checkpoint at the end of the
-epoch, where they have them by default; they are left out where they are not installed (`pip install visus[bench]`).
+fastai run with their own progress bar, accuracy and checkpoint at the end of the epoch, where they have them by default: once with
+tensors that are in memory, normalised already, and a net in channels-last layout; and once as their tutorials have it, with
+(b)'s samples and workers and the plain layout. They are left out where they are not installed (`pip install visus[bench]`).
+`visus.fit, bf16` is what `visus train` takes where it pays: see `visus devices`.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms import ToTensor
 
 import visus
+from visus.amp import usable_types
 from visus.data.images import Split
 from visus.devices import computing
 from visus.display import Display
@@ -42,11 +45,15 @@ from visus.preprocessing import Preprocessing
 _BATCH_SIZE = 100
 _IMAGES = 6000
 
+Loader = DataLoader[tuple[Tensor, ...]]
 
-def begin(name: str) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A fresh net in channels-last layout, and its optimizer."""
+
+def begin(
+    name: str, layout: torch.memory_format = torch.channels_last
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A fresh net, and its optimizer."""
     torch.manual_seed(0)
-    model = visus.build_model(name, 10, in_channels=1).to(memory_format=torch.channels_last)
+    model = visus.build_model(name, 10, in_channels=1).to(memory_format=layout)
     return model, make_optimizer(model, OptimizerSettings(lr=0.05))
 
 
@@ -84,12 +91,11 @@ class NotesDataset(Dataset[tuple[Tensor, int]]):
 
 def notes(name: str, split: Split) -> Callable[[], float]:
     """(b): two workers, `.item()` and two writes a step, the plain layout."""
-    loader = DataLoader(NotesDataset(split), batch_size=_BATCH_SIZE, shuffle=True, num_workers=2)
+    loader = sample_by_sample(split)
     terminal = io.StringIO()
 
     def measure() -> float:
-        model, _ = begin(name)
-        model = model.to(memory_format=torch.contiguous_format)
+        model, _ = begin(name, torch.contiguous_format)
         optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=5e-4, nesterov=True)
         model.train()
         loss_sum, correct = 0.0, 0
@@ -109,27 +115,29 @@ def notes(name: str, split: Split) -> Callable[[], float]:
     return measure
 
 
-def ours(name: str, split: Split, record: Preprocessing, augment: str) -> Callable[[], float]:
+def ours(
+    name: str, split: Split, record: Preprocessing, augment: str, amp: str = "off"
+) -> Callable[[], float]:
     """`visus.fit` with progress and metrics; its batches are made as it goes."""
     batches = visus.TrainingBatches(split, record, _BATCH_SIZE, augment)
 
     def measure() -> float:
         model, optimizer = begin(name)
         began = time.perf_counter()
-        visus.fit(model, batches, optimizer=optimizer, epochs=1, display=Display(Terminal()))
+        visus.fit(model, batches, optimizer=optimizer, epochs=1, amp=amp, display=Display(Terminal()))
         return len(split) / (time.perf_counter() - began)
 
     return measure
 
 
-def lightning(name: str, split: Split, record: Preprocessing) -> Callable[[], float]:
+def lightning(name: str, loader: Loader, layout: torch.memory_format) -> Callable[[], float]:
     """A `Trainer` with its progress bar and its checkpoint."""
     import lightning as L
 
     class Net(L.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.model, self.optimizer = begin(name)
+            self.model, self.optimizer = begin(name, layout)
 
         def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
             images, targets = batch
@@ -143,7 +151,6 @@ def lightning(name: str, split: Split, record: Preprocessing) -> Callable[[], fl
             return self.optimizer
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    loader = DataLoader(in_memory(split, record), batch_size=_BATCH_SIZE, shuffle=True)
 
     def measure() -> float:
         with tempfile.TemporaryDirectory() as folder, quiet():
@@ -153,23 +160,21 @@ def lightning(name: str, split: Split, record: Preprocessing) -> Callable[[], fl
             )
             began = time.perf_counter()
             trainer.fit(net, loader)
-            return len(split) / (time.perf_counter() - began)
+            return _IMAGES / (time.perf_counter() - began)
 
     return measure
 
 
-def fastai(name: str, split: Split, record: Preprocessing) -> Callable[[], float]:
+def fastai(name: str, loader: Loader, layout: torch.memory_format) -> Callable[[], float]:
     """A `Learner` with its recorder and accuracy."""
     from fastai.data.core import DataLoaders
     from fastai.learner import Learner
     from fastai.metrics import accuracy
     from fastai.optimizer import OptimWrapper
 
-    loader = DataLoader(in_memory(split, record), batch_size=_BATCH_SIZE, shuffle=True)
-
     def measure() -> float:
         with tempfile.TemporaryDirectory() as folder, quiet():
-            model, _ = begin(name)
+            model, _ = begin(name, layout)
             learner = Learner(
                 DataLoaders(loader, [], device=torch.device("cpu")),
                 model,
@@ -181,15 +186,34 @@ def fastai(name: str, split: Split, record: Preprocessing) -> Callable[[], float
             began = time.perf_counter()
             learner.fit(1, 0.05)
             learner.save("last")
-            return len(split) / (time.perf_counter() - began)
+            return _IMAGES / (time.perf_counter() - began)
 
     return measure
 
 
-def in_memory(split: Split, record: Preprocessing) -> TensorDataset:
+def sample_by_sample(split: Split) -> Loader:
+    """As in tutorials, and in the notes."""
+    return DataLoader(NotesDataset(split), batch_size=_BATCH_SIZE, shuffle=True, num_workers=2)
+
+
+def in_memory(split: Split, record: Preprocessing) -> Loader:
     """All images as the model takes them."""
     images, targets = zip(*visus.EvaluationBatches(split, record, len(split)), strict=True)
-    return TensorDataset(images[0], targets[0])
+    return DataLoader(TensorDataset(images[0], targets[0]), batch_size=_BATCH_SIZE, shuffle=True)
+
+
+def peers(name: str, split: Split, record: Preprocessing) -> dict[str, Callable[[], float]]:
+    """Each that is installed, twice."""
+    ways = {
+        "": (in_memory(split, record), torch.channels_last),
+        ", as in tutorials": (sample_by_sample(split), torch.contiguous_format),
+    }
+    return {
+        f"{title} {version(title)}{how}": peer(name, loader, layout)
+        for title, peer in (("lightning", lightning), ("fastai", fastai))
+        if find_spec(title)
+        for how, (loader, layout) in ways.items()
+    }
 
 
 @contextlib.contextmanager
@@ -222,18 +246,16 @@ def main() -> None:
     split = data.train.subset(np.arange(_IMAGES))
     record = visus.measure_preprocessing(split)
     print(f"{header('torchvision')}; {torch.get_num_threads()} threads; n = {options.repeats}")
+    has_bf16 = "bf16" in usable_types(torch.device("cpu"))
     with computing():
         for name in options.model:
             candidates = {
                 "(a) bare loop": bare(name, split, record),
                 "visus.fit": ours(name, split, record, "none"),
                 "visus.fit, flips and padded crops": ours(name, split, record, "light"),
+                **({"visus.fit, bf16": ours(name, split, record, "none", "bf16")} if has_bf16 else {}),
                 "(b) loop of the notes": notes(name, split),
-                **{
-                    f"{title} {version(title)}": peer(name, split, record)
-                    for title, peer in (("lightning", lightning), ("fastai", fastai))
-                    if find_spec(title)
-                },
+                **peers(name, split, record),
             }
             print(f"\n{name}\n\n{table(alternate(candidates, options.repeats), '(a) bare loop', 'images/s')}")
             sys.stdout.flush()

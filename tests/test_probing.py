@@ -8,7 +8,7 @@ import visus
 from visus.checkpoint import load_checkpoint, rebuild_model
 from visus.config import make_config
 from visus.display import Display
-from visus.models.small import SmallNet
+from visus.models.small import SMALL_NETS, SmallNet
 from visus.training import resume, train
 
 
@@ -95,7 +95,7 @@ def test_what_is_drawn_at_random_before_the_head_is_found_out(few, tmp_path, mon
             features = self.pool(self.features(images)).flatten(1)
             return self.classifier(torch.nn.functional.dropout(features, 0.5, self.training))
 
-    monkeypatch.setattr("visus.models.build.SmallNet", Dropping)
+    monkeypatch.setitem(SMALL_NETS, "small", Dropping)
     display = Listening()
     train(config(few, tmp_path, "run", epochs=1), display=display)
     assert [line for line in display.lines if "drawn at random before it" in line]

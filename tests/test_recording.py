@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,21 +121,40 @@ def test_how_far_the_epoch_is_can_be_read_while_the_run_goes_on(tmp_path, monkey
 
     train(begin(), recorder, schedule=schedule)
     places = [(each["epoch"], each["epochs"], each["iteration"], each["iterations"]) for each in seen]
-    assert list(dict.fromkeys(places)) == [(e, 3, i, 5) for e in (1, 2, 3) for i in range(1, 6)][:-1]
+    assert list(dict.fromkeys(places)) == [(e, 3, i, 5) for e in (1, 2, 3) for i in range(1, 5)]
     assert [each["n"] for each in seen[-2:]] == [90, 120]
+    assert {tuple(each) for each in seen} == {
+        ("epoch", "epochs", "iteration", "iterations", "seconds", "loss", "correct", "n")
+    }
     assert not recorder.run.progress.exists()
 
 
-def test_what_tells_of_progress_fails_and_ends_without_a_word(tmp_path, monkeypatch):
-    monkeypatch.setattr(visus.recording, "_PROGRESS_SECONDS", 0.0)
+def test_a_failure_to_tell_of_progress_is_none_of_the_runs_business(tmp_path, monkeypatch):
     warnings = []
     with RunRecorder(create_run(tmp_path, "a"), warn=warnings.append) as recorder:
-        recorder.write_progress(0, 3, Progress(1, 5, 1.0, 0.5, math.nan, 1, 30))
-        assert not recorder.run.progress.exists()
-        recorder.write_progress(0, 3, Progress(1, 5, 1.0, 0.5, 0.5, 1, 30))
-        assert recorder.run.progress.exists()
+        recorder.write_progress(0, 3, Progress(1, 5, 1.0, math.inf, math.nan, 1, 30))
+        assert json.loads(recorder.run.progress.read_text())["loss"] is None
+        before = recorder.run.progress.read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", refuse)
+            recorder.write_progress(0, 3, Progress(2, 5, 1.0, 0.5, 0.5, 1, 60))
+            patch.setattr(Path, "unlink", refuse)
+            recorder.end_progress()
+        assert recorder.run.progress.read_bytes() == before
     assert not recorder.run.progress.exists()
     assert warnings == []
+    assert recorder.failure is None
+
+
+def refuse(*_, **__):
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_what_a_killed_run_told_of_its_epoch_is_gone_when_it_goes_on(tmp_path):
+    run = create_run(tmp_path, "a")
+    run.progress.write_text("{}")
+    run.remove_leftovers()
+    assert not run.progress.exists()
 
 
 def test_a_full_disk_does_not_end_the_run_and_loses_nothing(tmp_path, monkeypatch):

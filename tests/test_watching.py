@@ -1,6 +1,7 @@
 """The live view: pages that follow their runs, for this machine only."""
 
 import json
+import math
 import os
 import shutil
 import threading
@@ -82,10 +83,20 @@ def test_a_run_that_is_deleted_or_damaged_ends_nothing(runs):
         assert "No runs yet" in ask(address)[1]
 
 
+TOLD = {
+    "epoch": 3,
+    "epochs": 8,
+    "iteration": 30,
+    "iterations": 120,
+    "seconds": 60.0,
+    "loss": 0.4321,
+    "correct": 2700,
+    "n": 3000,
+}
+
+
 def tell(folder, **changes):
-    told = {"epoch": 3, "epochs": 8, "iteration": 30, "iterations": 120, "seconds": 60.0, "loss": 0.5}
-    told |= {"mean_loss": 0.4321, "correct": 2700, "n": 3000, "phase": "train"}
-    (folder / "progress.json").write_text(json.dumps(told | changes))
+    (folder / "progress.json").write_text(json.dumps(TOLD | changes))
 
 
 LINE = (
@@ -100,9 +111,12 @@ def test_how_far_an_epoch_is_is_told_in_a_line(runs):
         tell(runs / "a name")
         assert ask(address + "/now/runs/a%20name")[1] == LINE
         assert ask(address + "/now/runs/done")[1] == ""
-        assert ask(address + "/now/")[1] == f"a name: {LINE}"
+        assert ask(address + "/now/")[1] == f"\u2068a name\u2069: {LINE}"
+        assert ask(address + "/now/runs/nowhere")[0] == 404
         tell(runs / "a name", iterations=None)
-        assert "step 30 of ?" in ask(address + "/now/runs/a%20name")[1]
+        assert "step 30 of ?, loss 0.4321" in ask(address + "/now/runs/a%20name")[1]
+        tell(runs / "a name", loss=None)
+        assert "loss not finite" in ask(address + "/now/runs/a%20name")[1]
     with serving(runs / "done") as address:
         tell(runs / "done")
         assert ask(address + "/now/")[1] == LINE
@@ -112,15 +126,34 @@ def test_a_run_that_says_nothing_more_is_told_as_of_then(runs):
     tell(runs / "done")
     long_ago = time.time() - 300
     os.utime(runs / "done" / "progress.json", (long_ago, long_ago))
-    assert describe_progress(runs / "done").endswith("of this epoch (5 min 0 s ago)")
+    assert describe_progress(runs / "done").endswith("images/s, last heard of 5 min 0 s ago")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"epoch": 1}', '{"iteration": "x"}'])
+def test_names_of_runs_stay_in_their_line(runs):
+    folder = runs.parent / "odd" / "a\nb\u202e"
+    folder.parent.mkdir()
+    shutil.copytree(runs / "done", folder)
+    tell(folder)
+    assert Watcher(folder.parent).now("/") == f"\u2068a b\u202e\u2069: {LINE}"
+
+
+@pytest.mark.parametrize("name", sorted(TOLD))
+@pytest.mark.parametrize("value", ["x", True, -1, 10**400, math.nan, math.inf, [], {}])
+def test_progress_of_other_kinds_is_no_line(runs, name, value):
+    tell(runs / "done", **{name: value})
+    line = describe_progress(runs / "done")
+    assert line == "" or (name == "loss" and value == -1 and "loss -1," in line)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b'{"epoch": 1}', b"[" * 100_000, b"\xff", b'{"iteration": 0}']
+)
 def test_progress_that_cannot_be_read_is_no_line(runs, text):
-    (runs / "done" / "progress.json").write_text(text)
-    assert describe_progress(runs / "done") == ""
-    tell(runs / "done", n=0)
-    assert describe_progress(runs / "done") == ""
+    tell(runs / "a name")
+    (runs / "done" / "progress.json").write_bytes(text)
+    with serving(runs) as address:
+        assert ask(address + "/now/runs/done")[:2] == (200, "")
+        assert ask(address + "/now/")[1] == f"\u2068a name\u2069: {LINE}"
 
 
 ELSEWHERE = [

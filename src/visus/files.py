@@ -13,19 +13,21 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; on leaving, it takes the place of `path` in one step, durably.
+def replacing(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; on leaving, it takes the place of `path` in one step.
 
-    The file is synced before the rename and its folder after it. When anything fails, `path` is as it was and the temporary
-    file is gone. Its name ends in `.tmp`, so that nothing takes it for a checkpoint. `OSError` is passed on.
+    The file is synced before the rename and its folder after it, where it is to be `durable`. When anything fails, `path` is as it
+    was and the temporary file is gone. Its name ends in `.tmp`, so that nothing takes it for a checkpoint. `OSError` is passed on.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
-        sync(temporary)
+        if durable:
+            sync(temporary)
         temporary.replace(target)
-        sync_folder(target.parent)
+        if durable:
+            sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -39,15 +41,16 @@ def link(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str, *, durable: bool = True) -> None:
     """Replace the file at `path` by `text` (UTF-8)."""
-    with replacing(path) as temporary:
+    with replacing(path, durable=durable) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
-def write_json(path: str | os.PathLike[str], document: Any) -> None:
+def write_json(path: str | os.PathLike[str], document: Any, *, durable: bool = True) -> None:
     """Replace the file at `path` by `document` as indented JSON."""
-    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, text, durable=durable)
 
 
 def sync(path: Path, flags: int = os.O_RDWR) -> None:

@@ -174,14 +174,15 @@ def fit(
             phase("progress")
             if profile:
                 profile.step()
-            shown, told = display.due(), recorder is not None and recorder.progress_due()
-            if shown or told:
+            shown = display.due()
+            teller = recorder if recorder and recorder.progress_due() else None
+            if shown or teller:
                 _stop_if_not_finite(bad_step, state, epoch_lr, train, accumulate)
                 progress = _progress(state, _updates(train, accumulate), batch_loss, batch_normaliser)
                 if shown:
                     display.progress(progress)
-                if recorder and told:
-                    recorder.write_progress(epoch, epochs, progress)
+                if teller:
+                    teller.write_progress(epoch, epochs, progress)
             if recorder and recorder.due(state.step):
                 _stop_if_not_finite(bad_step, state, epoch_lr, train, accumulate)
                 _stop_if_weights_not_finite(state, epoch_lr)
@@ -192,6 +193,8 @@ def fit(
                 _stop_if_weights_not_finite(state, epoch_lr)
                 raise _interrupted(stop, state, recorder, records, processes)
             phase("data")
+        if recorder:
+            recorder.end_progress()
         if not state.epoch_step:
             raise DataError(
                 "expected training images, found none in an epoch; a generator serves one epoch only, give a list"
@@ -371,6 +374,7 @@ def _interrupted(
     if recorder:
         recorder.save_last(*pack(state))
         recorder.flush()
+        recorder.end_progress()
         if records:
             recorder.draw_curves(records)
     # The end of one process ends all: not before the first has saved.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -75,7 +75,7 @@ class RunRecorder:
 
     def __exit__(self, *_: object) -> None:
         self._writer.shutdown()
-        self._forget_progress()
+        self.end_progress()
 
     @property
     def failure(self) -> str | None:
@@ -94,16 +94,28 @@ class RunRecorder:
         return time.monotonic() - self._told_at >= _PROGRESS_SECONDS
 
     def write_progress(self, epoch: int, epochs: int, progress: Progress) -> None:
-        """Write `progress.json`, which lasts as long as the run goes on; nothing depends on it, so a failure is not told.
+        """Write how far `epoch` (from 0, in the file from 1) is to `progress.json`, until `end_progress`.
 
-        `epoch` counts from 0, in the file from 1.
+        Nothing depends on that file: it is not synced, and a failure is not told.
         """
         self._told_at = time.monotonic()
-        with suppress(OSError, ValueError):
-            write_json(
-                self.run.progress,
-                {"epoch": epoch + 1, "epochs": epochs, **dataclasses.asdict(progress)},
-            )
+        told = {
+            "epoch": epoch + 1,
+            "epochs": epochs,
+            "iteration": progress.iteration,
+            "iterations": progress.iterations,
+            "seconds": progress.seconds,
+            "loss": progress.mean_loss if math.isfinite(progress.mean_loss) else None,
+            "correct": progress.correct,
+            "n": progress.n,
+        }
+        with suppress(OSError):
+            write_json(self.run.progress, told, durable=False)
+
+    def end_progress(self) -> None:
+        """The epoch's training is over, or is left: there is nothing to watch."""
+        with suppress(OSError):
+            self.run.progress.unlink(missing_ok=True)
 
     def write_metrics(self, records: list[Record]) -> None:
         """Write `metrics.jsonl`; checkpoints hold these lines as well from now on."""
@@ -122,10 +134,9 @@ class RunRecorder:
         self._submit(self.run.last, tensors, plain)
 
     def flush(self) -> None:
-        """Wait until everything is written that was to be; no epoch is under way."""
+        """Wait until everything is written that was to be."""
         while self._waiting:
             self._waiting.pop(0).result()
-        self._forget_progress()
 
     def curves_due(self) -> bool:
         """Whether drawing again would keep to a twentieth of the time: of a short epoch the pictures would take most."""
@@ -152,10 +163,6 @@ class RunRecorder:
             self._warn(self._failures[path])
         else:
             self._failures.pop(path, None)
-
-    def _forget_progress(self) -> None:
-        with suppress(OSError):
-            self.run.progress.unlink(missing_ok=True)
 
     def _submit(self, path: Path, tensors: Tensors, plain: Mapping[str, Any]) -> None:
         # A disk that is slower than the checkpoints come holds the training up, rather than filling the memory.

@@ -126,8 +126,8 @@ class RunFolder:
         self.write_records([_in_order(record) for record in kept if record["epoch"] <= epochs])
 
     def remove_leftovers(self) -> None:
-        """Remove what writes have left that were cut short: our temporary files, and those of safetensors."""
-        for path in [*self.path.glob(".*.tmp"), *self.path.glob(".tmp*")]:
+        """Remove what a run that was killed has left: our temporary files, those of safetensors, and how far its epoch was."""
+        for path in [*self.path.glob(".*.tmp"), *self.path.glob(".tmp*"), self.progress]:
             path.unlink(missing_ok=True)
 
 

@@ -14,15 +14,17 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote, unquote, urlsplit
+
+import pydantic
 
 from visus.errors import UsageError, VisusError
 from visus.machine_load import describe_load
 from visus.reporting.page import render, render_overview
-from visus.reporting.reading import read_run
+from visus.reporting.reading import clean, read_run
 from visus.reporting.thumbnails import Draw, Key, open_pictures
-from visus.reporting.wording import count, duration, percent
+from visus.reporting.wording import count, decimal, duration, isolated, percent
 
 HOST = "127.0.0.1"
 _READ = (
@@ -40,7 +42,9 @@ _READ = (
 """The files that a page is made of; checkpoints change with the metrics."""
 _MOST_CURVES = 7
 _SILENT_SECONDS = 20
-"""A run tells of itself more often than that, but in validation and while it writes."""
+"""A run in the middle of an epoch tells of itself more often than that."""
+_MOST = 10**12
+_Count = Annotated[int, pydantic.Field(ge=1, le=_MOST)]
 
 
 class Watcher:
@@ -76,27 +80,30 @@ class Watcher:
         shown = self._shown(path)
         if shown is None:
             return None
-        mark = _mark(shown)
+        folders, overview = shown
+        mark = _mark(folders)
         with self._lock:
             kept = self._pages.get(path)
             if kept is None or kept[0] != mark:
-                overview = path == "/" and not self.single
-                kept = self._pages[path] = (mark, self._render(shown, mark, overview=overview))
+                kept = self._pages[path] = (mark, self._render(folders, mark, overview=overview))
         return kept
 
-    def now(self, path: str) -> str:
-        """How far the epochs are of the runs of the page at `path` that go on now, in a line each."""
-        told = {each.name: describe_progress(each) for each in self._shown(path) or ()}
-        named = path == "/" and not self.single
-        return "\n".join(f"{name}: {line}" if named else line for name, line in told.items() if line)
+    def now(self, path: str) -> str | None:
+        """How far the epochs are of the runs of the page at `path` that go on now, in a line each; `None` where it is no page."""
+        shown = self._shown(path)
+        if shown is None:
+            return None
+        folders, overview = shown
+        told = ((each.name, describe_progress(each)) for each in folders)
+        return "\n".join(f"{_in_a_line(name)}: {line}" if overview else line for name, line in told if line)
 
-    def _shown(self, path: str) -> list[Path] | None:
-        """The folders that the page at `path` is about; `None` where there is no such page."""
+    def _shown(self, path: str) -> tuple[list[Path], bool] | None:
+        """The folders that the page at `path` is about, and whether it is the overview; `None` where there is no such page."""
         runs = self.runs()
         if path == "/":
-            return list(runs.values())
+            return list(runs.values()), not self.single
         name = unquote(path.removeprefix("/runs/")) if path.startswith("/runs/") else None
-        return [runs[name]] if name in runs else None
+        return ([runs[name]], False) if name in runs else None
 
     def _render(self, folders: Iterable[Path], mark: str, *, overview: bool) -> str:
         results = [read_run(each) for each in folders]
@@ -145,9 +152,10 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         if path == "/machine":
             return self._answer(HTTPStatus.OK, describe_load())
-        if path.startswith("/now/"):
-            return self._answer(HTTPStatus.OK, self.pages.now(path.removeprefix("/now")))
         try:
+            if path.startswith("/now/"):
+                told = self.pages.now(path.removeprefix("/now"))
+                return self._answer(HTTPStatus.NOT_FOUND if told is None else HTTPStatus.OK, told or "")
             found = self.pages.page(path)
         # A folder may go, or a file be damaged, while it is read.
         except (OSError, VisusError, ValueError, KeyError, TypeError) as error:
@@ -182,25 +190,46 @@ def written_at(folder: Path) -> float:
     return max((time for _, time, _ in _stamps(folder)), default=0) / 1e9
 
 
+class _Told(pydantic.BaseModel):
+    """What `progress.json` holds; somebody else may have written it."""
+
+    model_config = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
+
+    epoch: _Count
+    epochs: _Count
+    iteration: _Count
+    iterations: _Count | None
+    seconds: float = pydantic.Field(gt=0, le=_MOST)
+    loss: float | None = pydantic.Field(ge=-_MOST, le=_MOST)
+    correct: int = pydantic.Field(ge=0, le=_MOST)
+    n: _Count
+
+
 def describe_progress(folder: Path) -> str:
-    """How far the epoch is that a run is in the middle of, and when that was written; empty where none is told."""
+    """How far the epoch is that a run is in the middle of, and since when nothing more was heard; empty where none is told."""
     path = folder / "progress.json"
     try:
         ago = max(0.0, time.time() - path.stat().st_mtime)
-        told = json.loads(path.read_text(encoding="utf-8"))
-        done, steps, seconds = told["iteration"], told["iterations"], told["seconds"]
-        parts = [
-            f"epoch {told['epoch']} of {told['epochs']}, step {done} of {steps or '?'}",
-            f"loss {told['mean_loss']:.4f}",
-            f"accuracy {percent(told['correct'] / told['n'])}",
-            f"{count(told['n'] / seconds)} images/s",
-        ]
-        if steps:
-            parts.append(f"about {duration(seconds * (steps - done) / done)} more of this epoch")
-    # It may be half of what was, or of another version; then the page tells of whole epochs only.
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        told = _Told.model_validate_json(path.read_bytes())
+    # It may be that of another version; then the page tells of whole epochs only.
+    except (OSError, pydantic.ValidationError):
         return ""
-    return ", ".join(parts) + (f" ({duration(ago)} ago)" if ago > _SILENT_SECONDS else "")
+    parts = [
+        f"epoch {told.epoch} of {told.epochs}, step {told.iteration} of {told.iterations or '?'}",
+        f"loss {decimal(told.loss) or 'not finite'}",
+        f"accuracy {percent(min(1.0, told.correct / told.n))}",
+        f"{count(told.n / told.seconds)} images/s",
+    ]
+    if ago > _SILENT_SECONDS:
+        parts.append(f"last heard of {duration(ago)} ago")
+    elif told.iterations and told.iterations >= told.iteration:
+        left = told.seconds * (told.iterations - told.iteration) / told.iteration
+        parts.append(f"about {duration(left)} more of this epoch")
+    return ", ".join(parts)
+
+
+def _in_a_line(name: str) -> str:
+    return isolated(clean(" ".join(name.split())))
 
 
 def _stamps(folder: Path) -> list[tuple[str, int, int]]:

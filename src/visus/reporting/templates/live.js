@@ -10,10 +10,12 @@ async function refresh() {
     if (answer.status === 404) tell("gone; this is what was last there", true);
     else if (answer.ok || answer.status === 304) tell("live", false);
     else tell("cannot be read now", true);
-    now.textContent = answer.status === 404 ? "" : await (await fetch("/now" + location.pathname)).text();
+    const told = await fetch("/now" + location.pathname);
+    now.textContent = told.ok ? await told.text() : "";
     machine.textContent = await (await fetch("/machine")).text();
   } catch {
     tell("not reached; this is what was last there", true);
+    now.textContent = "";
   }
   setTimeout(refresh, EVERY);
 }

@@ -23,11 +23,13 @@ from measuring import header
 from scipy import stats
 
 import visus
+from visus.files import write_json
+from visus.recipes import with_recipe
 
 LEVELS = (0.86, 0.89, 0.91, 0.92, 0.93, 0.94)
 NOTES = "the notes' recipe"
 WAYS: dict[str, dict[str, Any]] = {
-    NOTES: {"model": "resnet18", "lr": 0.1, "augment": "none", "epochs": 10, "amp": "off"},
+    NOTES: {"model": "resnet18", "lr": 0.1, "batch_size": 100, "augment": "none", "epochs": 10, "amp": "off"},
     "--epochs 1": {"recipe": "fast", "epochs": 1},
     "--epochs 3": {"recipe": "fast", "epochs": 3},
     "--epochs 3 --amp off": {"recipe": "fast", "epochs": 3, "amp": "off"},
@@ -89,14 +91,20 @@ def cell(level: float, runs: list[Course], of_notes: list[Course]) -> str:
 
 
 def measure(folder: str, seeds: int, kept: Path | None) -> dict[str, list[Course]]:
-    """The courses of each way, seed by seed; those that are in the file `kept` already are taken from there."""
+    """The courses of each way, seed by seed; those that are in the file `kept` already are taken from there.
+
+    They are kept by machine, versions, data, settings and seed.
+    """
     known: dict[str, Course] = json.loads(kept.read_text()) if kept and kept.exists() else {}
+    found: dict[str, list[Course]] = {name: [] for name in WAYS}
     for seed, (name, settings) in itertools.product(range(seeds), WAYS.items()):
-        if f"{name}, seed {seed}" not in known:
-            known[f"{name}, seed {seed}"] = course(folder, seed, settings)
+        key = json.dumps([header("torchvision"), folder, seed, with_recipe(settings)])
+        if key not in known:
+            known[key] = course(folder, seed, settings)
             if kept:
-                kept.write_text(json.dumps(known))
-    return {name: [known[f"{name}, seed {seed}"] for seed in range(seeds)] for name in WAYS}
+                write_json(kept, known)
+        found[name].append(known[key])
+    return found
 
 
 def main() -> None:

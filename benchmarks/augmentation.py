@@ -29,6 +29,7 @@ from visus.data.images import ArrayImages, Split
 _BATCH_SIZE = 100
 _KINDS: dict[str, dict[str, object]] = {
     "none": {},
+    "flip": {"augment": "flip"},
     "light": {"augment": "light"},
     "standard": {"augment": "standard"},
     "trivial": {"augment": "trivial"},
@@ -93,6 +94,7 @@ def torchvision_transform(
             v2.RandomCrop(size, padding=size // 8),
             v2.RandomHorizontalFlip(),
         ],
+        "flip": [*([v2.CenterCrop(size)] if size == 224 else []), v2.RandomHorizontalFlip()],
         "standard": [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()],
     }
     policy = {"trivial": [v2.TrivialAugmentWide()], "rand": [v2.RandAugment()]}.get(str(how), [])

@@ -165,6 +165,7 @@ def test_the_map_is_where_the_pattern_is_that_the_class_depends_on(make):
 
 SIZES = {
     "small": 8,
+    "quick": 16,
     "torchvision/resnet18": 64,
     "torchvision/squeezenet1_1": 64,
     "torchvision/swin_t": 64,

@@ -12,6 +12,7 @@ from visus.models.build import build_model
 
 MODELS = {
     "small": (32, lambda model: model.classifier),
+    "quick": (32, lambda model: model.classifier),
     "torchvision/resnet18": (32, lambda model: model.fc),
     "torchvision/mobilenet_v3_small": (32, lambda model: model.classifier[-1]),
     "torchvision/googlenet": (64, lambda model: model.fc),

@@ -24,7 +24,8 @@ SETTINGS = {
     "focal": {"loss": "focal", "class_weights": True},
     "swa": {"swa": True, "schedule": "constant"},
     "patience": {"patience": 1, "lr": 1e-6},
-    "fast": {"recipe": "fast", "optimizer": "lamb"},
+    "fast": {"recipe": "fast", "model": "quick", "augment": "none"},
+    "fast, lamb": {"recipe": "fast", "optimizer": "lamb"},
     "distill": {"distill": "teacher", "label_smoothing": 0.1, "mixup": 0.2},
 }
 

@@ -10,6 +10,7 @@ _HOME = {
     "ArrayDataset": "visus.data.dataset",
     "AverageMeter": "visus.ops.meters",
     "EvaluationBatches": "visus.data.batching",
+    "QuickNet": "visus.models.small",
     "RunRecorder": "visus.recording",
     "SmallNet": "visus.models.small",
     "SoftTargetCrossEntropy": "visus.ops.losses",

@@ -20,6 +20,7 @@ from visus.loop import fit as fit
 from visus.model_summary import largest_batch as largest_batch
 from visus.model_summary import summary as summary
 from visus.models.build import build_model as build_model
+from visus.models.small import QuickNet as QuickNet
 from visus.models.small import SmallNet as SmallNet
 from visus.ops.losses import SoftTargetCrossEntropy as SoftTargetCrossEntropy
 from visus.ops.meters import AverageMeter as AverageMeter

@@ -59,7 +59,7 @@ class TrainConfig(OptimizerSettings, ScheduleSettings, AdaptSettings):
     """What the model takes; the weights' own, else the images' own where all share one of at most 64, else 224."""
     augment: Augment | None = None
     """`light` (flips and padded crops) for images of at most 64 pixels, else `standard` (random-resized crops and flips);
-    `trivial` and `rand` are that and a policy."""
+    `trivial` and `rand` are that and a policy, `flip` is flips alone, `none` nothing."""
     mixup: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """A of Beta(A, A), by whose shares the images of a batch are blended in pairs; 0 for none."""
     cutmix: float = Field(default=0.0, ge=0, allow_inf_nan=False)

@@ -22,7 +22,16 @@ from visus.models.adapt import (
 from visus.models.build import build_model
 from visus.models.hollow import build_outline
 
-NETS = ["resnet18", "vit_b_16", "swin_t", "vgg11_bn", "timm/resnet10t", "timm/vit_tiny_patch16_224", "small"]
+NETS = [
+    "resnet18",
+    "vit_b_16",
+    "swin_t",
+    "vgg11_bn",
+    "timm/resnet10t",
+    "timm/vit_tiny_patch16_224",
+    "small",
+    "quick",
+]
 
 
 def test_what_can_be_frozen_is_understood():
@@ -61,6 +70,7 @@ def test_stages_are_all_but_the_head_each_parameter_once(name):
         ("resnet18", ["conv1", "layer1", "layer2", "layer3", "layer4"]),
         ("vit_b_16", ["class_token", *(f"encoder.layers.encoder_layer_{i}" for i in range(12))]),
         ("small", ["features.0", "features.2", "features.3", "features.5", "features.6"]),
+        ("quick", [f"features.{i}" for i in range(5)]),
         ("timm/resnet10t", ["conv1", "layer1", "layer2", "layer3", "layer4"]),
         ("timm/vit_tiny_patch16_224", ["cls_token", *(f"blocks.{i}." for i in range(12))]),
     ],

@@ -20,6 +20,8 @@ SAMPLE = [
     "timm/resnet10t",
     "timm/mobilenetv3_small_050",
     "small",
+    "quick",
+    "quick_wide",
 ]
 
 

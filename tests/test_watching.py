@@ -11,6 +11,7 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
+from accessibility import check_accessibility
 from made_runs import make_run, records
 
 from visus.errors import UsageError
@@ -195,20 +196,26 @@ def test_what_is_no_folder_and_a_port_that_is_taken_are_said(runs, tmp_path):
         open_server(Watcher(runs), int(address.rpartition(":")[2]))
 
 
-def test_the_page_in_a_browser_follows_its_run(runs, tmp_path):
+@contextmanager
+def a_page():
+    """In a browser, and its `expect`."""
     sync_api = pytest.importorskip("playwright.sync_api")
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if not path:
         pytest.skip("no browser: chromium is not installed")
-    trouble = []
-    with serving(runs) as address, sync_api.sync_playwright() as playwright:
+    with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        page = browser.new_page()
+        yield browser.new_page(), sync_api.expect
+        browser.close()
+
+
+def test_the_page_in_a_browser_follows_its_run(runs, tmp_path):
+    trouble = []
+    with serving(runs) as address, a_page() as (page, expect):
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("request", lambda request: request.url.startswith(address) or trouble.append(request.url))
         page.goto(address)
         page.get_by_role("link", name="a name").click()
-        expect = sync_api.expect
         expect(page.locator(".eyebrow")).to_contain_text("2 of 8 epochs so far")
         expect(page.locator(".now")).to_be_hidden()
         tell(runs / "a name")
@@ -223,8 +230,17 @@ def test_the_page_in_a_browser_follows_its_run(runs, tmp_path):
         shutil.rmtree(runs / "a name")
         expect(page.locator(".live")).to_contain_text("gone", timeout=20_000)
         assert "6 of 8" in page.locator(".eyebrow").text_content()
-        browser.close()
     assert not trouble
+
+
+def test_axe_finds_nothing_serious_in_what_is_served(runs):
+    tell(runs / "a name")
+    with serving(runs) as address, a_page() as (page, expect):
+        page.goto(address)
+        check_accessibility(page)
+        page.get_by_role("link", name="a name").click()
+        expect(page.locator(".now")).to_have_text(LINE, timeout=20_000)
+        check_accessibility(page)
 
 
 def test_a_page_made_from_json_that_changed_under_it_is_an_answer_too(runs):

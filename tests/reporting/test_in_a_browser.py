@@ -3,11 +3,11 @@
 import contextlib
 import json
 import shutil
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
+from accessibility import check_accessibility
 from made_runs import make_images, make_run
 
 from visus.config import make_config
@@ -264,18 +264,6 @@ def test_axe_finds_nothing_serious(opened):
 def test_axe_finds_nothing_serious_in_the_images_behind_a_cell(opened):
     opened.locator(".matrix .cell:not(.empty)").first.click()
     check_accessibility(opened, "dialog")
-
-
-def check_accessibility(page, part="html"):
-    pytest.importorskip("axe_playwright_python")
-    script = (files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
-    # The page's policy lets no other script run; axe is put in from outside.
-    page.evaluate(script)
-    found = page.evaluate("part => axe.run(part)", part)
-    assert len(found["passes"]) > 10
-    assert [
-        (each["id"], each["impact"], each["nodes"][0]["html"][:200]) for each in found["violations"]
-    ] == []
 
 
 def test_several_runs_have_their_curves_over_one_another_and_a_tab_each(browser, tmp_path):

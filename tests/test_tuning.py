@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from visus.errors import UsageError
+from visus.display import Display
+from visus.errors import UsageError, VisusError
 from visus.tuning import Span, read_space, tune
 
 optuna = pytest.importorskip("optuna")
@@ -29,6 +30,17 @@ SETTINGS = {
     "threads": 1,
     "split_seed": 0,
 }
+
+
+class Lines(Display):
+    """Keeps what is said."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.lines = []
+
+    def line(self, text):
+        self.lines.append(text)
 
 
 def test_a_search_ends_after_its_trials_and_says_what_was_best(tmp_path):
@@ -106,14 +118,13 @@ def test_a_killed_search_goes_on_with_the_trial_that_was_under_way(tmp_path, mon
     found = tune(settings, {"lr": [0.1, 0.05]}, trials=1)
     assert [each.state for each in found.trials] == ["complete"]
     assert len((out / "trial-0" / "metrics.jsonl").read_text().splitlines()) == 60
-    assert sorted(os.listdir(out)) == ["study.db", "trial-0"]
+    assert sorted(os.listdir(out)) == ["study.db", "study.lock", "trial-0"]
 
 
 @pytest.mark.slow
 def test_two_processes_share_a_study(tmp_path):
     out = tmp_path / "study"
     settings = {**SETTINGS, "out": str(out)}
-    tune(settings, {"lr": Span(0.01, 0.5, log=True)}, trials=1)
     command = (
         "from visus.tuning import Span, tune; import sys, json; "
         "tune(json.loads(sys.argv[1]), {'lr': Span(0.01, 0.5, log=True)}, trials=4)"
@@ -135,6 +146,11 @@ def test_two_processes_share_a_study(tmp_path):
         ("- a", "expected a list of values"),
         ("", "expected a list of values"),
         ("lr: [", "cannot be read as a space"),
+        ("lr: []", "lr: expected a list of values"),
+        ("lr: {low: 1, high: 0.1}", "high must not be below low"),
+        ("lr: {low: 0, high: 1, log: true}", "log needs a low above 0"),
+        ("epochs: {low: 1, high: 9, log: true, step: 2}", "log and step do not go together"),
+        ("lr: {low: .nan, high: 1}", "lr: expected a list of values"),
     ],
 )
 def test_a_space_that_is_none_is_one_sentence(tmp_path, text, message):
@@ -142,6 +158,41 @@ def test_a_space_that_is_none_is_one_sentence(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
         read_space(path)
+
+
+def test_a_trial_whose_settings_are_refused_has_failed_and_another_takes_its_place(tmp_path, monkeypatch):
+    values = iter([{"label_smoothing": 0.1}, {"batch_size": 100}, {"batch_size": 9999}, {"batch_size": 50}])
+    monkeypatch.setattr("visus.tuning._suggest", lambda trial, space: next(values))
+    said = Lines()
+    settings = {**SETTINGS, "loss": "focal", "out": str(tmp_path)}
+    found = tune(settings, {"label_smoothing": [0.0, 0.1]}, trials=2, display=said)
+    assert [each.state for each in found.trials] == ["failed", "complete", "failed", "complete"]
+    assert "--loss focal and --label-smoothing" in said.lines[0]
+    assert "found 9999" in said.lines[2]
+
+
+def test_where_all_fails_the_search_ends(tmp_path):
+    said = Lines()
+    settings = {**SETTINGS, "loss": "focal", "out": str(tmp_path)}
+    found = tune(settings, {"label_smoothing": [0.1]}, trials=2, display=said)
+    assert ([each.state for each in found.trials], found.best) == (["failed", "failed"], None)
+    assert "all 2 trials have failed" in said.lines[-1]
+
+
+def test_what_is_wrong_with_all_trials_ends_the_search(tmp_path):
+    settings = {**SETTINGS, "data": str(tmp_path / "nowhere"), "out": str(tmp_path / "study")}
+    with pytest.raises(VisusError, match="nowhere"):
+        tune(settings, {"lr": [0.1]}, trials=3)
+    study = optuna.load_study(study_name="visus", storage=f"sqlite:///{tmp_path / 'study' / 'study.db'}")
+    assert [each.state.name for each in study.trials] == ["FAIL"]
+
+
+def test_a_span_of_a_whole_number_is_of_whole_numbers(tmp_path):
+    space = {"batch_size": Span(90, 110), "accumulate": Span(1, 3, log=True)}
+    found = tune({**SETTINGS, "out": str(tmp_path)}, space, trials=2)
+    for each in found.trials:
+        assert {type(value) for value in each.settings.values()} == {int}
+        assert 90 <= each.settings["batch_size"] <= 110
 
 
 def test_what_is_searched_must_exist_and_not_be_given(tmp_path):

@@ -9,15 +9,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
+import filelock
 import pydantic
 import yaml
 from pydantic import ConfigDict, Field
 
-from visus.config import make_config
+from visus.config import TrainConfig, make_config
 from visus.display import Display
-from visus.errors import NonFiniteError, UsageError, unknown_name
+from visus.errors import DataError, NonFiniteError, UsageError, unknown_name
 from visus.ops.intervals import Interval, wilson
 from visus.ops.rng import derive_seed
 from visus.runs import RunFolder
@@ -25,6 +26,7 @@ from visus.training import resume, train
 
 _STUDY = "visus"
 _STORAGE = "study.db"
+_LOCK = "study.lock"
 _SETTLED_SECONDS = 10.0
 _UNPRUNED = 5
 """Trials that are run to their end before others are measured against them."""
@@ -34,17 +36,39 @@ _UNPRUNED = 5
 class Span:
     """Numbers from `low` to `high`, evenly or with `log` by factors, whole ones in steps of `step`."""
 
-    low: float
-    high: float
+    low: Annotated[float, Field(allow_inf_nan=False)]
+    high: Annotated[float, Field(allow_inf_nan=False)]
     log: bool = False
     step: Annotated[int, Field(ge=1)] | None = None
 
+    def __post_init__(self) -> None:
+        """Optuna would refuse it only when the study is there."""
+        if self.high < self.low:
+            raise ValueError("high must not be below low")
+        if self.log and self.low <= 0:
+            raise ValueError("log needs a low above 0")
+        if self.log and self.step is not None:
+            raise ValueError("log and step do not go together")
 
-Space = dict[str, Span | list[Any]]
+
+Space = dict[str, Span | Annotated[list[Any], Field(min_length=1)]]
 """By the names of settings: a span of numbers, or a list of values."""
 
 DEFAULT_SPACE: Space = {"lr": Span(1e-3, 1.0, log=True), "weight_decay": Span(1e-5, 1e-2, log=True)}
 """What is searched where nothing else is said; made for sgd."""
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The types in an annotation, such as int and None in `int | None`."""
+    return set().union(*map(_kinds, get_args(hint))) if get_args(hint) else {hint}
+
+
+_WHOLE = frozenset(
+    name
+    for name, hint in get_type_hints(TrainConfig).items()
+    if int in _kinds(hint) and float not in _kinds(hint)
+)
+"""Settings that are whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +140,10 @@ def read_space(path: Path) -> Space:
         raise UsageError(f"{path}: cannot be read as a space ({' '.join(str(error).split())})") from None
     except pydantic.ValidationError as error:
         place = ".".join(str(each) for each in error.errors()[0]["loc"][:1]) or "the file"
+        reasons = [str(each["ctx"]["error"]) for each in error.errors() if each["type"] == "value_error"]
         raise UsageError(
             f"{path}: {place}: expected a list of values, or low and high, with log or step if wanted"
+            + "".join(f"; {reason}" for reason in reasons)
         ) from None
 
 
@@ -132,12 +158,16 @@ def tune(
 
     `settings` are those of `make_config` that all trials share; `out` is the folder of the study, whose runs are `trial-0`, ...
     in it, beside `study.db` (SQLite). The same call goes on with it, trials that were killed among them, and several processes may
-    share it. A trial that is below the median of the others after an epoch is ended. Raises `UsageError` for another space than
-    the study's, or settings that do not exist.
+    share it. A trial that is below the median of the others after an epoch is ended. One whose settings are refused has failed, and
+    does not count; where `trials` have failed and none has ended, the search ends. Raises `UsageError` for another space than the
+    study's, or settings that do not exist.
     """
     display = display or Display(quiet=True)
     study = _open_study(settings, DEFAULT_SPACE if space is None else space)
-    while len(_ended(study)) < trials:
+    while (ended := _count(study, "COMPLETE", "PRUNED")) < trials:
+        if not ended and (failed := _count(study, "FAIL")) >= trials:
+            display.line(f"all {failed} trials have failed; choose another space, and another --out")
+            break
         orphan = _orphan(study, settings)
         _run_trial(study, orphan or _ask(study, settings), settings, display, begun=orphan is not None)
     return _result(study, Path(settings["out"]))
@@ -165,13 +195,15 @@ def _open_study(settings: Mapping[str, Any], space: Space) -> Any:
     if not (folder / _STORAGE).exists() and any(folder.glob("trial-*")):
         raise UsageError(f"{folder}: expected {_STORAGE} beside its trials, found none; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        storage=f"sqlite:///{folder / _STORAGE}",
-        study_name=_STUDY,
-        direction="maximize",
-        load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED, n_warmup_steps=1),
-    )
+    # Two that make the tables at once would be in each other's way.
+    with filelock.FileLock(folder / _LOCK):
+        study = optuna.create_study(
+            storage=f"sqlite:///{folder / _STORAGE}",
+            study_name=_STUDY,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED, n_warmup_steps=1),
+        )
     wanted = pydantic.TypeAdapter(Space).dump_python(space, mode="json")
     stored = study.user_attrs.get("space")
     if stored not in (None, wanted):
@@ -182,10 +214,10 @@ def _open_study(settings: Mapping[str, Any], space: Space) -> Any:
     return study
 
 
-def _ended(study: Any) -> list[Any]:
-    """The trials that came to an end, early or not."""
-    states = _optuna().trial.TrialState
-    return list(study.get_trials(states=(states.COMPLETE, states.PRUNED), deepcopy=False))
+def _count(study: Any, *states: str) -> int:
+    """Trials in one of the `states`, by Optuna's names."""
+    wanted = tuple(_optuna().trial.TrialState[each] for each in states)
+    return len(study.get_trials(states=wanted, deepcopy=False))
 
 
 def _ask(study: Any, settings: Mapping[str, Any]) -> Any:
@@ -252,19 +284,36 @@ def _run_trial(study: Any, trial: Any, settings: Mapping[str, Any], display: Dis
             run = resume(str(folder), display=reporting)
         else:
             chosen = _suggest(trial, study.user_attrs["space"])
-            named = {**settings, **chosen, "name": folder.name}
-            run = train(make_config(**named), display=reporting)
+            run = train(_settings_of(trial, settings, chosen), display=reporting)
     except optuna.TrialPruned:
         study.tell(trial, state=states.PRUNED)
         outcome = "ended early"
-    except NonFiniteError as error:
+    except (NonFiniteError, _RefusedError) as error:
         study.tell(trial, state=states.FAIL)
-        outcome = str(error).partition(";")[0]
+        outcome = str(error) if isinstance(error, _RefusedError) else str(error).partition(";")[0]
+    except (DataError, UsageError) as error:
+        study.tell(trial, state=states.FAIL)
+        # Before one has come to its end it may be what all have in common.
+        if not _count(study, "COMPLETE", "PRUNED"):
+            raise
+        outcome = str(error)
     else:
         study.tell(trial, run.best["accuracy"])
         outcome = f"accuracy {100 * run.best['accuracy']:.2f}%"
     shown = ", ".join(f"{name} {_shown(value)}" for name, value in trial.params.items())
     display.line(f"trial {trial.number}: {shown}: {outcome}")
+
+
+class _RefusedError(Exception):
+    """Settings that do not go together."""
+
+
+def _settings_of(trial: Any, settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> TrainConfig:
+    """Of a trial: those that all share, and the ones that were chosen for it."""
+    try:
+        return make_config(**{**settings, **chosen, "name": f"trial-{trial.number}"})
+    except UsageError as error:
+        raise _RefusedError(str(error)) from None
 
 
 def _suggest(trial: Any, space: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,9 +322,10 @@ def _suggest(trial: Any, space: Mapping[str, Any]) -> dict[str, Any]:
     for name, values in space.items():
         if isinstance(values, list):
             chosen[name] = trial.suggest_categorical(name, values)
-        elif values["step"] is not None:
+        elif values["step"] is not None or name in _WHOLE:
             low, high = int(values["low"]), int(values["high"])
-            chosen[name] = trial.suggest_int(name, low, high, step=values["step"])
+            step, log = values["step"] or 1, values["log"]
+            chosen[name] = trial.suggest_int(name, low, high, step=step, log=log)
         else:
             chosen[name] = trial.suggest_float(name, values["low"], values["high"], log=values["log"])
     return chosen

@@ -112,7 +112,18 @@ def test_a_trial_is_real(prepared):
     assert _try(config, prepared, CPU, 8) is None
     assert _try(config, prepared, torch.device("meta"), 8) is not None
     broken = dataclasses.replace(config, model="resnet1")
-    assert "resnet1" in _try(broken, prepared, CPU, 8)
+    with pytest.raises(UsageError, match=r"--batch-size auto: .*resnet1"):
+        _try(broken, prepared, CPU, 8)
+
+
+def test_an_optimizer_without_a_rate_of_its_own_is_given_one(tmp_path):
+    settings = {**SETTINGS, "optimizer": "sgdp"}
+    given = train(make_config(**settings, lr=0.05, batch_size="auto", out=str(tmp_path / "a")))
+    assert read_config(tmp_path / "a" / "digits-small" / "config.yaml")["batch_size"] == "128"
+    found = train(make_config(**settings, lr="auto", batch_size=128, out=str(tmp_path / "b")))
+    rate = float(read_config(tmp_path / "b" / "digits-small" / "config.yaml")["lr"])
+    again = train(make_config(**settings, lr=rate, batch_size=128, out=str(tmp_path / "c")))
+    assert again.digest == found.digest != given.digest
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")

@@ -1,7 +1,9 @@
 """The range test: it finds where the loss falls, and leaves everything as it was."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -37,24 +39,38 @@ def test_the_rate_scales_with_the_curvature(curvature):
     assert found.rates[-1] < 100.0, "it ends early, once the loss has diverged"
 
 
+class Drawing(list):
+    """Pairs that draw numbers from every generator as they are read."""
+
+    def __iter__(self):
+        for pair in super().__iter__():
+            random.random()
+            np.random.rand()
+            torch.rand(1)
+            yield pair
+
+
 def test_model_optimizer_and_generators_are_left_as_they_are():
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(4 * 36, 3)
     )
     optimizer = make_optimizer(model, OptimizerSettings(optimizer="adamw"))
-    batches = [(torch.randn(8, 1, 8, 8), torch.randint(0, 3, (8,))) for _ in range(5)]
+    batches = Drawing((torch.randn(8, 1, 8, 8), torch.randint(0, 3, (8,))) for _ in range(5))
     functional.cross_entropy(model(batches[0][0]), batches[0][1]).backward()
     optimizer.step()
     optimizer.zero_grad()
     digest, state = model_digest(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     generator, training = torch.get_rng_state(), model.training
+    others = random.getstate(), np.random.get_state()
 
     range_test(model, batches, optimizer=optimizer, steps=30, highest=1.0)
 
     assert model_digest(model.state_dict()) == digest
     assert model.training == training
     assert torch.equal(torch.get_rng_state(), generator)
+    assert random.getstate() == others[0]
+    np.testing.assert_equal(np.random.get_state(), others[1])
     after = optimizer.state_dict()
     assert after["param_groups"] == state["param_groups"]
     for key, buffers in state["state"].items():

@@ -25,12 +25,14 @@ from visus.models.build import build_model
 from visus.models.lora import add_lora
 from visus.models.sizes import working_sizes
 from visus.ops.averaging import ExponentialAverage, TailAverage, last_quarter
-from visus.ops.optim import make_optimizer
+from visus.ops.optim import make_optimizer, resolve_optimizer
 from visus.ops.rng import derive_seed
 from visus.preparing import Prepared
 from visus.processes import Processes
 from visus.runs import RunFolder
 from visus.state import TrainingState
+
+_SOME_RATE = 1e-3
 
 
 def model_args(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
@@ -111,10 +113,16 @@ def begin(config: TrainConfig, model: nn.Module, device: torch.device, *, steps:
     factors = learning_rate_factors(
         model, layer_decay=config.layer_decay, backbone_factor=config.backbone_factor
     )
-    # A rate that is still to be found has one to begin with.
-    settings = dataclasses.replace(config, lr=None) if config.lr == "auto" else config
-    optimizer = make_optimizer(model, settings, factors)
+    optimizer = make_optimizer(model, with_some_rate(config), factors)
     return TrainingState(model, optimizer, average, make_scaler(config.amp, device))
+
+
+def with_some_rate(config: TrainConfig) -> TrainConfig:
+    """`config`, with a rate to begin with where that is still to be found: some optimizers have none of their own."""
+    if config.lr != "auto":
+        return config
+    default = resolve_optimizer(dataclasses.replace(config, lr=None))
+    return dataclasses.replace(config, lr=default.lr or _SOME_RATE)
 
 
 def choose_trained(model: nn.Module, config: TrainConfig) -> None:

@@ -13,7 +13,14 @@ from typing import Any
 
 import torch
 
-from visus.assembling import begin, choose_trained, model_args, new_model, training_batches
+from visus.assembling import (
+    begin,
+    choose_trained,
+    model_args,
+    new_model,
+    training_batches,
+    with_some_rate,
+)
 from visus.config import TrainConfig, default_batch_size, make_config, plain_settings, resolve_config
 from visus.data.batching import batch_sizes
 from visus.data.foreign import Transform
@@ -148,9 +155,10 @@ def with_lr(
         found = range_test_of(config, prepared, state, device, processes, transform).lr
     rate = processes.from_first(found)
     display.line(f"learning rate: {rate:g}, by a range test")
-    factor = rate / state.optimizer.param_groups[0]["lr"]
+    before = state.optimizer.param_groups[0]["lr"]
     for group in state.optimizer.param_groups:
-        group["lr"] *= factor
+        # Of the first group exactly the rate.
+        group["lr"] = rate * (group["lr"] / before)
     return dataclasses.replace(config, lr=rate)
 
 
@@ -168,8 +176,11 @@ def _predict(config: TrainConfig, prepared: Prepared, device: torch.device, proc
 
 
 def _try(config: TrainConfig, prepared: Prepared, device: torch.device, size: int) -> str | None:
-    """Make two updates on `size` images in a child process; what it died of, if it did."""
-    settings = plain_settings(dataclasses.replace(config, batch_size=size, weights=None, lr=None))
+    """Make two updates on `size` images in a child process; what it died of, if it did.
+
+    `UsageError` where it refuses the settings, whatever the size.
+    """
+    settings = plain_settings(dataclasses.replace(with_some_rate(config), batch_size=size, weights=None))
     trial = {
         "config": settings,
         "model_args": model_args(config, prepared),
@@ -186,6 +197,8 @@ def _try(config: TrainConfig, prepared: Prepared, device: torch.device, size: in
         )
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines()
+        if error.returncode == UsageError.exit_code:
+            raise UsageError(f"--batch-size auto: {said[-1]}") from None
         return said[-1][:200] if said else f"the trial was ended by signal {-error.returncode}"
     except subprocess.TimeoutExpired:
         return f"two updates took more than {_TRIAL_SECONDS} s"
@@ -222,4 +235,8 @@ def _power_of_two(number: int) -> int:
 
 
 if __name__ == "__main__":
-    _run_trial(json.loads(sys.stdin.buffer.read()))
+    try:
+        _run_trial(json.loads(sys.stdin.buffer.read()))
+    except UsageError as refused:
+        sys.stderr.write(f"{refused}\n")
+        sys.exit(UsageError.exit_code)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -57,8 +59,9 @@ def range_test(
 ) -> RangeTest:
     """Train a copy of `model` over `steps` updates, the rate rising from `lowest` to `highest`, and see what becomes of the loss.
 
-    Model, optimizer and torch's generators are left as they are. With several groups the rate is that of the first; the others keep
-    their proportion to it. `train`, `loss` and `options` are as for `fit`. Batches are begun anew where there are fewer than steps.
+    Model, optimizer and the generators of torch, numpy and Python are left as they are; one that a `DataLoader` has of its own is
+    not. With several groups the rate is that of the first; the others keep their proportion to it. `train`, `loss` and `options`
+    are as for `fit`. Batches are begun anew where there are fewer than steps.
     Raises `UsageError` where the loss does not fall anywhere.
     """
     model, optimizer = copy.deepcopy((model, optimizer))
@@ -66,6 +69,7 @@ def range_test(
     growth = math.log(highest / lowest) / max(1, steps - 1)
     watch = _Watch(loss or cross_entropy, optimizer, steps)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices):
             fit(
@@ -79,6 +83,9 @@ def range_test(
             )
     except _EnoughError:
         pass
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
     return watch.finish()
 
 

@@ -21,6 +21,7 @@ FIGHTING = [
     {"loss": "focal", "mixup": 0.2},
     {"loss": "focal", "label_smoothing": 0.1},
     {"drop_path": 0.1, "freeze": "backbone,batchnorm"},
+    {"layer_decay": 0.5, "freeze": "backbone"},
     {"distill": "x", "loss": "bce"},
     {"distill": "x", "class_weights": True},
     {"distill": "x", "batch_size": "auto"},
@@ -28,6 +29,7 @@ FIGHTING = [
 OTHERS = [
     {"swa": True, "schedule": "cosine"},
     {"loss": "focal", "cutmix": 1.0},
+    {"backbone_factor": 0.1, "freeze": "backbone,batchnorm"},
     {"distill": "x", "loss": "focal"},
     {"recipe": "fast", "patience": 3},
 ]

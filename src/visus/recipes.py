@@ -61,6 +61,10 @@ CONFLICTS: tuple[tuple[Test, str], ...] = (
         "--drop-path leaves out branches of the backbone, which --freeze backbone runs as it is; leave one out",
     ),
     (
+        lambda c: "backbone" in c.freeze.split(",") and (c.layer_decay or c.backbone_factor != 1),
+        "--layer-decay and --backbone-factor are for the rates of what --freeze backbone does not train; leave one out",
+    ),
+    (
         lambda c: c.distill and c.loss != "cross-entropy",
         "--distill has a loss of its own, of which cross-entropy is a part; leave --loss out",
     ),

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from visus.model_summary import Summary, summary
 from visus.models.hollow import build_outline
-from visus.models.names import model_names
+from visus.models.names import every_model
 
 _COLUMNS = ("name", "seconds", "params", "flops", "peak_mb", "fault")
 _CLASSES = 7
@@ -38,7 +38,7 @@ def main() -> int:
         writer = csv.DictWriter(file, _COLUMNS)
         if not done and not file.tell():
             writer.writeheader()
-        for name in mixed(model_names())[first - 1 :: shares]:
+        for name in mixed(every_model())[first - 1 :: shares]:
             if name not in done:
                 writer.writerow(look_at(name))
                 file.flush()

@@ -23,7 +23,7 @@ from visus.errors import UsageError
 from visus.model_summary import largest_batch, summary
 from visus.models.build import build_model
 from visus.models.hollow import build_outline, fake_mode, hollow_copy
-from visus.models.names import model_names
+from visus.models.names import every_model
 from visus.summaries.memory import LiveBytes, largest_fitting, predict_peak, tensors_in
 from visus.summaries.rows import Figures, flat, tree
 from visus.summaries.tracing import trace
@@ -322,6 +322,12 @@ def test_distributed_data_parallel(tmp_path):
         torch.distributed.destroy_process_group()
     assert found.total_params == parted.total_params == count(Net())
     assert found.layers[0]["name"] == "stem.0"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+def test_a_scripted_model_is_refused_in_a_sentence():
+    with pytest.raises(UsageError, match=r"made by torch\.jit\.script; give the module"):
+        summary(torch.jit.script(nn.Linear(2, 3)), (2,))
 
 
 def test_a_quantised_model_is_run_with_numbers():
@@ -694,7 +700,7 @@ def test_building_by_name_draws_no_random_numbers():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(model_names()) - set(SAMPLE)))
+@pytest.mark.parametrize("name", sorted(set(every_model()) - set(SAMPLE)))
 def test_every_name(name):
     check_name(name)
 

@@ -31,6 +31,11 @@ def model_names() -> list[str]:
     return sorted({*SMALL_NETS, *torchvision_names(), *timm_names()})
 
 
+def every_model() -> list[str]:
+    """Every model that `build_model` makes, once; timm's with its library where torchvision has the name, too."""
+    return [*model_names(), *(f"timm/{name}" for name in sorted(timm_names() & torchvision_names()))]
+
+
 @cache
 def torchvision_names() -> frozenset[str]:
     """torchvision's classification models."""

@@ -27,6 +27,11 @@ def prepare(
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     model = getattr(model, "_orig_mod", model)  # What torch.compile wraps.
+    # Not public by that name; what torch.jit.trace makes can be followed.
+    if type(model).__name__ == "RecursiveScriptModule":
+        raise UsageError(
+            "expected a model whose layers can be followed, found one made by torch.jit.script; give the module that it was made of"
+        )
     return model, _read_sizes(input_size)
 
 

@@ -72,6 +72,53 @@ def test_an_image_whose_outputs_are_nan_is_wrong():
     assert np.isnan(scores.loss)
 
 
+@pytest.mark.parametrize("row", [[np.inf, 0.0, 1.0], [-np.inf] * 3, [0.0, np.nan, 1.0]])
+def test_outputs_that_no_probabilities_can_be_made_of_are_no_prediction(row):
+    good, labels = random_outputs(0, 60, 3)
+    bad = torch.tensor([row] * 20)
+    scores = scores_of(torch.cat([good, bad]), torch.cat([labels, torch.zeros(20, dtype=torch.int64)]))
+    assert (scores.without_prediction, scores.n) == (20, 80)
+    assert scores.per_class[0]["predicted"] == int((good.argmax(dim=1) == 0).sum())
+    # They are wrong, and say nothing of how honest the others' confidences are.
+    alone = scores_of(good, labels)
+    assert (scores.ece, scores.ece_ci95, scores.smooth_ece) == (
+        alone.ece,
+        alone.ece_ci95,
+        alone.smooth_ece,
+    )
+    assert scores.reliability == alone.reliability
+
+
+def test_minus_infinity_is_a_class_ruled_out():
+    scores = scores_of(torch.tensor([[0.0, -np.inf], [1.0, 0.0]]), torch.tensor([0, 0]))
+    assert (scores.accuracy, scores.without_prediction) == (1.0, 0)
+
+
+def test_where_no_image_has_a_prediction_calibration_is_unknown():
+    scores = scores_of(torch.full((5, 3), torch.nan), torch.tensor([0, 1, 2, 0, 1]))
+    document = json.loads(json.dumps(scores.to_json(), allow_nan=False))
+    assert [document[key] for key in ("ece", "ece_plain", "smooth_ece", "ece_ci95")] == [None] * 4
+    assert document["reliability"] == []
+    assert document["accuracy"] == 0.0
+
+
+@pytest.mark.parametrize("right", [2, 6, 9])
+def test_groups_that_are_all_alike_leave_room_for_others(right):
+    # As many right in each group: sums that are rounded must not pass for certainty.
+    size = right + 1
+    logits = torch.eye(2)[[0] * right + [1]].repeat(20, 1)
+    groups = np.arange(20).repeat(size).tolist()
+    scores = evaluate(
+        nn.Identity(),
+        [(logits, torch.zeros(20 * size, dtype=torch.int64))],
+        wanted=Wanted(groups=groups),
+    )
+    low, high = scores.accuracy_ci95
+    assert low < right / size - 0.02
+    assert high > right / size + 0.02
+    assert scores.loss_ci95 is None
+
+
 def test_one_hot_targets_count_as_their_class():
     logits, labels = random_outputs(0, 20, 4)
     assert scores_of(logits, F.one_hot(labels, 4).float()).accuracy == scores_of(logits, labels).accuracy
@@ -153,7 +200,7 @@ def test_a_document_with_nan_and_classes_that_are_missing_is_plain_json():
     assert document["without_prediction"] == 1
     never = document["per_class"][2]
     assert (never["n"], never["ci95"], never["auroc"], never["f1"]) == (0, None, None, None)
-    assert "1 images have an output that is NaN" in str(scores)
+    assert "1 images have an output that is NaN or infinite" in str(scores)
     # Of class 1 there is an image, and none is taken for it.
     assert "none of 1" in str(scores)
 
@@ -164,6 +211,7 @@ def test_one_class_alone_and_one_image_alone_can_be_scored():
     assert scores.macro.recall == pytest.approx(2 / 3)
     one = scores_of(torch.eye(3)[[0]], torch.tensor([0]))
     assert (one.accuracy, one.macro.f1, one.balanced_accuracy) == (1, 1, 1)
+    assert (one.loss_ci95, one.ece_ci95) == (None, None)
     json.dumps(one.to_json(), allow_nan=False)
 
 

@@ -34,6 +34,7 @@ from visus.ops.intervals import Interval
 from visus.ops.resampling import accelerated_interval, bootstrap, units_of
 from visus.ops.rng import permutation
 from visus.runs import RunFolder
+from visus.scoring import interval_of
 from visus.testing import as_trained, open_part
 
 _LOWEST, _HIGHEST = 0.05, 20.0
@@ -46,10 +47,10 @@ class Honesty:
 
     loss: float
     """Mean cross-entropy in nats."""
-    loss_ci95: Interval
+    loss_ci95: Interval | None
     ece: float
     """`debiased_calibration_error`."""
-    ece_ci95: Interval
+    ece_ci95: Interval | None
     smooth_ece: float
     reliability: list[Bin]
 
@@ -80,16 +81,24 @@ class Calibration:
     def __str__(self) -> str:
         rows = (("before", self.before), ("after", self.after))
         lines = [
-            f"{name:>6}: loss {each.loss:.4f} ({each.loss_ci95[0]:.4f} to {each.loss_ci95[1]:.4f}), calibration error "
-            f"{each.ece:.4f} ({each.ece_ci95[0]:.4f} to {each.ece_ci95[1]:.4f}), smooth {each.smooth_ece:.4f}"
+            f"{name:>6}: loss {each.loss:.4f}{_extent(each.loss_ci95)}, calibration error "
+            f"{each.ece:.4f}{_extent(each.ece_ci95)}, smooth {each.smooth_ece:.4f}"
             for name, each in rows
         ]
+        if self.after.loss >= self.before.loss:
+            lines.append(
+                "on images that a temperature was not fitted to, the loss did not fall: so few images do not settle it; take more"
+            )
         return "\n".join(
             [
                 f"temperature {self.temperature:.4f}, from {self.n} images ({self.split}), 95 % intervals",
                 *lines,
             ]
         )
+
+
+def _extent(interval: Interval | None) -> str:
+    return "" if interval is None else f" ({interval[0]:.4f} to {interval[1]:.4f})"
 
 
 def calibrate_checkpoint(
@@ -199,7 +208,7 @@ def _honesty(logits: Tensor, labels: Tensor) -> Honesty:
     samples = bootstrap(sparse.csr_array(sums), lambda drawn: drawn[:, :1] / drawn[:, 1:])[:, 0]
     return Honesty(
         loss=loss,
-        loss_ci95=accelerated_interval(loss, samples, sums[:, 0] - loss * sums[:, 1]),
+        loss_ci95=interval_of(accelerated_interval(loss, samples, sums[:, 0] - loss * sums[:, 1])),
         ece=debiased_calibration_error(confidences, correct),
         ece_ci95=calibration_error_interval(confidences, correct),
         smooth_ece=smooth_calibration_error(confidences, correct),

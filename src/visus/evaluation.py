@@ -29,7 +29,7 @@ from visus.ops.calibration_error import (
 )
 from visus.ops.confusion import Counts, averages, confusion_matrix
 from visus.ops.intervals import Interval, Method
-from visus.ops.resampling import units_of
+from visus.ops.resampling import Units, units_of
 from visus.ops.slices import Slice, slice_scores
 from visus.outcomes import Outcomes, collect, follow, how_many
 from visus.score_tables import describe
@@ -93,7 +93,7 @@ class Scores:
     majority: dict[str, Any]
     """`name`, `accuracy`: of answering the commonest class always."""
     without_prediction: int
-    """Images with an output that is NaN; they count as wrong."""
+    """Images with an output that is NaN or infinite; they count as wrong, and take no part in the calibration."""
     groups: int | None
     """Groups that intervals resample whole."""
     ci_level: float
@@ -151,7 +151,6 @@ def score(outcomes: Outcomes, classes: Sequence[str] | None = None, wanted: Want
     rankings = rank_classes(outcomes, units, wanted.level)
     means = averages(table.sum(axis=1), table[:, :-1].sum(axis=0), table[:, :-1].diagonal())
     in_top = outcomes.ranks < TOP if outcomes.classes > TOP else np.ones(n, dtype=bool)
-    calibration = outcomes.confidences, correct
     per_class = class_scores(table, names, wanted, resampled, rankings.per_class)
     accuracy_ci95 = share(int(correct.sum()), n, wanted, resampled["accuracy"])
     resampled["weighted_recall"] = accuracy_ci95
@@ -166,8 +165,6 @@ def score(outcomes: Outcomes, classes: Sequence[str] | None = None, wanted: Want
         top5=float(in_top.mean()),
         confusion=table[:, :-1],
         per_class=per_class,
-        ece=debiased_calibration_error(*calibration),
-        ece_plain=plain_calibration_error(*calibration),
         loss_ci95=resampled["loss"],
         top5_ci95=share(int(in_top.sum()), n, wanted, resampled["top5"]),
         brier=float(outcomes.briers.mean()),
@@ -176,12 +173,12 @@ def score(outcomes: Outcomes, classes: Sequence[str] | None = None, wanted: Want
         balanced_accuracy_ci95=resampled["macro_recall"],
         macro=average("macro", means, resampled, rankings.macro),
         weighted=average("weighted", means, resampled, rankings.weighted),
-        ece_ci95=calibration_error_interval(*calibration, wanted.level, units),
-        smooth_ece=smooth_calibration_error(*calibration),
-        reliability=reliability_bins(*calibration, wanted.level),
-        coverage=coverage_curve(*calibration),
-        coverage_area=coverage_area(*calibration),
-        abstention=threshold_for(wanted.accuracy, *calibration, wanted.level) if wanted.accuracy else None,
+        **_calibration(outcomes, units, wanted.level),
+        coverage=coverage_curve(outcomes.confidences, correct),
+        coverage_area=coverage_area(outcomes.confidences, correct),
+        abstention=threshold_for(wanted.accuracy, outcomes.confidences, correct, wanted.level)
+        if wanted.accuracy
+        else None,
         slices=slice_scores(attributes, correct, level=wanted.level, units=units),
         majority={"name": names[commonest], "accuracy": float(table.sum(axis=1).max() / n)},
         without_prediction=int(table[:, -1].sum()),
@@ -189,6 +186,22 @@ def score(outcomes: Outcomes, classes: Sequence[str] | None = None, wanted: Want
         ci_level=wanted.level,
         ci_method=wanted.method if units is None else "bootstrap",
     )
+
+
+def _calibration(outcomes: Outcomes, units: Units | None, level: float) -> dict[str, Any]:
+    """How honest the confidences are of those images that have one."""
+    has = outcomes.predictions < outcomes.classes
+    if not has.any():
+        none = dict.fromkeys(("ece", "ece_plain", "smooth_ece"), math.nan)
+        return {**none, "ece_ci95": None, "reliability": []}
+    told = outcomes.confidences[has], outcomes.correct[has]
+    return {
+        "ece": debiased_calibration_error(*told),
+        "ece_plain": plain_calibration_error(*told),
+        "smooth_ece": smooth_calibration_error(*told),
+        "ece_ci95": calibration_error_interval(*told, level, None if units is None else units[has]),
+        "reliability": reliability_bins(*told, level),
+    }
 
 
 def predict_labels(

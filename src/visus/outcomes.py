@@ -21,7 +21,7 @@ from torch import Tensor
 from visus.display import Display, Progress
 from visus.errors import DataError
 from visus.ops.confusion import Counts
-from visus.ops.metrics import ranks
+from visus.ops.metrics import no_prediction, ranks
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -83,7 +83,7 @@ class Outcomes:
     labels: Counts
     """`[N]`"""
     predictions: Counts
-    """`[N]`; K where an output is NaN."""
+    """`[N]`; K where there is `no_prediction`."""
     confidences: Floats
     """The probability of the predicted class `[N]`; 0 where there is none."""
     losses: Floats
@@ -91,7 +91,7 @@ class Outcomes:
     briers: Floats
     """Brier's score `[N]`: the squared distance of the probabilities from the truth, 0 to 2 (Brier, 1950)."""
     ranks: Counts
-    """How many classes come before the true one `[N]`; K where an output is NaN."""
+    """How many classes come before the true one `[N]`; K where there is `no_prediction`."""
     probabilities: ByClass
 
     @property
@@ -171,5 +171,5 @@ def collect(batches: Iterable[Batch]) -> Outcomes:
 
 
 def predict(logits: Tensor) -> Tensor:
-    """The class of each image; K, which is none, where an output is NaN."""
-    return torch.where(logits.isnan().any(dim=1), logits.shape[1], logits.argmax(dim=1))
+    """The class of each image; K, which is none, where there is `no_prediction`."""
+    return torch.where(no_prediction(logits), logits.shape[1], logits.argmax(dim=1))

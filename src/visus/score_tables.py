@@ -55,7 +55,9 @@ def text_table(headings: list[str], rows: list[list[str]], left: int = 1) -> str
 def _remarks(scores: dict[str, Any]) -> list[str]:
     lines = []
     if scores["without_prediction"]:
-        lines.append(f"{scores['without_prediction']} images have an output that is NaN; they count as wrong")
+        lines.append(
+            f"{scores['without_prediction']} images have an output that is NaN or infinite; they count as wrong"
+        )
     if scores["groups"] is not None:
         lines.append(f"intervals are over {scores['groups']} groups of images")
     if found := scores["abstention"]:

@@ -74,14 +74,16 @@ def debiased_calibration_error(confidences: Floats, correct: Bools) -> float:
 
 def calibration_error_interval(
     confidences: Floats, correct: Bools, level: float = 0.95, units: npt.NDArray[np.int64] | None = None
-) -> Interval:
-    """The interval of the error that `debiased_calibration_error` estimates.
+) -> Interval | None:
+    """The interval of the error that `debiased_calibration_error` estimates; `None` for one image, which says nothing of it.
 
     The gaps of the bins are near normal, so that the sum of their squares follows a noncentral chi-square distribution, whose
     noncentrality is the error sought: its scale and degrees of freedom are those that give the same mean and variance
     (Satterthwaite, 1946), and the interval holds the noncentralities under which what was seen is not unlikely. `units [N]`
     are images that belong together.
     """
+    if len(confidences) < 2:
+        return None
     bins = _equal_mass(confidences)
     weights = np.array([len(members) for members in bins]) / len(confidences)
     gaps = np.array([(confidences[members] - correct[members]).mean() for members in bins])

@@ -8,6 +8,9 @@ from typing import Literal
 
 from scipy import stats
 
+_ROUNDING = 1e-15
+"""A variance below it is none: sums that are rounded."""
+
 Interval = tuple[float, float]
 Method = Literal["wilson", "exact", "bootstrap"]
 
@@ -52,7 +55,8 @@ def bounded_interval(
     """
     figure = min(1.0, max(0.0, figure))
     known = figure if at is None else at
-    size = known * (1 - known) / variance if variance > 0 and 0 < known < 1 else n
+    told = variance > _ROUNDING and 0 < known < 1
+    size = known * (1 - known) / variance if told else n
     z = float(stats.norm.ppf((1 + level) / 2))
     middle = (figure + z**2 / (2 * size)) / (1 + z**2 / size)
     half = z / (1 + z**2 / size) * math.sqrt(figure * (1 - figure) / size + z**2 / (4 * size**2))

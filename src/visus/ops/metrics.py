@@ -12,8 +12,8 @@ def correct_counts(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -
     """For each k, how many images have their class among the k highest of `output [N, K]`: int64 scalars on its device.
 
     `target` holds class indices `[N]`, or one-hot or soft targets `[N, K]`, of which the highest counts. Of equal outputs, the
-    class with the lower index ranks higher. An image with a NaN among its outputs is wrong for every k below K. With k of K or
-    more, all images count.
+    class with the lower index ranks higher. An image whose outputs are `no_prediction` is wrong for every k below K. With k of K
+    or more, all images count.
     """
     if target.dim() == 2:
         target = target.argmax(dim=1)
@@ -28,8 +28,14 @@ def accuracy(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -> list
 
 
 def ranks(output: Tensor, target: Tensor) -> Tensor:
-    """How many classes come before the target's `[N]`, as `correct_counts` orders them; K where an output is NaN."""
+    """How many classes come before the target's `[N]`, as `correct_counts` orders them; K where there is `no_prediction`."""
     own = output.gather(1, target[:, None])
     index = torch.arange(output.shape[1], device=output.device)
     before = (output > own) | ((output == own) & (index < target[:, None]))
-    return torch.where(output.isnan().any(dim=1), output.shape[1], before.sum(dim=1))
+    return torch.where(no_prediction(output), output.shape[1], before.sum(dim=1))
+
+
+def no_prediction(output: Tensor) -> Tensor:
+    """Whether no probabilities can be made of an image's outputs `[N]`: one is NaN or infinite, or all are minus infinity."""
+    # The highest is NaN where one is.
+    return ~output.amax(dim=1).isfinite()

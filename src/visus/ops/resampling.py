@@ -22,6 +22,8 @@ _OF_A_STREAM = 250
 """Samples that one generator draws."""
 _AT_ONCE = 10
 _SEED = 0
+_ROUNDING = 1e-12
+"""Share of a figure that a sum of many numbers may be off by."""
 
 
 def units_of(n: int, groups: Sequence[Any] | npt.NDArray[Any] | None = None, most: int = MOST_UNITS) -> Units:
@@ -71,11 +73,12 @@ def accelerated_interval(
 ) -> tuple[float, float]:
     """The BCa interval of a figure from its bootstrap `samples [R]` (Efron, Better Bootstrap Confidence Intervals, 1987).
 
-    `influence [U]` is how far each unit pulls the figure, up to a factor. NaN where a sample is.
+    `influence [U]` is how far each unit pulls the figure, up to a factor. NaN where a sample is, and where no unit pulls it, as
+    when there is one only.
     """
     cubes, squares = float((influence**3).sum()), float((influence**2).sum())
-    if not squares > 0 or not np.isfinite(samples).all():
-        return (figure, figure) if squares == 0 else (math.nan, math.nan)
+    if not squares > len(influence) * (_ROUNDING * figure) ** 2 or not np.isfinite(samples).all():
+        return math.nan, math.nan
     acceleration = cubes / (6 * squares**1.5)
     below = (np.sum(samples < figure) + np.sum(samples <= figure)) / 2 / len(samples)
     shift = float(stats.norm.ppf(np.clip(below, 1 / len(samples), 1 - 1 / len(samples))))

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+import visus
 from visus.checkpoint import load_checkpoint, save_checkpoint
+from visus.cli import main
 from visus.data.attributes import file_attributes
 from visus.data.files import FileImages
 from visus.errors import UsageError
@@ -96,6 +98,26 @@ def test_images_without_labels_are_predicted_and_nothing_is_scored(checkpoint, t
     assert [row["path"] for row in rows] == [f"{place}.png" for place in range(9)]
     assert {row["label"] for row in rows} == {""}
     assert {row["prediction"] for row in rows} <= {"cat", "dog"}
+
+
+def test_a_part_without_labels_is_passed_over_and_said(tmp_path):
+    for part, name in (("train", "cat"), ("train", "dog"), ("test", ".")):
+        (tmp_path / part / name).mkdir(parents=True, exist_ok=True)
+        for place in range(3):
+            draw(tmp_path / part / name / f"{place}.png", place)
+    data = visus.open_source(str(tmp_path))
+    assert data.test is None
+    assert "test: images in no class folder passed over: 3" in data.notes
+    assert len(unlabelled_images(str(tmp_path / "test"))) == 3
+
+
+def test_the_command_is_for_one_process(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("sys.argv", ["visus", "evaluate", "run", "digits"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "expected one process, found 2" in capsys.readouterr().err
 
 
 def test_folders_of_classes_and_other_sources_have_labels(tmp_path):

@@ -71,6 +71,17 @@ def test_faults_of_the_data_that_matter_are_named(tmp_path, findings, tone):
     assert ("12 leak" in found.text) == (tone == "bad")
 
 
+def test_the_short_audit_is_told_by_what_it_looked_for(tmp_path):
+    run = make_run(tmp_path / "run", ["x", "y"])
+    document = {"images": 60, "classes": 2, "findings": [], "form": "short"}
+    write_json(run / "audit.json", document)
+    assert "no image that is there twice" in verdict(run).sentences[2].text
+    write_json(run / "audit.json", {**document, "notes": ["copies were not looked for"]})
+    text = verdict(run).sentences[2].text
+    assert "twice" not in text
+    assert "looked for by visus audit" in text
+
+
 def test_many_findings_are_counted_by_their_kind(tmp_path):
     run = make_run(tmp_path / "run", ["x", "y"])
     findings = [FAULT] * 3 + [{**FAULT, "kind": "unreadable"}, REMARK]

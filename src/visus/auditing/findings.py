@@ -85,6 +85,8 @@ class Audit:
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     """What was understood, and what was not looked for."""
+    form: Literal["whole", "short"] = "whole"
+    """`short`: that before training, which looks for broken files, exact copies, sizes of classes and groups only."""
 
     def to_json(self) -> dict[str, Any]:
         """The document of `visus audit --json`."""
@@ -93,6 +95,7 @@ class Audit:
             "classes": list(self.classes),
             "findings": [each.to_json() for each in self.findings],
             "notes": list(self.notes),
+            "form": self.form,
         }
 
     def counts(self) -> dict[str, int]:
@@ -136,9 +139,10 @@ def write_findings(audit: Audit, path: Path) -> None:
 
 
 def write_fix_list(audit: Audit, path: Path) -> None:
-    """What to leave out, a row for each file with the reason it is listed for first; `visus train --exclude` reads it."""
+    """What to leave out, a row for each file with the gravest reason, of equal ones the first; `visus train --exclude` reads it."""
     reasons: dict[str, Finding] = {}
-    for each in audit.findings:
+    grave: tuple[Severity, ...] = ("high", "medium", "low")
+    for each in sorted(audit.findings, key=lambda finding: grave.index(finding.severity)):
         for name in each.drop:
             reasons.setdefault(name, each)
     with writing_table(path, ["path", "kind", "reason"]) as write:

@@ -53,7 +53,8 @@ def find_imbalance(pool: Pool) -> list[Finding]:
         )
         findings.append(Finding("imbalance", "medium", message, figure=float(ratio)))
     if tiny := [name for name, count in zip(pool.classes, counts, strict=True) if count < _TINY]:
-        message = f"{len(tiny)} classes have fewer than {_TINY} images: {some_names(tiny, 5)}"
+        have = "class has" if len(tiny) == 1 else "classes have"
+        message = f"{len(tiny)} {have} fewer than {_TINY} images: {some_names(tiny, 5)}"
         findings.append(Finding("imbalance", "medium", message, figure=float(counts.min())))
     return findings
 

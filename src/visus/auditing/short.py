@@ -32,7 +32,7 @@ def short_audit(data: Data, val: str | None = None) -> Audit:
         findings += _find_exact(pool, parts)
     else:
         notes = ("copies were not looked for, as there are many pixels to compare; visus audit does",)
-    return Audit(len(pool) + len(data.skipped), data.classes, tuple(findings), notes)
+    return Audit(len(pool) + len(data.skipped), data.classes, tuple(findings), notes, "short")
 
 
 def _pixel_bytes(part: Split) -> int:

@@ -37,6 +37,8 @@ class Listing:
     labels: list[int] = field(default_factory=list)
     others: int = 0
     """Files that are no images by their suffix."""
+    loose: int = 0
+    """Images that are beside the class folders, and of no class."""
     empty: list[str] = field(default_factory=list)
     """Class folders without an image; they are no classes."""
     columns: dict[str, Column] = field(default_factory=dict)
@@ -102,8 +104,9 @@ def list_classes(tree: Tree, folder: str) -> Listing:
 
     Hidden and empty folders are no classes. `DataError` for names that differ only in case or in how their accents are written.
     """
-    listing, paths = Listing(), NamesBuilder()
-    for name in tree.entries(folder)[0]:
+    folders, files = tree.entries(folder)
+    listing, paths = Listing(loose=sum(map(is_image, files))), NamesBuilder()
+    for name in folders:
         found, others = _images_under(tree, join(folder, name))
         listing.others += others
         if not found:

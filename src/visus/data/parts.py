@@ -75,5 +75,10 @@ def _notes(listings: Mapping[str, Listing], classes: list[str]) -> list[str]:
         for name, listing in listings.items()
         if set(listing.classes) != set(classes)
     ]
+    notes += [
+        f"{name}: images in no class folder passed over: {listing.loose}"
+        for name, listing in listings.items()
+        if listing.loose
+    ]
     notes += [f"folders without images passed over: {', '.join(empty)}"] * bool(empty)
     return notes + [f"columns kept with each image: {', '.join(columns)}"] * bool(columns)

@@ -111,15 +111,16 @@ def _against_majority(verdict: Verdict, low: float) -> tuple[str, Tone]:
 def _on_calibration(results: RunResults) -> Sentence:
     evaluation = results.evaluation or {}
     error, predictions = evaluation.get("ece"), results.predictions
-    if error is None or predictions is None:
+    if error is None or predictions is None or np.isnan(predictions.confidence).all():
         return Sentence("Whether its confidence can be believed has not been measured.", "unknown")
-    confidence = float(np.nanmean(predictions.confidence))
-    accuracy = float(predictions.correct.mean())
+    has = np.isfinite(predictions.confidence)
+    confidence = float(predictions.confidence[has].mean())
+    accuracy = float(predictions.correct[has].mean())
     beyond = f"calibration error {percent(error)}" if error else "no calibration error beyond chance"
     said = f"it is {percent(confidence)} sure on average and right on {percent(accuracy)} ({beyond})"
     if error <= _CALIBRATED:
         return Sentence(f"Its confidence can be believed: {said}.", "good")
-    low, high = wilson(int(predictions.correct.sum()), len(predictions))
+    low, high = wilson(int(predictions.correct[has].sum()), int(has.sum()))
     if confidence > high:
         return Sentence(f"It is surer than it should be: {said}.", "doubtful")
     if confidence < low:
@@ -136,6 +137,13 @@ def _on_data(results: RunResults) -> Sentence:
     for tone, words in _GRAVE:
         if some := [each for each in findings if tone_of(each) == tone]:
             return Sentence(f"{words}: {_summary(some)}.{left_out}", tone)
+    if results.audit.get("form") == "short":
+        copies = "" if results.audit.get("notes") else ", no image that is there twice"
+        return Sentence(
+            f"No broken file{copies} and no class too small was found in the data; near copies, wrong labels and the like are "
+            f"looked for by visus audit.{left_out}",
+            "good",
+        )
     return Sentence(f"The audit of the data found no fault that matters.{left_out}", "good")
 
 

@@ -6,7 +6,8 @@ STAMP := .venv/installed
 .PHONY: demo test test-all check docs clean
 
 # Two processes of one thread each: two of two threads would wait for each other most of the time.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+# Pages that are tested in a browser leave their pictures in build/screenshots.
+PYTEST := VISUS_SCREENSHOTS=$(CURDIR)/build/screenshots OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -11,7 +11,7 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
-from accessibility import check_accessibility
+from browsing import check_accessibility, keep_screenshot
 from made_runs import make_run, records
 
 from visus.errors import UsageError
@@ -240,6 +240,7 @@ def test_axe_finds_nothing_serious_in_what_is_served(runs):
         check_accessibility(page)
         page.get_by_role("link", name="a name").click()
         expect(page.locator(".now")).to_have_text(LINE, timeout=20_000)
+        keep_screenshot(page, "watch")
         check_accessibility(page)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from accessibility import check_accessibility
+from browsing import check_accessibility, keep_screenshot
 from made_runs import make_images, make_run
 
 from visus.config import make_config
@@ -108,8 +108,10 @@ def data_of(page):
     "opened",
     [{}, {"color_scheme": "dark"}, {"viewport": PHONE}, {"viewport": PHONE, "color_scheme": "dark"}],
     indirect=True,
+    ids=["light", "dark", "phone", "phone-dark"],
 )
-def test_it_asks_for_nothing_complains_of_nothing_and_never_scrolls_sideways(opened):
+def test_it_asks_for_nothing_complains_of_nothing_and_never_scrolls_sideways(opened, request):
+    keep_screenshot(opened, f"report-{request.node.callspec.id}")
     assert opened.title() == "Report on run"
     assert opened.evaluate("document.documentElement.scrollWidth") <= opened.viewport_size["width"]
     assert opened.locator(".chart svg").count() == 6

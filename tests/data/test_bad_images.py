@@ -217,7 +217,7 @@ def test_files_that_are_no_images_are_all_named(tmp_path):
     assert set(found) == {*contents, "nowhere.png", "pipe.png"}
     assert all(reason and "\n" not in reason and str(tmp_path) not in reason for reason in found.values())
     assert found["empty.png"] == "expected an image, found 0 bytes"
-    assert found["page.png"] == found["text.png"] == "cannot identify image file the file"
+    assert found["page.png"] == found["text.png"] == "cannot identify image file"
     assert found["nowhere.png"] == "No such file or directory"
     assert found["pipe.png"] == "not a file"
 
@@ -237,7 +237,7 @@ def test_names_and_suffixes_do_not_matter(tmp_path):
     kinds = dict(zip(names, FORMATS[1:], strict=True))
     root = folder_of(tmp_path / "x", {name: encoded(PHOTO, kind) for name, kind in kinds.items()})
     (root / "a" / "broken \udcff.png").write_bytes(b"x")
-    assert reasons(root) == {"broken \udcff.png": "cannot identify image file the file"}
+    assert reasons(root) == {"broken \udcff.png": "cannot identify image file"}
     assert reasons(root, cache="disk") == reasons(root, cache="disk")
 
 

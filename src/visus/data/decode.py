@@ -195,7 +195,7 @@ def _undecodable(error: Exception, file: str | os.PathLike[str] | io.BytesIO) ->
     for name in (
         (repr(os.fspath(file)), os.fspath(file)) if not isinstance(file, io.BytesIO) else (str(file),)
     ):
-        reason = reason.replace(name, "the file")
+        reason = reason.replace(f"image file {name}", "image file").replace(name, "the file")
     if reason.lstrip("-").isdigit():
         reason = f"damaged (error {reason} of its decoder)"
     return UndecodableError(reason, lasting=not isinstance(error, MemoryError))

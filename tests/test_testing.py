@@ -16,7 +16,7 @@ from visus.errors import UsageError
 from visus.models.build import build_model
 from visus.scoring import Wanted
 from visus.testing import evaluate_checkpoint
-from visus.unlabelled import predict_unlabelled, unlabelled_images
+from visus.unlabelled import open_unlabelled, predict_unlabelled
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_images_without_labels_are_predicted_and_nothing_is_scored(checkpoint, t
         draw(folder / f"{place}.png", place)
     (folder / "bad.png").write_bytes(b"no image")
     (folder / "notes.txt").write_text("no image either")
-    images = unlabelled_images(str(folder))
+    images = open_unlabelled(str(folder))
     assert len(images) == 10
     with pytest.raises(UsageError, match="--predictions FILE"):
         predict_unlabelled(checkpoint, str(folder), images, predictions=None)
@@ -100,6 +100,33 @@ def test_images_without_labels_are_predicted_and_nothing_is_scored(checkpoint, t
     assert {row["prediction"] for row in rows} <= {"cat", "dog"}
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet", "npz"])
+def test_tables_and_arrays_may_have_no_labels(checkpoint, tmp_path, kind):
+    source = tmp_path / f"images.{kind}"
+    for place in range(5):
+        draw(tmp_path / f"{place}.png", place)
+    names = [f"{place}.png" for place in range(5)]
+    if kind == "csv":
+        source.write_text("\n".join(["path,patient", *(f"{name},p" for name in names)]))
+    elif kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table({"path": names}), source)
+    else:
+        np.savez(source, images=np.stack([np.asarray(Image.open(tmp_path / name)) for name in names]))
+        names = ["0", "1", "2", "3", "4"]
+    folder = predict_unlabelled(
+        checkpoint, "x", open_unlabelled(str(tmp_path)), predictions=tmp_path / "a.csv"
+    )
+    found = predict_unlabelled(
+        checkpoint, str(source), open_unlabelled(str(source)), predictions=tmp_path / "b.csv"
+    )
+    assert (folder.n, found.n) == (5, 5)
+    with (tmp_path / "a.csv").open() as one, (tmp_path / "b.csv").open() as other:
+        expected, rows = (list(csv.DictReader(file)) for file in (one, other))
+    assert [row.pop("path") for row in rows] == names
+    assert rows == [{key: value for key, value in row.items() if key != "path"} for row in expected]
+
+
 def test_a_part_without_labels_is_passed_over_and_said(tmp_path):
     for part, name in (("train", "cat"), ("train", "dog"), ("test", ".")):
         (tmp_path / part / name).mkdir(parents=True, exist_ok=True)
@@ -108,7 +135,7 @@ def test_a_part_without_labels_is_passed_over_and_said(tmp_path):
     data = visus.open_source(str(tmp_path))
     assert data.test is None
     assert "test: images in no class folder passed over: 3" in data.notes
-    assert len(unlabelled_images(str(tmp_path / "test"))) == 3
+    assert len(open_unlabelled(str(tmp_path / "test"))) == 3
 
 
 def test_the_command_is_for_one_process(monkeypatch, capsys):
@@ -123,8 +150,8 @@ def test_the_command_is_for_one_process(monkeypatch, capsys):
 def test_folders_of_classes_and_other_sources_have_labels(tmp_path):
     (tmp_path / "cat").mkdir()
     draw(tmp_path / "cat" / "1.png", 0)
-    assert unlabelled_images(str(tmp_path)) == []
-    assert unlabelled_images("digits") == []
+    assert open_unlabelled(str(tmp_path)) is None
+    assert open_unlabelled("digits") is None
 
 
 def test_an_image_that_lies_on_its_side_is_seen_upright(tmp_path):

@@ -320,7 +320,7 @@ def evaluate(
     from visus.plots import plot_confusion, plot_reliability
     from visus.scoring import Wanted
     from visus.testing import evaluate_checkpoint
-    from visus.unlabelled import predict_unlabelled, unlabelled_images
+    from visus.unlabelled import open_unlabelled, predict_unlabelled
 
     if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise UsageError(
@@ -328,8 +328,8 @@ def evaluate(
         )
     began = time.perf_counter()
     loaded = load_checkpoint(find_checkpoint(checkpoint))
-    if images := unlabelled_images(data):
-        said = predict_unlabelled(loaded, data, images, predictions=predictions, device=device)
+    if unlabelled := open_unlabelled(data):
+        said = predict_unlabelled(loaded, data, unlabelled, predictions=predictions, device=device)
         _tell(f"skipped {each.path}: {each.reason}" for each in said.skipped)
         if as_json:
             _print_json(said.to_json())

@@ -73,8 +73,19 @@ def read_columns(path: str | os.PathLike[str], names: Sequence[str]) -> list[lis
     return table
 
 
+def column_names(path: Path) -> list[str]:
+    """Of the table at `path`; `DataError` where it is damaged."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            return list(import_pyarrow().parquet.read_schema(path).names)
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            return next(csv.reader(file), [])
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as a table: {' '.join(str(error).split())}") from None
+
+
 def _read_csv(path: Path, names: Sequence[str]) -> list[list[str]]:
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file)
         header = next(reader, [])
         places = [_place(header, name) for name in names]

@@ -82,6 +82,16 @@ def test_mistakes_are_pictured_the_surest_first_and_every_pair_of_classes_in_tur
     assert {tuple(row[1:3]) for row in mistakes} == {(t, p) for t, p, _ in data["cells"] if t != p}
 
 
+def test_means_of_the_classes_stand_there_with_their_intervals(tmp_path):
+    run = make_run(tmp_path / "run", list("abcd"), n=400, wrong=0.3)
+    macro = json.loads((run / "evaluation.json").read_text())["macro"]
+    text = write_report([run]).read_text()
+    for name, key in (("AUROC", "auroc"), ("average precision", "average_precision")):
+        low, high = macro[f"{key}_ci95"]
+        assert f"<dt>Mean {name}</dt><dd>{macro[key]:.4g}<small>{low:.4g} to {high:.4g}</small>" in text
+    assert f"<dt>Mean F1</dt><dd>{100 * macro['f1']:.2f}" in text
+
+
 def test_figures_of_the_page_are_those_of_its_predictions(tmp_path):
     run = make_run(tmp_path / "run", list("abcd"), n=400, wrong=0.3)
     (data,) = report(run).data

@@ -111,7 +111,7 @@ def name_classes(labels: Labels, classes: Sequence[str] | None, origin: object) 
 
 def read_npz(path: str | os.PathLike[str], name: str = "train") -> Split:
     """An `.npz` file with `images`, `labels` and, if it likes, `classes`; pickled objects in it are refused."""
-    arrays = _load_npz(path)
+    arrays = load_npz(path)
     if not {"images", "labels"} <= set(arrays):
         raise DataError(
             f"{path}: expected arrays named images and labels, found {', '.join(arrays) or 'none'}; save them by these names"
@@ -137,7 +137,7 @@ def read_digits() -> Split:
         return array_split("train", archive["images"], archive["labels"], None, "digits")
 
 
-def _load_npz(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
+def load_npz(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
     """Those of the arrays that are used; where one of them is missing, all."""
     try:
         # numpy leaves a file open that it opened and that turned out to be damaged.

@@ -144,14 +144,24 @@ def _scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         for name, key in shares
         if evaluation.get(key) is not None
     ]
-    if macro := (evaluation.get("macro") or {}).get("f1"):
-        scores.append(("F1", percent(macro, 2), "mean of the classes"))
+    scores += _means(evaluation.get("macro") or {})
     for name, key in (("Log loss", "loss"), ("Brier score", "brier")):
         if evaluation.get(key) is not None:
             scores.append((name, decimal(evaluation[key]), _interval(evaluation, key, 1)))
     if evaluation.get("ece") is not None:
         scores.append(("Calibration error", percent(evaluation["ece"]), _interval(evaluation, "ece", 100)))
     return scores
+
+
+def _means(macro: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Of the classes, each of which counts the same."""
+    found = []
+    if macro.get("f1") is not None:
+        found.append(("Mean F1", percent(macro["f1"], 2), _interval(macro, "f1", 100)))
+    for name, key in (("Mean AUROC", "auroc"), ("Mean average precision", "average_precision")):
+        if macro.get(key) is not None:
+            found.append((name, decimal(macro[key]), _interval(macro, key, 1)))
+    return found
 
 
 def _interval(evaluation: Mapping[str, Any], key: str, scale: int) -> str:

@@ -1,8 +1,8 @@
-"""What `visus audit` finds of faults planted in Fashion-MNIST, kind by kind; and how its search for near copies grows.
+"""What `visus audit` finds of faults planted in Fashion-MNIST, kind by kind; and how its time and memory grow.
 
     python benchmarks/audit.py [--images 10000] [--seed 0]
     python benchmarks/audit.py --flips 600 2000    # wrong labels alone, in so many images, four seeds each
-    python benchmarks/audit.py --growth
+    python benchmarks/audit.py --growth 10000 100000 1000000
 
 Planted, in a folder of PNG files with a part to train and one to test: 5 % of the training labels flipped, 200 exact copies, 200
 near copies (50 each compressed as JPEG of quality 50 to 90, cropped by one to three of 28 pixels a side, resized to 24 to 56, made
@@ -10,13 +10,20 @@ darker or brighter), 100 test images put into training as well, half of them as 
 and a white square at the corner of one class. A pair counts as found when one finding of the kind names both files. Fashion-MNIST
 has near copies of its own: what is reported besides the planted ones counts as wrong in the precision here, however like it
 looks; `--sheet` draws them, for somebody to judge.
+
+For `--growth` so many images are made, each a mean of two of a class with a random weight, as arrays; one in a hundred has a copy,
+by turns the same, brighter, and cut by a pixel or two. Each count has a process of its own. The memory is what the audit takes
+besides the images, and cannot give back: thumbnails and features lie in files.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from itertools import combinations
 from pathlib import Path
@@ -25,9 +32,9 @@ import numpy as np
 from measuring import header
 from PIL import Image
 
+import visus
 from visus.auditing.findings import Audit
 from visus.auditing.whole import audit
-from visus.ops.nearest import near_codes
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
@@ -41,12 +48,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--flips", type=int, nargs="+")
-    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--growth", type=int, nargs="+")
+    parser.add_argument("--grown", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--sheet", type=Path, help="picture of the pairs reported that were not planted")
     arguments = parser.parse_args()
+    if arguments.grown:
+        print(f"| {' | '.join(grown(arguments.grown, arguments.seed))} |")
+        return
     print(header("torchvision", "numpy", "pillow", "scipy"))
     if arguments.growth:
-        print_growth(arguments.seed)
+        print_growth(arguments.growth, arguments.seed)
         return
     if arguments.flips:
         print_flips(arguments.flips, arguments.seed)
@@ -232,23 +243,80 @@ def draw(root: Path, pairs: list[tuple[str, ...]], path: Path) -> None:
     sheet.save(path)
 
 
-def print_growth(seed: int) -> None:
-    """Random codes, of which a thousand have a near copy with 6 of 64 bits changed."""
-    import resource
+def print_growth(counts: list[int], seed: int) -> None:
+    """A line for each count, measured in a process of its own."""
+    columns = (
+        "images",
+        "processor, s",
+        "for 10,000, s",
+        "wall, s",
+        "memory, MiB",
+        "same found",
+        "near found",
+    )
+    print(f"| {' | '.join(columns)} | besides |\n|{'---|' * (len(columns) + 1)}")
+    for count in counts:
+        subprocess.run([sys.executable, __file__, "--grown", str(count), "--seed", str(seed)], check=True)
 
-    print("| codes | seconds of processor | near copies found | memory at most, MB |\n|---|---|---|---|")
-    for count in (10_000, 100_000, 1_000_000):
-        rng = np.random.default_rng(seed)
-        codes = rng.integers(0, 2**64, count, dtype=np.uint64, endpoint=False)
-        copied = rng.permutation(count)[:1000]
-        changes = [sum(1 << int(bit) for bit in rng.permutation(64)[:6]) for _ in copied]
-        table = np.concatenate([codes, codes[copied] ^ np.array(changes, dtype=np.uint64)])
-        began, found = time.process_time(), set()
-        for queries, places, _ in near_codes(table, table, radius=10):
-            found |= set(zip(queries.tolist(), places.tolist(), strict=True))
-        pairs = {(int(place), count + number) for number, place in enumerate(copied)}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(f"| {count} | {time.process_time() - began:.1f} | {len(pairs & found)} of 1000 | {peak} |")
+
+def grown(count: int, seed: int) -> list[str]:
+    """The cells of a line of `print_growth`."""
+    images, labels, same, near = mixed_fashion(count, seed)
+    data = visus.ArrayDataset(images, labels, CLASSES)
+    before, peak, over = anonymous_mib(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            peak.append(anonymous_mib())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began, processor = time.perf_counter(), time.process_time()
+    found = audit(data)
+    wall, processor = time.perf_counter() - began, time.process_time() - processor
+    over.set()
+    watcher.join()
+    reported = pairs_of(found, "near_duplicate")
+    return [
+        f"{len(images):,}",
+        f"{processor:.0f}",
+        f"{processor / len(images) * 10_000:.1f}",
+        f"{wall:.0f}",
+        f"{max(peak) - before:.0f}",
+        f"{len(same & pairs_of(found, 'exact_duplicate'))} of {len(same)}",
+        f"{len(near & reported)} of {len(near)}",
+        f"{len(reported - near)}",
+    ]
+
+
+def mixed_fashion(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, set, set]:
+    """Images `[N, 28, 28]`, labels, and the pairs of names that are copies: the same, and nearly so."""
+    originals, classes = read_fashion(60_000, seed)
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(classes == number) for number in range(10)]
+    labels = rng.integers(0, 10, count)
+    images = np.empty((count + count // 100, 28, 28), dtype=np.uint8)
+    for place, label in enumerate(labels):
+        first, second = originals[rng.choice(members[label], 2)].astype(np.float32)
+        images[place] = second + rng.uniform(0.35, 0.65) * (first - second)
+    pairs: list[set] = [set(), set()]
+    copied = rng.permutation(count)[: count // 100]
+    for number, place in enumerate(copied):
+        image = images[place]
+        if number % 3 == 1:
+            image = np.clip(image * 1.2, 0, 255)
+        elif number % 3 == 2:
+            cut = Image.fromarray(image[1:28, 0:26])
+            image = np.asarray(cut.resize((28, 28), Image.Resampling.BICUBIC))
+        images[count + number] = image
+        pairs[number % 3 > 0].add(tuple(sorted((str(place), str(count + number)))))
+    return images, np.concatenate([labels, labels[copied]]), pairs[0], pairs[1]
+
+
+def anonymous_mib() -> float:
+    """Memory of this process that no file has."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:")) / 1024
 
 
 if __name__ == "__main__":

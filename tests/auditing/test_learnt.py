@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from visus.auditing import patches, similarity
 from visus.auditing.learnt_checks import (
     find_label_errors,
     find_outliers,
@@ -45,9 +46,9 @@ def pool(labels, classes=CLASSES):
     return Pool(names, labels, np.zeros(len(labels), dtype=np.int64), tuple(classes), {})
 
 
-def judged(images, labels):
+def judged(images, labels, tmp_path):
     places = np.arange(len(labels))
-    features = patch_features(images, places)
+    features = patch_features(images, places, tmp_path / "features")
     return find_label_errors(pool(labels), places, unseen_probabilities(pool(labels), places, features))
 
 
@@ -56,11 +57,11 @@ def thumbs():
     return shapes(600, 0)
 
 
-def test_wrong_labels_are_found_and_few_others(thumbs):
+def test_wrong_labels_are_found_and_few_others(thumbs, tmp_path):
     images, true = thumbs
     labels = true.copy()
     labels[:30] = (true[:30] + 1) % 3
-    findings, notes = judged(images, labels)
+    findings, notes = judged(images, labels, tmp_path)
     named = {int(each.paths[0].removesuffix(".png")) for each in findings}
     # Of 600 images a model learns less than of the 10,000 in the benchmark: it finds fewer.
     assert len(named & set(range(30))) >= 15
@@ -71,12 +72,37 @@ def test_wrong_labels_are_found_and_few_others(thumbs):
     assert "images were judged by a model" in notes[0]
 
 
-def test_labels_without_meaning_are_not_judged(thumbs):
+def test_labels_without_meaning_are_not_judged(thumbs, tmp_path):
     images, _ = thumbs
     labels = np.random.default_rng(0).integers(0, 3, 600)
-    findings, notes = judged(images, labels)
+    findings, notes = judged(images, labels, tmp_path)
     assert not findings
     assert "too few to tell" in notes[0]
+
+
+def test_features_of_many_images_lie_in_a_file_and_are_those_of_few(thumbs, tmp_path, monkeypatch):
+    images, places = thumbs[0], np.arange(0, 600, 3)
+    few = patch_features(images, places, tmp_path / "unused")
+    assert not (tmp_path / "unused").exists()
+    # Another third of the images, beside those that the components are found from.
+    monkeypatch.setattr(patches, "_FITTED", 200)
+    monkeypatch.setattr(patches, "_AT_ONCE", 64)
+    monkeypatch.setattr(patches, "_filters", lambda *_, real=patches._filters: real(images, places, True, 0))
+    many = patch_features(images, np.arange(600), tmp_path / "features")
+    assert isinstance(many, np.memmap)
+    np.testing.assert_allclose(many[places], few, atol=1e-4)
+
+
+def test_principal_components_are_scikit_learns(tmp_path):
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    rows = np.random.default_rng(0).normal(size=(500, 6)).astype(np.float32) @ np.diag([1, 2, 3, 4, 5, 6])
+    rows[:, 1] += rows[:, 0]
+    ours = patches.principal_components(rows.astype(np.float32), tmp_path / "features")
+    pca = PCA().fit(StandardScaler().fit_transform(rows))
+    theirs = pca.transform(StandardScaler().fit_transform(rows)) / np.sqrt(pca.explained_variance_[0])
+    np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=2e-2)
 
 
 def test_an_image_of_another_kind_is_an_outlier(thumbs):
@@ -121,6 +147,16 @@ def test_near_copies_are_found_and_nothing_else_is(thumbs, change):
     planted = {(place, 600 + place) for place in range(50)}
     assert len(found & planted) >= 48
     assert len(found - planted) <= 1
+
+
+def test_copies_are_the_same_however_many_images_are_looked_at_together(thumbs, monkeypatch):
+    images = np.concatenate([thumbs[0], thumbs[0][:50] // 2])
+    expected = near_pairs(images, np.arange(650))
+    monkeypatch.setattr(similarity, "_WAITING", 0)
+    monkeypatch.setattr(similarity, "_AT_ONCE", 50)
+    found = near_pairs(images, np.arange(650))
+    assert [pair[:2] for pair in found] == [pair[:2] for pair in expected]
+    assert len(found) >= 50
 
 
 def audited(images, labels, tmp_path):

@@ -3,7 +3,8 @@ import pytest
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
-from visus.ops.logistic import fit_logistic, out_of_sample, predict_logistic, stratified_folds
+from visus.ops import logistic
+from visus.ops.logistic import _thinned, fit_logistic, out_of_sample, predict_logistic, stratified_folds
 
 
 @pytest.mark.parametrize("penalty", [1e-1, 1e-2])
@@ -14,6 +15,45 @@ def test_it_is_scikit_learns_regression(penalty):
     theirs = LogisticRegression(C=1 / (penalty * len(labels)), tol=1e-8, max_iter=1000).fit(features, labels)
     weights = fit_logistic(features, labels, 3, penalty=penalty)
     np.testing.assert_allclose(predict_logistic(weights, features), theirs.predict_proba(features), atol=2e-3)
+
+
+def test_classes_count_as_they_are_told_to():
+    features, labels = load_iris(return_X_y=True)
+    features = (features - features.mean(0)) / features.std(0)
+    counted = np.array([1.0, 4.0, 0.5])
+    whole = counted[labels].sum()
+    theirs = LogisticRegression(
+        C=1 / (0.01 * whole), class_weight=dict(enumerate(counted)), tol=1e-8, max_iter=1000
+    ).fit(features, labels)
+    weights = fit_logistic(features, labels, 3, penalty=0.01, class_weights=counted)
+    np.testing.assert_allclose(predict_logistic(weights, features), theirs.predict_proba(features), atol=2e-3)
+
+
+def test_many_images_are_fitted_and_predicted_in_pieces_with_the_same_result(tmp_path, monkeypatch):
+    features, labels = load_iris(return_X_y=True)
+    features = (features - features.mean(0)) / features.std(0)
+    whole = out_of_sample(features, labels, 3, penalty=1e-2)
+    monkeypatch.setattr(logistic, "_AT_ONCE", 16)
+    pieces = out_of_sample(features, labels, 3, penalty=1e-2, file=tmp_path / "probabilities")
+    assert isinstance(pieces, np.memmap)
+    np.testing.assert_allclose(pieces, whole, atol=1e-3)
+
+
+def test_of_many_images_a_part_stands_for_all_that_keeps_small_classes_whole(monkeypatch):
+    monkeypatch.setattr(logistic, "_FITTED", 900)
+    labels = np.repeat([0, 1, 2], [10_000, 1_000, 7])
+    kept, weights = _thinned(np.arange(0, len(labels)), labels, 3)
+    counts = np.bincount(labels[kept])
+    assert counts[2] == 7
+    assert counts.max() <= 300
+    np.testing.assert_allclose(counts * weights, [10_000, 1_000, 7])
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(len(labels), 4)) + 2 * np.eye(3, 4)[labels]
+    with_part = out_of_sample(features, labels, 3, penalty=1e-3)
+    monkeypatch.setattr(logistic, "_FITTED", 10**6)
+    with_all = out_of_sample(features, labels, 3, penalty=1e-3)
+    # Weighted by what they stand for: the share of the large class does not move.
+    assert np.abs(with_part - with_all).mean() < 0.02
 
 
 def test_folds_have_their_share_of_every_class():

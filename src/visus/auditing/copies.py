@@ -26,10 +26,14 @@ def exact_copies(scan: Scan) -> list[Copies]:
     """The groups of images with the same decoded pixels."""
     places = np.flatnonzero(scan.readable)
     _, group = np.unique(scan.digests[places], return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    groups = np.split(places[order], starts[1:])
-    return [Copies(tuple(map(int, each)), exact=True) for each in groups if len(each) > 1]
+    together = places[np.argsort(group, kind="stable")]
+    counts = np.bincount(group)
+    starts = np.cumsum(counts) - counts
+    several = counts > 1
+    return [
+        Copies(tuple(together[start : start + count].tolist()), exact=True)
+        for start, count in zip(starts[several], counts[several], strict=True)
+    ]
 
 
 def representatives(scan: Scan, exact: Iterable[Copies]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,17 @@ _FAR = 8.0
 Array = npt.NDArray[Any]
 
 
-def unseen_probabilities(pool: Pool, places: Array, features: Array) -> Array:
-    """`[N, K]` for the images at `places`: by logistic regression on the `features [N, D]` of those in the other folds."""
+def unseen_probabilities(pool: Pool, places: Array, features: Array, file: Path | None = None) -> Array:
+    """`[N, K]` for the images at `places`: by logistic regression on the `features [N, D]` of those in the other folds.
+
+    With `file` they lie there.
+    """
     labels = pool.labels[places]
     if not _judgeable(labels):
-        return np.zeros((len(places), len(pool.classes)))
+        return np.zeros((len(places), len(pool.classes)), dtype=np.float32)
     # As strong as scikit-learn's (C = 1): a weaker one lets the model of a small set be sure of anything.
-    return out_of_sample(features, labels, len(pool.classes), penalty=1 / len(labels), folds=_FOLDS)
+    penalty = 1 / len(labels)
+    return out_of_sample(features, labels, len(pool.classes), penalty=penalty, folds=_FOLDS, file=file)
 
 
 def find_label_errors(pool: Pool, places: Array, probabilities: Array) -> tuple[list[Finding], list[str]]:
@@ -48,7 +53,8 @@ def find_label_errors(pool: Pool, places: Array, probabilities: Array) -> tuple[
             f"labels of {len(places)} images were not judged: not two of their classes have {_LEAST} each"
         ]
     judged = np.bincount(labels)[labels] >= _LEAST
-    places, labels, probabilities = places[judged], labels[judged], probabilities[judged]
+    if not judged.all():
+        places, labels, probabilities = places[judged], labels[judged], probabilities[judged]
     majority = np.bincount(labels).max() / len(labels)
     accuracy = (probabilities.argmax(axis=1) == labels).mean()
     note = (

@@ -6,7 +6,10 @@ in the place of their means. `N` images, `D` features.
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +26,8 @@ _FILTERS = 96
 _POOLED = 3
 _DRAWN = 20_000
 _COMPONENTS = 256
+_FITTED = 20_000
+"""Images that the principal components are found from."""
 _AT_ONCE = 250
 _SOFT = 0.25
 """What is taken off each response: below it there is none."""
@@ -31,17 +36,72 @@ Features = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
 
 
-def patch_features(thumbs: Bytes, places: Places, seed: int = 0) -> Features:
-    """`[N, D]` for the images at `places`, D at most 256: principal components, the first of variance 1."""
+@dataclass(frozen=True)
+class Components:
+    """From rows `[N, D]` to at most 256 principal components, the first of variance 1; each column of the rows counts the same."""
+
+    mean: Features
+    scale: Features
+    axes: Features
+    """`[D, components]`."""
+
+    def __call__(self, rows: Features) -> Features:
+        """`[N, components]`, float32."""
+        components: Features = ((rows - self.mean) / self.scale @ self.axes).astype(np.float32)
+        return components
+
+
+def fit_components(rows: Features) -> Components:
+    """Those of `rows [N, D]`; some 20,000 of them tell as much as all."""
+    mean, scale = rows.mean(axis=0), rows.std(axis=0) + 1e-3
+    centred = (rows - mean) / scale
+    values, axes = np.linalg.eigh(centred.T @ centred / len(rows))
+    return Components(mean, scale, axes[:, ::-1][:, :_COMPONENTS] / np.sqrt(max(values[-1], 1e-9)))
+
+
+def principal_components(rows: Features, file: Path) -> Features:
+    """`[N, D]`, D at most 256, of `rows`; they lie in `file`, so that memory does not grow."""
+    components = fit_components(rows[_evenly(len(rows))])
+    blocks = (rows[begin : begin + _AT_ONCE] for begin in range(0, len(rows), _AT_ONCE))
+    return _written(file, len(rows), map(components, blocks))
+
+
+def patch_features(thumbs: Bytes, places: Places, file: Path, seed: int = 0) -> Features:
+    """`[N, D]` for the images at `places`, D at most 256: principal components, the first of variance 1.
+
+    They lie in `file`: memory does not grow with N.
+    """
     if not len(places):
         return np.empty((0, _COMPONENTS), dtype=np.float32)
     grey_only = bool((thumbs[places[:: max(1, len(places) // 1000)]].std(axis=-1) == 0).all())
     filters, mean = _filters(thumbs, places, grey_only, seed)
-    rows = np.empty((len(places), 2 * _FILTERS * _POOLED**2), dtype=np.float32)
-    for begin in range(0, len(places), _AT_ONCE):
-        images = _images(thumbs, places[begin : begin + _AT_ONCE], grey_only)
-        rows[begin : begin + _AT_ONCE] = _responses(images, filters, mean).numpy()
-    return principal_components(rows)
+
+    def responses(some: Places) -> Iterator[Features]:
+        for begin in range(0, len(some), _AT_ONCE):
+            images = _images(thumbs, some[begin : begin + _AT_ONCE], grey_only)
+            yield _responses(images, filters, mean).numpy()
+
+    seen = np.concatenate([*responses(places[_evenly(len(places))])])
+    components = fit_components(seen)
+    if len(seen) == len(places):
+        return components(seen)
+    return _written(file, len(places), map(components, responses(places)))
+
+
+def _evenly(count: int) -> slice:
+    """At most 20,000 of `count`, all as far from each other."""
+    return slice(None, None, -(-count // _FITTED))
+
+
+def _written(file: Path, count: int, blocks: Iterator[Features]) -> Features:
+    """All rows of `blocks`, one after the other, `count` together."""
+    first = next(blocks)
+    rows = np.memmap(file, np.float32, "w+", shape=(count, first.shape[1]))
+    begin = 0
+    for block in itertools.chain([first], blocks):
+        rows[begin : begin + len(block)] = block
+        begin += len(block)
+    return rows
 
 
 def _images(thumbs: Bytes, places: Places, grey_only: bool) -> Tensor:
@@ -80,12 +140,3 @@ def _responses(images: Tensor, filters: Tensor, mean: Tensor) -> Tensor:
     side = (SIDE - _PATCH) // _STRIDE + 1
     grid = both.transpose(1, 2).reshape(len(images), -1, side, side)
     return functional.adaptive_avg_pool2d(grid, _POOLED).flatten(1)
-
-
-def principal_components(rows: npt.NDArray[Any]) -> Features:
-    """At most 256 components of `rows [N, D]`, each column of which counts the same; the first has variance 1."""
-    rows = rows - rows.mean(axis=0)
-    rows /= rows.std(axis=0) + 1e-3
-    values, axes = np.linalg.eigh(rows.T @ rows / len(rows))
-    scaled: Features = rows @ axes[:, ::-1][:, :_COMPONENTS] / np.sqrt(max(values[-1], 1e-9))
-    return scaled.astype(np.float32)

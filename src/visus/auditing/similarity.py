@@ -21,6 +21,8 @@ from visus.ops.nearest import near_codes, sign_codes
 
 Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
+Candidates = npt.NDArray[np.void]
+"""An image, another one that may be the same, the window of the first that is nearest to it, and in how many bits they differ."""
 
 _GRID = 16
 """Side of what is compared: finer detail does not survive compression."""
@@ -41,7 +43,12 @@ _LIKE = 0.93
 _STEPS = (1 / 32, 1 / 32, 1 / 64, 1 / 64, 1 / 128)
 """By which margins are moved, one side after the other, to bring two images into line."""
 _MOST_CUT = 0.25
+_ACROSS, _DOWN = (0, 1), (2, 3)
+"""Which margins are left and right, which top and bottom."""
 _AT_ONCE = 4096
+_WAITING = 2_000_000
+"""Candidates that are held until the nearest of them are chosen; more where there are many images."""
+_CANDIDATE = np.dtype([("image", "u4"), ("other", "u4"), ("distance", "u1"), ("window", "u1")])
 _WINDOWS = [
     (0.0, 0.0, 0.0, 0.0),
     *(
@@ -61,8 +68,12 @@ class Whitening:
     """`[256, 128]`, scaled so that each direction varies alike in the set."""
 
     def __call__(self, grey: Floats, margins: Floats) -> Floats:
-        """Of grey thumbnails `[N, 32, 32]`, each without its `margins [N, 4]`."""
-        return _unit((_described(grey, margins) - self.mean) @ self.axes)
+        """Of grey thumbnails `[N, 32, 32]`, each without its `margins [N, 4]`, or all without the same `[4]`."""
+        return self.of_means(_means(grey, margins))
+
+    def of_means(self, means: Floats) -> Floats:
+        """Of thumbnails that are `[N, 16, 16]` already."""
+        return _unit((_described(means) - self.mean) @ self.axes)
 
 
 def fit_whitening(grey: Floats) -> Whitening:
@@ -71,7 +82,7 @@ def fit_whitening(grey: Floats) -> Whitening:
     Of few images the covariance is unknown: it is mixed with that of photographs in general, whose variance falls with the
     square of the spatial frequency (Field, Relations between the statistics of natural images and cortical cells, 1987).
     """
-    rows = _described(grey, np.zeros((len(grey), 4), dtype=np.float32))
+    rows = _described(_means(grey, np.zeros(4, dtype=np.float32)))
     mean = rows.mean(axis=0)
     covariance = (rows - mean).T @ (rows - mean) / len(rows)
     share = min(1.0, _GRID**2 / len(rows))
@@ -104,40 +115,52 @@ def near_pairs(thumbs: Bytes, places: Places) -> list[tuple[int, int, float]]:
     step = -(-len(places) // _FITTED)
     whitening = fit_whitening(_grey(thumbs[places[::step]]))
     vectors, codes = _describe_all(thumbs, places, whitening)
-    candidates = _candidates(codes, len(places))
-    images, others, similarity = _compare(thumbs, places, whitening, vectors, candidates)
+    likeliest = _candidates(codes, len(places))
+    if not len(likeliest):
+        return []
+    images, others, similarity = _compare(thumbs, places, whitening, vectors, likeliest)
     return [(int(places[i]), int(places[j]), s) for i, j, s in _outstanding(images, others, similarity)]
 
 
 def _compare(
-    thumbs: Bytes, places: Places, whitening: Whitening, vectors: Floats, found: tuple[Places, Places, Places]
+    thumbs: Bytes, places: Places, whitening: Whitening, vectors: Floats, likeliest: Candidates
 ) -> tuple[Places, Places, Floats]:
-    """Image, other, and similarity, of the likeliest candidates; the image without the margins with which it is most similar."""
-    images, others, windows = found
-    margins = np.array(_WINDOWS, dtype=np.float32)[windows]
+    """Image, other, and similarity, of the best candidates of each image."""
+    ends = np.unique(np.searchsorted(likeliest["image"], likeliest["image"][_AT_ONCE::_AT_ONCE]))
+    kept, similarity = [], []
+    for rows in np.split(likeliest, ends):
+        grey = _grey(thumbs[places[rows["image"]]])
+        likely, best = _align(grey, vectors[rows["other"]], whitening, rows)
+        kept.append(rows[likely])
+        similarity.append(best)
+    pairs = np.concatenate(kept)
+    return pairs["image"], pairs["other"], np.concatenate(similarity)
 
-    def similarity(which: Places, cut: Floats) -> Floats:
-        result = np.empty(len(which), dtype=np.float32)
-        for begin in range(0, len(which), _AT_ONCE):
-            some = which[begin : begin + _AT_ONCE]
-            seen = whitening(_grey(thumbs[places[images[some]]]), cut[begin : begin + _AT_ONCE])
-            result[begin : begin + _AT_ONCE] = (seen * vectors[others[some]]).sum(axis=1)
-        return result
 
-    everything = np.arange(len(images))
-    first = similarity(everything, margins)
-    order = np.lexsort((-first, images))
-    rank = everything - np.searchsorted(images[order], images[order])
+def _align(grey: Floats, others: Floats, whitening: Whitening, rows: Candidates) -> tuple[Places, Floats]:
+    """Which of `rows` may be copies, and how similar each is to the other without the margins with which it is most similar."""
+    margins = np.array(_WINDOWS, dtype=np.float32)[rows["window"]]
+    first = _dots(whitening(grey, margins), others)
+    order = np.lexsort((-first, rows["image"]))
+    rank = np.arange(len(rows)) - np.searchsorted(rows["image"][order], rows["image"][order])
     likely = order[(rank < _LOOKED_AT) & (first[order] > _LIKELY)]
-    best, cut = first[likely], margins[likely]
-    for step in _STEPS:
-        for side, sign in product(range(4), (1, -1)):
+    grey, others, best, cut = grey[likely], others[likely], first[likely], margins[likely]
+    for step, (sides, fixed) in product(_STEPS, ((_ACROSS, _DOWN), (_DOWN, _ACROSS))):
+        # The image shrinks along the axis that stays once for all that is tried along the other.
+        half = _shrunk(grey, cut, fixed)
+        for side, sign in product(sides, (1, -1)):
             moved = cut.copy()
             moved[:, side] = np.clip(moved[:, side] + sign * step, 0, _MOST_CUT)
-            there = similarity(likely, moved)
+            there = _dots(whitening.of_means(_shrunk(half, moved, sides)), others)
             better = there > best
             best, cut = np.where(better, there, best), np.where(better[:, None], moved, cut)
-    return images[likely], others[likely], best
+    return likely, best
+
+
+def _dots(left: Floats, right: Floats) -> Floats:
+    """`[N]`, of rows `[N, D]`."""
+    dots: Floats = np.einsum("nd,nd->n", left, right)
+    return dots
 
 
 def _outstanding(images: Places, others: Places, similarity: Floats) -> list[tuple[int, int, float]]:
@@ -146,6 +169,11 @@ def _outstanding(images: Places, others: Places, similarity: Floats) -> list[tup
     The second condition is Lowe's (Distinctive Image Features from Scale-Invariant Keypoints, 2004): where all trousers look
     alike, two pairs of them are no copies of one another.
     """
+    # Of millions of pairs only these have a say in it.
+    same = similarity >= _SAME
+    concerned = np.unique(np.concatenate([images[same], others[same]]))
+    beside_them = np.isin(images, concerned) | np.isin(others, concerned)
+    images, others, similarity = images[beside_them], others[beside_them], similarity[beside_them]
     pairs: dict[tuple[int, int], float] = {}
     for a, b, s in zip(images.tolist(), others.tolist(), similarity.tolist(), strict=True):
         pair = (min(a, b), max(a, b))
@@ -174,8 +202,12 @@ def near_vectors(vectors: Floats, places: Places) -> list[tuple[int, int, float]
     if len(places) < 2:
         return []
     unit = _unit(vectors - vectors.mean(axis=0))
-    images, others, _ = _candidates(sign_codes(unit), len(places))
-    similarity = (unit[images] * unit[others]).sum(axis=1)
+    found = _candidates(sign_codes(unit), len(places))
+    images, others = found["image"], found["other"]
+    similarity = np.empty(len(found), dtype=np.float32)
+    for begin in range(0, len(found), _AT_ONCE):
+        some = slice(begin, begin + _AT_ONCE)
+        similarity[some] = _dots(unit[images[some]], unit[others[some]])
     return [(int(places[i]), int(places[j]), s) for i, j, s in _outstanding(images, others, similarity)]
 
 
@@ -194,40 +226,39 @@ def _describe_all(
         block = slice(begin, begin + _AT_ONCE)
         grey = _grey(thumbs[places[block]])
         for number, window in enumerate(_WINDOWS):
-            cut = whitening(grey, np.tile(np.array(window, np.float32), (len(grey), 1)))
+            cut = whitening(grey, np.array(window, np.float32))
             codes[number, block] = sign_codes(cut)
             if number == 0:
                 vectors[block] = cut
     return vectors, codes.reshape(-1)
 
 
-def _candidates(codes: npt.NDArray[np.uint64], n: int) -> tuple[Places, Places, Places]:
-    """For each image those others that a window of it is nearest to: image, other, window."""
-    best: npt.NDArray[np.int64] = np.empty((4, 0), dtype=np.int64)
-    waiting: list[npt.NDArray[np.int64]] = []
+def _candidates(codes: npt.NDArray[np.uint64], n: int) -> Candidates:
+    """For each image those others that a window of it is nearest to."""
+    best: Candidates = np.empty(0, dtype=_CANDIDATE)
+    waiting: list[Candidates] = []
     held = 0
     for queries, found, distances in near_codes(codes[:n], codes, radius=_RADIUS):
-        images = queries % n
-        other = images != found
-        rows = np.stack([images, found, distances, queries // n])[:, other]
+        other = queries % n != found
+        rows = np.empty(np.count_nonzero(other), dtype=_CANDIDATE)
+        rows["image"], rows["other"] = queries[other] % n, found[other]
+        rows["distance"], rows["window"] = distances[other], queries[other] // n
         waiting.append(rows)
-        held += rows.shape[1]
-        if held > 2_000_000 + _CANDIDATES * n:
-            best, waiting, held = _nearest_of(np.concatenate([best, *waiting], axis=1)), [], 0
-    best = _nearest_of(np.concatenate([best, *waiting], axis=1))
-    return best[0], best[1], best[3]
+        held += len(rows)
+        if held > _WAITING + _CANDIDATES * n // 2:
+            best, waiting, held = _nearest_of(np.concatenate([best, *waiting])), [], 0
+    return _nearest_of(np.concatenate([best, *waiting]))
 
 
-def _nearest_of(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Of rows (image, other, distance, window): each pair once, with its nearest window, and the nearest few for each image."""
-    images, others, distances, windows = rows
-    rows = rows[:, np.lexsort((windows, distances, others, images))]
-    first = np.ones(rows.shape[1], dtype=np.bool_)
-    first[1:] = (rows[0, 1:] != rows[0, :-1]) | (rows[1, 1:] != rows[1, :-1])
-    rows = rows[:, first]
-    rows = rows[:, np.lexsort((rows[1], rows[2], rows[0]))]
-    starts = np.searchsorted(rows[0], rows[0])
-    return rows[:, np.arange(rows.shape[1]) - starts < _CANDIDATES]
+def _nearest_of(rows: Candidates) -> Candidates:
+    """Each pair once, with its nearest window, and of each image the nearest few."""
+    rows = rows[np.lexsort((rows["window"], rows["distance"], rows["other"], rows["image"]))]
+    first = np.ones(len(rows), dtype=np.bool_)
+    first[1:] = (rows["image"][1:] != rows["image"][:-1]) | (rows["other"][1:] != rows["other"][:-1])
+    rows = rows[first]
+    rows = rows[np.lexsort((rows["other"], rows["distance"], rows["image"]))]
+    starts = np.searchsorted(rows["image"], rows["image"])
+    return rows[np.arange(len(rows)) - starts < _CANDIDATES]
 
 
 def _unit(rows: npt.NDArray[Any]) -> Floats:
@@ -235,21 +266,26 @@ def _unit(rows: npt.NDArray[Any]) -> Floats:
     return unit
 
 
-def _described(grey: Floats, margins: Floats) -> Floats:
-    """`[N, 256]`: each image without its margins as 16 x 16 means, of mean 0 and length 1, whatever its brightness and contrast."""
-    down = _areas(margins[:, 2], margins[:, 3])
-    across = _areas(margins[:, 0], margins[:, 1])
-    small = np.matmul(np.matmul(down, grey), across.transpose(0, 2, 1)).reshape(len(grey), -1)
-    return _unit(small - small.mean(axis=1, keepdims=True))
+def _described(means: Floats) -> Floats:
+    """`[N, 256]`, of `[N, 16, 16]`: of mean 0 and length 1, whatever an image's brightness and contrast."""
+    rows = means.reshape(len(means), _GRID**2)
+    return _unit(rows - rows.mean(axis=1, keepdims=True))
 
 
-def _areas(before: Floats, after: Floats) -> Floats:
-    """`[N, 16, 32]`: how much of each of 32 cells lies in each of 16 equal parts of what is left without the margins."""
+def _means(grey: Floats, margins: Floats) -> Floats:
+    """`[N, 16, 16]`, of images `[N, 32, 32]` without their margins."""
+    return _shrunk(_shrunk(grey, margins, _DOWN), margins, _ACROSS)
+
+
+def _shrunk(images: Floats, margins: Floats, sides: tuple[int, int]) -> Floats:
+    """`[N, H, W]` with 16 means in the place of 32 cells along one axis, the margins at its two `sides` left out."""
+    before, after = margins[..., sides[0]], margins[..., sides[1]]
     start, length = before * SIDE, (1 - before - after) * SIDE
-    edges = start[:, None] + length[:, None] * np.linspace(0, 1, _GRID + 1, dtype=np.float32)
+    edges = start[..., None] + length[..., None] * np.linspace(0, 1, _GRID + 1, dtype=np.float32)
     cells = np.arange(SIDE, dtype=np.float32)
-    low = np.maximum(edges[:, :-1, None], cells)
-    high = np.minimum(edges[:, 1:, None], cells + 1)
+    low = np.maximum(edges[..., :-1, None], cells)
+    high = np.minimum(edges[..., 1:, None], cells + 1)
     shares = np.maximum(high - low, 0)
-    weights: Floats = (shares / np.maximum(shares.sum(axis=2, keepdims=True), 1e-9)).astype(np.float32)
-    return weights
+    weights = shares / np.maximum(shares.sum(axis=-1, keepdims=True), 1e-9)
+    shrunk: Floats = weights @ images if sides == _DOWN else images @ weights.swapaxes(-1, -2)
+    return shrunk

@@ -62,13 +62,13 @@ def audit(
         unique = representatives(scan, exact)
         pairs = near_pairs(scan.thumbs, unique)
         if embedded is None:
-            features = patch_features(scan.thumbs, unique)
+            features = patch_features(scan.thumbs, unique, Path(folder, "features"))
         else:
             unique = np.array([place for place in unique if pool.names[place] in embedded], dtype=np.int64)
             features = np.stack([embedded[pool.names[place]] for place in unique])
             pairs += near_vectors(features, unique)
-            features = principal_components(features)
-        doubted, notes = _doubts(pool, unique, features, known)
+            features = principal_components(features, Path(folder, "features"))
+        doubted, notes = _doubts(pool, unique, features, known, Path(folder, "probabilities"))
         findings = (
             *find_unreadable(pool, scan.reasons),
             *find_copies(pool, [*exact, *near_copies(pairs, exact)]),
@@ -85,12 +85,13 @@ def audit(
 
 
 def _doubts(
-    pool: Pool, places: Array, features: Array, known: Mapping[str, Array]
+    pool: Pool, places: Array, features: Array, known: Mapping[str, Array], file: Path
 ) -> tuple[list[Finding], list[str]]:
     """The labels that a model doubts: one that is `known` not to have seen the image, else one fitted on the other images."""
     held_out = np.array([pool.names[place] in known for place in places], dtype=np.bool_)
     others = places[~held_out]
-    findings, notes = find_label_errors(pool, others, unseen_probabilities(pool, others, features[~held_out]))
+    described = features[~held_out] if known else features
+    findings, notes = find_label_errors(pool, others, unseen_probabilities(pool, others, described, file))
     if held_out.any():
         rows = np.stack([known[pool.names[place]] for place in places[held_out]])
         more, further = find_label_errors(pool, places[held_out], rows)

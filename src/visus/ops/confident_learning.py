@@ -1,15 +1,20 @@
 """Confident learning: which given labels are wrong, by the probabilities of a model that has not seen them.
 
 Northcutt, Jiang and Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels, 2021. `N` images, `K` classes.
+Probabilities may lie in a file: no copy of all of them is made.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Labels = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[Any]
+
+_AT_ONCE = 2**14
 
 
 def class_thresholds(labels: Labels, probabilities: Floats) -> Floats:
@@ -24,9 +29,14 @@ def class_thresholds(labels: Labels, probabilities: Floats) -> Floats:
 
 def confident_classes(labels: Labels, probabilities: Floats) -> Labels:
     """`[N]`: the likeliest of the classes whose probability reaches their threshold; -1 where none does."""
-    reached = probabilities >= class_thresholds(labels, probabilities)
-    likeliest = np.where(reached, probabilities, -1.0).argmax(axis=1)
-    return np.where(reached.any(axis=1), likeliest, -1)
+    thresholds = class_thresholds(labels, probabilities)
+    classes = np.full(len(labels), -1)
+    for begin in range(0, len(labels), _AT_ONCE):
+        rows = probabilities[begin : begin + _AT_ONCE]
+        reached = rows >= thresholds
+        likeliest = np.where(reached, rows, -1.0).argmax(axis=1)
+        classes[begin : begin + len(rows)] = np.where(reached.any(axis=1), likeliest, -1)
+    return classes
 
 
 def confident_joint(labels: Labels, probabilities: Floats) -> Labels:

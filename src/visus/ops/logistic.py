@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,24 @@ from torch.nn import functional
 from visus.ops.rng import permutation
 
 _ITERATIONS = 60
+_FITTED = 100_000
+"""Images that a model for others is fitted on: with some hundred features more of them do not change it."""
+_AT_ONCE = 2**14
 
 Array = npt.NDArray[Any]
 
 
-def fit_logistic(features: Array, labels: Array, classes: int, *, penalty: float) -> Array:
+def fit_logistic(
+    features: Array, labels: Array, classes: int, *, penalty: float, class_weights: Array | None = None
+) -> Array:
     """Weights `[D + 1, K]`, the last row the intercepts: the minimum of mean cross-entropy plus `penalty` / 2 times the squares.
 
-    Found by L-BFGS from zero, in at most 60 steps; intercepts are not penalised.
+    Images count as their `class_weights [K]` say, else alike. Found by L-BFGS from zero, in at most 60 steps; intercepts are not
+    penalised.
     """
     inputs, targets = torch.from_numpy(np.asarray(features, dtype=np.float32)), torch.from_numpy(labels)
+    counted = torch.from_numpy(np.ones(classes) if class_weights is None else class_weights).float()
+    whole = counted[targets].sum()
     weights = torch.zeros(inputs.shape[1], classes, requires_grad=True)
     intercepts = torch.zeros(classes, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -33,9 +42,15 @@ def fit_logistic(features: Array, labels: Array, classes: int, *, penalty: float
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = functional.cross_entropy(inputs @ weights + intercepts, targets)
-        loss = loss + penalty / 2 * weights.square().sum()
+        loss = penalty / 2 * weights.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
+        # In pieces, so that a thousand classes do not make a table of all images.
+        for begin in range(0, len(inputs), _AT_ONCE):
+            some = slice(begin, begin + _AT_ONCE)
+            logits = inputs[some] @ weights + intercepts
+            part = functional.cross_entropy(logits, targets[some], counted, reduction="sum") / whole
+            part.backward()  # type: ignore[no-untyped-call]
+            loss = loss.detach() + part.detach()
         return loss
 
     with torch.enable_grad():
@@ -61,13 +76,44 @@ def stratified_folds(labels: Array, folds: int, seed: int = 0) -> Array:
 
 
 def out_of_sample(
-    features: Array, labels: Array, classes: int, *, penalty: float, folds: int = 5, seed: int = 0
+    features: Array,
+    labels: Array,
+    classes: int,
+    *,
+    penalty: float,
+    folds: int = 5,
+    seed: int = 0,
+    file: Path | None = None,
 ) -> Array:
-    """Probabilities `[N, K]` of each image by a model fitted on the other folds."""
+    """Probabilities `[N, K]` of each image by a model fitted on the other folds, on 100,000 images or little more of these.
+
+    With `file` they lie there, float32, and memory does not grow with N.
+    """
     fold = stratified_folds(labels, folds, seed)
-    probabilities = np.empty((len(labels), classes))
+    shape = len(labels), classes
+    probabilities = (
+        np.empty(shape, np.float32) if file is None else np.memmap(file, np.float32, "w+", shape=shape)
+    )
     for number in range(folds):
-        held_out = fold == number
-        weights = fit_logistic(features[~held_out], labels[~held_out], classes, penalty=penalty)
-        probabilities[held_out] = predict_logistic(weights, features[held_out])
+        seen, class_weights = _thinned(np.flatnonzero(fold != number), labels, classes)
+        weights = fit_logistic(
+            features[seen], labels[seen], classes, penalty=penalty, class_weights=class_weights
+        )
+        held_out = np.flatnonzero(fold == number)
+        for begin in range(0, len(held_out), _AT_ONCE):
+            some = held_out[begin : begin + _AT_ONCE]
+            probabilities[some] = predict_logistic(weights, features[some])
     return probabilities
+
+
+def _thinned(places: Array, labels: Array, classes: int) -> tuple[Array, Array]:
+    """Of `places` at most 100,000, or 200 of each class if that is more; and by how much each class counts for that, `[K]`."""
+    most = max(200, _FITTED // classes)
+    order = places[np.argsort(labels[places], kind="stable")]
+    counts = np.bincount(labels[places], minlength=classes)
+    # Every so manieth of each class.
+    steps = -(-counts // most)
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    kept = order[rank % np.repeat(np.maximum(steps, 1), counts) == 0]
+    weights = counts / np.maximum(np.bincount(labels[kept], minlength=classes), 1)
+    return np.sort(kept), weights

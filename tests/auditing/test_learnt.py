@@ -137,24 +137,26 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_near_copies_are_found_and_nothing_else_is(thumbs, change):
+def test_near_copies_are_found_and_nothing_else_is(thumbs, change, tmp_path):
     images, _ = thumbs
     smooth = np.stack(
         [np.asarray(Image.fromarray(each).resize((16, 16)).resize((32, 32))) for each in images]
     )
     copies = np.stack([CHANGES[change](each) for each in smooth[:50]])
-    found = {(a, b) for a, b, _ in near_pairs(np.concatenate([smooth, copies]), np.arange(650))}
+    images = np.concatenate([smooth, copies])
+    found = {(a, b) for a, b, _ in near_pairs(images, np.arange(650), tmp_path / "vectors")}
     planted = {(place, 600 + place) for place in range(50)}
     assert len(found & planted) >= 48
     assert len(found - planted) <= 1
 
 
-def test_copies_are_the_same_however_many_images_are_looked_at_together(thumbs, monkeypatch):
+def test_copies_are_the_same_however_many_images_are_looked_at_together(thumbs, monkeypatch, tmp_path):
     images = np.concatenate([thumbs[0], thumbs[0][:50] // 2])
-    expected = near_pairs(images, np.arange(650))
+    expected = near_pairs(images, np.arange(650), tmp_path / "vectors")
     monkeypatch.setattr(similarity, "_WAITING", 0)
     monkeypatch.setattr(similarity, "_AT_ONCE", 50)
-    found = near_pairs(images, np.arange(650))
+    monkeypatch.setattr(similarity, "_SEARCHED", 200)
+    found = near_pairs(images, np.arange(650), tmp_path / "vectors")
     assert [pair[:2] for pair in found] == [pair[:2] for pair in expected]
     assert len(found) >= 50
 

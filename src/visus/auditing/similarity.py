@@ -9,8 +9,10 @@ is what makes a fixed threshold serve sets as different as photographs and silho
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,10 @@ from visus.ops.nearest import near_codes, sign_codes
 
 Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
+Codes = npt.NDArray[np.uint64]
 Candidates = npt.NDArray[np.void]
-"""An image, another one that may be the same, the window of the first that is nearest to it, and in how many bits they differ."""
+"""An image, another one that may be the same, the window of the first that is nearest to it, in how many bits they differ, and
+how similar they are, once that is known."""
 
 _GRID = 16
 """Side of what is compared: finer detail does not survive compression."""
@@ -46,9 +50,13 @@ _MOST_CUT = 0.25
 _ACROSS, _DOWN = (0, 1), (2, 3)
 """Which margins are left and right, which top and bottom."""
 _AT_ONCE = 4096
+_SEARCHED = 100_000
+"""Images whose copies are searched for at a time."""
 _WAITING = 2_000_000
-"""Candidates that are held until the nearest of them are chosen; more where there are many images."""
-_CANDIDATE = np.dtype([("image", "u4"), ("other", "u4"), ("distance", "u1"), ("window", "u1")])
+"""Candidates that are held until the nearest of them are chosen; more where many images are searched for."""
+_CANDIDATE = np.dtype(
+    [("image", "u4"), ("other", "u4"), ("distance", "u1"), ("window", "u1"), ("similarity", "f4")]
+)
 _WINDOWS = [
     (0.0, 0.0, 0.0, 0.0),
     *(
@@ -105,40 +113,48 @@ def _natural_covariance() -> npt.NDArray[np.float64]:
     return covariance
 
 
-def near_pairs(thumbs: Bytes, places: Places) -> list[tuple[int, int, float]]:
+def near_pairs(thumbs: Bytes, places: Places, file: Path) -> list[tuple[int, int, float]]:
     """Pairs of `places` whose images are nearly the same, and their similarity (at most 1); `thumbs` is of all images.
 
-    Time grows as N log N, memory by some 600 bytes for each image.
+    Time grows as N log N. What describes the images lies in `file`, so that memory grows by some 50 bytes for each only.
     """
     if len(places) < 2:
         return []
     step = -(-len(places) // _FITTED)
     whitening = fit_whitening(_grey(thumbs[places[::step]]))
-    vectors, codes = _describe_all(thumbs, places, whitening)
-    likeliest = _candidates(codes, len(places))
-    if not len(likeliest):
-        return []
-    images, others, similarity = _compare(thumbs, places, whitening, vectors, likeliest)
-    return [(int(places[i]), int(places[j]), s) for i, j, s in _outstanding(images, others, similarity)]
+    vectors, codes = _describe_all(thumbs, places, whitening, file)
+    found = [
+        _search(thumbs, places, whitening, vectors, codes, some) for some in _parts(len(places), _SEARCHED)
+    ]
+    return _outstanding(np.concatenate(found), places)
 
 
-def _compare(
-    thumbs: Bytes, places: Places, whitening: Whitening, vectors: Floats, likeliest: Candidates
-) -> tuple[Places, Places, Floats]:
-    """Image, other, and similarity, of the best candidates of each image."""
+def _parts(count: int, size: int) -> Iterator[Places]:
+    """Which of `count`: `size` at a time."""
+    return (np.arange(begin, min(begin + size, count)) for begin in range(0, count, size))
+
+
+def _search(
+    thumbs: Bytes, places: Places, whitening: Whitening, vectors: Floats, codes: Codes, images: Places
+) -> Candidates:
+    """Of `images` those candidates that are best, brought into line."""
+    windows = np.empty((len(_WINDOWS), len(images)), dtype=np.uint64)
+    for some in _parts(len(images), _AT_ONCE):
+        grey = _grey(thumbs[places[images[some]]])
+        for number, window in enumerate(_WINDOWS):
+            windows[number, some] = sign_codes(whitening(grey, np.array(window, np.float32)))
+    likeliest = _candidates(codes, windows.reshape(-1), images)
     ends = np.unique(np.searchsorted(likeliest["image"], likeliest["image"][_AT_ONCE::_AT_ONCE]))
-    kept, similarity = [], []
-    for rows in np.split(likeliest, ends):
-        grey = _grey(thumbs[places[rows["image"]]])
-        likely, best = _align(grey, vectors[rows["other"]], whitening, rows)
-        kept.append(rows[likely])
-        similarity.append(best)
-    pairs = np.concatenate(kept)
-    return pairs["image"], pairs["other"], np.concatenate(similarity)
+    return np.concatenate(
+        [
+            _align(_grey(thumbs[places[rows["image"]]]), vectors[rows["other"]], whitening, rows)
+            for rows in np.split(likeliest, ends)
+        ]
+    )
 
 
-def _align(grey: Floats, others: Floats, whitening: Whitening, rows: Candidates) -> tuple[Places, Floats]:
-    """Which of `rows` may be copies, and how similar each is to the other without the margins with which it is most similar."""
+def _align(grey: Floats, others: Floats, whitening: Whitening, rows: Candidates) -> Candidates:
+    """Those of `rows` that may be copies, with their similarity without the margins with which it is highest."""
     margins = np.array(_WINDOWS, dtype=np.float32)[rows["window"]]
     first = _dots(whitening(grey, margins), others)
     order = np.lexsort((-first, rows["image"]))
@@ -154,7 +170,9 @@ def _align(grey: Floats, others: Floats, whitening: Whitening, rows: Candidates)
             there = _dots(whitening.of_means(_shrunk(half, moved, sides)), others)
             better = there > best
             best, cut = np.where(better, there, best), np.where(better[:, None], moved, cut)
-    return likely, best
+    rows = rows[likely]
+    rows["similarity"] = best
+    return rows
 
 
 def _dots(left: Floats, right: Floats) -> Floats:
@@ -163,19 +181,18 @@ def _dots(left: Floats, right: Floats) -> Floats:
     return dots
 
 
-def _outstanding(images: Places, others: Places, similarity: Floats) -> list[tuple[int, int, float]]:
-    """Those pairs that are similar, and far more so than either image is to the next one that is no copy of the other.
+def _outstanding(rows: Candidates, places: Places) -> list[tuple[int, int, float]]:
+    """The `places` of pairs that are similar, and far more so than either image is to the next one that is no copy of the other.
 
     The second condition is Lowe's (Distinctive Image Features from Scale-Invariant Keypoints, 2004): where all trousers look
     alike, two pairs of them are no copies of one another.
     """
     # Of millions of pairs only these have a say in it.
-    same = similarity >= _SAME
-    concerned = np.unique(np.concatenate([images[same], others[same]]))
-    beside_them = np.isin(images, concerned) | np.isin(others, concerned)
-    images, others, similarity = images[beside_them], others[beside_them], similarity[beside_them]
+    same = rows[rows["similarity"] >= _SAME]
+    concerned = np.unique(np.concatenate([same["image"], same["other"]]))
+    rows = rows[np.isin(rows["image"], concerned) | np.isin(rows["other"], concerned)]
     pairs: dict[tuple[int, int], float] = {}
-    for a, b, s in zip(images.tolist(), others.tolist(), similarity.tolist(), strict=True):
+    for a, b, s in rows[["image", "other", "similarity"]].tolist():
         pair = (min(a, b), max(a, b))
         pairs[pair] = max(s, pairs.get(pair, 0.0))
     beside: defaultdict[int, list[int]] = defaultdict(list)
@@ -191,7 +208,7 @@ def _outstanding(images: Places, others: Places, similarity: Floats) -> list[tup
         return max((alike(a, c) for c in beside[a] if c != b and alike(b, c) < _LIKE), default=0.0)
 
     return [
-        (a, b, min(1.0, s))
+        (int(places[a]), int(places[b]), min(1.0, s))
         for (a, b), s in sorted(pairs.items())
         if s >= _SAME and 1 - s <= _RATIO * (1 - max(next_best(a, b), next_best(b, a), _LIKELY))
     ]
@@ -202,13 +219,11 @@ def near_vectors(vectors: Floats, places: Places) -> list[tuple[int, int, float]
     if len(places) < 2:
         return []
     unit = _unit(vectors - vectors.mean(axis=0))
-    found = _candidates(sign_codes(unit), len(places))
-    images, others = found["image"], found["other"]
-    similarity = np.empty(len(found), dtype=np.float32)
-    for begin in range(0, len(found), _AT_ONCE):
-        some = slice(begin, begin + _AT_ONCE)
-        similarity[some] = _dots(unit[images[some]], unit[others[some]])
-    return [(int(places[i]), int(places[j]), s) for i, j, s in _outstanding(images, others, similarity)]
+    codes = sign_codes(unit)
+    rows = _candidates(codes, codes, np.arange(len(codes)))
+    for some in _parts(len(rows), _AT_ONCE):
+        rows["similarity"][some] = _dots(unit[rows["image"][some]], unit[rows["other"][some]])
+    return _outstanding(rows, places)
 
 
 def _grey(thumbs: Bytes) -> Floats:
@@ -216,36 +231,28 @@ def _grey(thumbs: Bytes) -> Floats:
     return grey
 
 
-def _describe_all(
-    thumbs: Bytes, places: Places, whitening: Whitening
-) -> tuple[Floats, npt.NDArray[np.uint64]]:
-    """The vectors of all images as they are `[N, D]`, and the codes of each window of each, `[windows * N]`."""
-    vectors = np.empty((len(places), whitening.axes.shape[1]), dtype=np.float32)
-    codes = np.empty((len(_WINDOWS), len(places)), dtype=np.uint64)
-    for begin in range(0, len(places), _AT_ONCE):
-        block = slice(begin, begin + _AT_ONCE)
-        grey = _grey(thumbs[places[block]])
-        for number, window in enumerate(_WINDOWS):
-            cut = whitening(grey, np.array(window, np.float32))
-            codes[number, block] = sign_codes(cut)
-            if number == 0:
-                vectors[block] = cut
-    return vectors, codes.reshape(-1)
+def _describe_all(thumbs: Bytes, places: Places, whitening: Whitening, file: Path) -> tuple[Floats, Codes]:
+    """The vectors `[N, D]` of all images as they are, which lie in `file`, and their codes `[N]`."""
+    vectors = np.memmap(file, np.float32, "w+", shape=(len(places), whitening.axes.shape[1]))
+    codes = np.empty(len(places), dtype=np.uint64)
+    for some in _parts(len(places), _AT_ONCE):
+        vectors[some] = whitening(_grey(thumbs[places[some]]), np.zeros(4, dtype=np.float32))
+        codes[some] = sign_codes(vectors[some])
+    return vectors, codes
 
 
-def _candidates(codes: npt.NDArray[np.uint64], n: int) -> Candidates:
-    """For each image those others that a window of it is nearest to."""
+def _candidates(codes: Codes, windows: Codes, images: Places) -> Candidates:
+    """For each of `images`, whose windows have the codes `[windows * images]`, the others of `codes [N]` that are nearest."""
     best: Candidates = np.empty(0, dtype=_CANDIDATE)
     waiting: list[Candidates] = []
     held = 0
-    for queries, found, distances in near_codes(codes[:n], codes, radius=_RADIUS):
-        other = queries % n != found
-        rows = np.empty(np.count_nonzero(other), dtype=_CANDIDATE)
-        rows["image"], rows["other"] = queries[other] % n, found[other]
-        rows["distance"], rows["window"] = distances[other], queries[other] // n
-        waiting.append(rows)
-        held += len(rows)
-        if held > _WAITING + _CANDIDATES * n // 2:
+    for queries, found, distances in near_codes(codes, windows, radius=_RADIUS):
+        rows = np.zeros(len(queries), dtype=_CANDIDATE)
+        rows["image"], rows["window"] = images[queries % len(images)], queries // len(images)
+        rows["other"], rows["distance"] = found, distances
+        waiting.append(rows[rows["image"] != rows["other"]])
+        held += len(waiting[-1])
+        if held > _WAITING + _CANDIDATES * len(images) // 2:
             best, waiting, held = _nearest_of(np.concatenate([best, *waiting])), [], 0
     return _nearest_of(np.concatenate([best, *waiting]))
 

@@ -60,7 +60,7 @@ def audit(
         exact = exact_copies(scan)
         # What occurs several times would be near itself, and would teach a model its own label.
         unique = representatives(scan, exact)
-        pairs = near_pairs(scan.thumbs, unique)
+        pairs = near_pairs(scan.thumbs, unique, Path(folder, "vectors"))
         if embedded is None:
             features = patch_features(scan.thumbs, unique, Path(folder, "features"))
         else:

@@ -763,6 +763,26 @@ def test_the_peak_of_a_training_step_is_within_5_percent_of_the_measured(name, i
     assert found.peak_training_mb == pytest.approx(measured / 2**20, rel=0.05)
 
 
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="oneDNN takes other space on this processor"
+)
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (nn.Conv2d(3, 256, 1), nn.Conv2d(256, 256, 7, padding=3, groups=256)),
+        (nn.Conv2d(3, 256, 32, stride=32),),
+        (nn.Conv2d(3, 256, 1), nn.Conv2d(256, 256, 3, padding=1, groups=256)),
+    ],
+    ids=["depthwise 7 x 7", "patches of 32 x 32", "depthwise 3 x 3"],
+)
+def test_the_work_space_of_convolutions_is_part_of_the_peak(layers):
+    model = nn.Sequential(*copy.deepcopy(layers), nn.Conv2d(256, 4, 1), nn.Flatten())
+    model.to(memory_format=torch.channels_last)
+    images = torch.rand(2, 3, 32, 32).to(memory_format=torch.channels_last)
+    found = summary(model, (3, 32, 32), batch_size=2, optimizer="sgd")
+    assert found.peak_training_mb == pytest.approx(peak_of_step(model, images, "sgd") / 2**20, rel=0.05)
+
+
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_the_peak_equals_that_of_torchs_tracker(amp):
     from torch.distributed._tools.mem_tracker import MemTracker

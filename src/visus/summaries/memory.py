@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from visus.amp import autocast
 from visus.ops.optim import OptimizerSettings, make_optimizer
+from visus.summaries.work_space import work_space
 
 DEVICE_OF = torch.ops.prim.device.default
 """What fake tensors ask a mode two or three times for each operation; it is quicker to answer than to pass on."""
@@ -57,8 +58,8 @@ def predict_peak(
     """The most that tensors take at any moment of a training step of the hollow `model` on `batch_size` images.
 
     Under its `fake_mode`. A step is forward (under `amp`), cross-entropy, backward and update. Parameters, buffers, inputs,
-    gradients and the state that `optimizer` (as in `make_optimizer`) keeps between steps count; work space inside an operation
-    does not, nor does that of the update, as fused ones need none. Where batch norm refuses a single image, the figure goes on
+    gradients, the state that `optimizer` (as in `make_optimizer`) keeps between steps, and the work space of some convolutions
+    count; that of the update does not, as fused ones need none. Where batch norm refuses a single image, the figure goes on
     from those of two and three.
     """
     try:
@@ -148,6 +149,15 @@ class Ledger:
             if id(storage) not in self._alive:
                 self._add(storage, id(storage), Entry(storage.nbytes(), owner, self.time))
 
+    def take(self, nbytes: int) -> None:
+        """Count so many for a moment."""
+        if nbytes:
+            self.time += 2
+            self.entries.append(Entry(nbytes, None, self.time - 1, self.time + 1))
+            if self.now + nbytes > self.peak:
+                self.peak, self.peak_time = self.now + nbytes, self.time
+            self.time += 1
+
     def assign(self, tensors: Iterable[Tensor], owner: object) -> None:
         """Give these, which are counted, to another owner."""
         for tensor in tensors:
@@ -195,6 +205,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return args[0].device
         result = func(*args, **(kwargs or {}))
         self.hold(tensors_in(result))
+        self.ledger.take(work_space(func, args))
         return result
 
 

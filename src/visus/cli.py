@@ -486,7 +486,7 @@ def audit(
             run=run,
             pictures=pictures,
             workers=workers,
-            progress=lambda *at: display.count("looked at", *at),
+            progress=display.count,
         )
         for line in found.notes:
             display.line(line)

@@ -56,6 +56,16 @@ def found(folder):
     return audit(folder)
 
 
+def test_progress_is_told_to_its_end(folder):
+    told = []
+    found = audit(folder, progress=lambda *at: told.append(at))
+    assert ("looked at", found.images, found.images) in told
+    compared = [at for at in told if at[0] == "compared"]
+    # Images that cannot be read, and the second of two that are the same, are compared with none.
+    assert compared[0][1] == 0
+    assert 60 < compared[-1][1] == compared[-1][2] < found.images
+
+
 def paths(found, kind, word=""):
     return [set(each.paths) for each in found.findings if each.kind == kind and word in each.message]
 

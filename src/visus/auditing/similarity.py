@@ -9,7 +9,7 @@ is what makes a fixed threshold serve sets as different as photographs and silho
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -113,19 +113,32 @@ def _natural_covariance() -> npt.NDArray[np.float64]:
     return covariance
 
 
-def near_pairs(thumbs: Bytes, places: Places, file: Path) -> list[tuple[int, int, float]]:
+def near_pairs(
+    thumbs: Bytes,
+    places: Places,
+    file: Path,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> list[tuple[int, int, float]]:
     """Pairs of `places` whose images are nearly the same, and their similarity (at most 1); `thumbs` is of all images.
 
     Time grows as N log N. What describes the images lies in `file`, so that memory grows by some 50 bytes for each only.
+    `progress(done, total)` is called now and then.
     """
     if len(places) < 2:
         return []
     step = -(-len(places) // _FITTED)
     whitening = fit_whitening(_grey(thumbs[places[::step]]))
     vectors, codes = _describe_all(thumbs, places, whitening, file)
-    found = [
-        _search(thumbs, places, whitening, vectors, codes, some) for some in _parts(len(places), _SEARCHED)
-    ]
+    found = []
+    for some in _parts(len(places), _SEARCHED):
+        progress(int(some[0]), len(places))
+        likeliest = _search(thumbs, places, whitening, codes, some)
+        ends = np.unique(np.searchsorted(likeliest["image"], likeliest["image"][_AT_ONCE::_AT_ONCE]))
+        for rows in np.split(likeliest, ends):
+            grey = _grey(thumbs[places[rows["image"]]])
+            found.append(_align(grey, vectors[rows["other"]], whitening, rows))
+            progress(int(rows["image"].max(initial=some[0])), len(places))
+    progress(len(places), len(places))
     return _outstanding(np.concatenate(found), places)
 
 
@@ -134,23 +147,14 @@ def _parts(count: int, size: int) -> Iterator[Places]:
     return (np.arange(begin, min(begin + size, count)) for begin in range(0, count, size))
 
 
-def _search(
-    thumbs: Bytes, places: Places, whitening: Whitening, vectors: Floats, codes: Codes, images: Places
-) -> Candidates:
-    """Of `images` those candidates that are best, brought into line."""
+def _search(thumbs: Bytes, places: Places, whitening: Whitening, codes: Codes, images: Places) -> Candidates:
+    """For each of `images` the others that are nearest to a window of it."""
     windows = np.empty((len(_WINDOWS), len(images)), dtype=np.uint64)
     for some in _parts(len(images), _AT_ONCE):
         grey = _grey(thumbs[places[images[some]]])
         for number, window in enumerate(_WINDOWS):
             windows[number, some] = sign_codes(whitening(grey, np.array(window, np.float32)))
-    likeliest = _candidates(codes, windows.reshape(-1), images)
-    ends = np.unique(np.searchsorted(likeliest["image"], likeliest["image"][_AT_ONCE::_AT_ONCE]))
-    return np.concatenate(
-        [
-            _align(_grey(thumbs[places[rows["image"]]]), vectors[rows["other"]], whitening, rows)
-            for rows in np.split(likeliest, ends)
-        ]
-    )
+    return _candidates(codes, windows.reshape(-1), images)
 
 
 def _align(grey: Floats, others: Floats, whitening: Whitening, rows: Candidates) -> Candidates:

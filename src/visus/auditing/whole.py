@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +41,14 @@ def audit(
     run: str | None = None,
     pictures: Path | None = None,
     workers: int | None = None,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None,
 ) -> Audit:
     """All that is wrong or odd with the images and labels of `source`, its parts as they are; nothing is changed.
 
     `val` is another source, whose images are compared with those of `source` as its validation part. Features are those of
     `model` with `weights`, else patches of the set itself; the labels of images that `run` was not trained on are judged by its
-    model. `pictures` is a PNG to draw. `progress(done, total)` is called for each image read. Raises `DataError` where there
-    are no images, `UsageError` for what is no source.
+    model. `pictures` is a PNG to draw. `progress(what, done, total)` is called as images are looked at and compared. Raises
+    `DataError` where there are no images, `UsageError` for what is no source.
     """
     if (model is None) != (weights is None):
         raise UsageError("expected --model and --weights together, found one of them; give both or none")
@@ -56,11 +57,13 @@ def audit(
     embedded = features_by_name(data, other, model, weights) if model and weights else None
     with tempfile.TemporaryDirectory(prefix="visus-audit-") as folder:
         pool, parts = pool_images(data, other)
-        scan = scan_images(parts, folder=Path(folder), workers=workers, progress=progress)
+        scan = scan_images(
+            parts, folder=Path(folder), workers=workers, progress=partial(progress, "looked at")
+        )
         exact = exact_copies(scan)
         # What occurs several times would be near itself, and would teach a model its own label.
         unique = representatives(scan, exact)
-        pairs = near_pairs(scan.thumbs, unique, Path(folder, "vectors"))
+        pairs = near_pairs(scan.thumbs, unique, Path(folder, "vectors"), partial(progress, "compared"))
         if embedded is None:
             features = patch_features(scan.thumbs, unique, Path(folder, "features"))
         else:

@@ -561,7 +561,7 @@ _FITTED = (
     "the largest batch whose training step fits into {fit}: {largest_batch}; predicted are {margin_mb:,.1f} MiB less than that "
     "({margin_percent:.1f} %), and predictions were up to {too_low} % too low where they were measured"
 )
-_TOO_LOW = {"off": 9, "bf16": 12, "fp16": 12}
+_TOO_LOW = {"off": 1, "bf16": 4, "fp16": 4}
 """In per cent, as in docs/summary.md; fp16 as bf16, whose tensors are as large."""
 
 

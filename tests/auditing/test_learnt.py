@@ -19,6 +19,7 @@ from visus.auditing.shortcuts import find_shortcuts, found_share
 from visus.auditing.similarity import near_pairs
 from visus.data.images import ArrayImages
 from visus.data.sources import open_source
+from visus.ops import scratch
 
 CLASSES = ("circle", "square", "cross")
 
@@ -46,9 +47,9 @@ def pool(labels, classes=CLASSES):
     return Pool(names, labels, np.zeros(len(labels), dtype=np.int64), tuple(classes), {})
 
 
-def judged(images, labels, tmp_path):
+def judged(images, labels):
     places = np.arange(len(labels))
-    features = patch_features(images, places, tmp_path / "features")
+    features = patch_features(images, places)
     return find_label_errors(pool(labels), places, unseen_probabilities(pool(labels), places, features))
 
 
@@ -57,11 +58,11 @@ def thumbs():
     return shapes(600, 0)
 
 
-def test_wrong_labels_are_found_and_few_others(thumbs, tmp_path):
+def test_wrong_labels_are_found_and_few_others(thumbs):
     images, true = thumbs
     labels = true.copy()
     labels[:30] = (true[:30] + 1) % 3
-    findings, notes = judged(images, labels, tmp_path)
+    findings, notes = judged(images, labels)
     named = {int(each.paths[0].removesuffix(".png")) for each in findings}
     # Of 600 images a model learns less than of the 10,000 in the benchmark: it finds fewer.
     assert len(named & set(range(30))) >= 15
@@ -72,34 +73,34 @@ def test_wrong_labels_are_found_and_few_others(thumbs, tmp_path):
     assert "images were judged by a model" in notes[0]
 
 
-def test_labels_without_meaning_are_not_judged(thumbs, tmp_path):
+def test_labels_without_meaning_are_not_judged(thumbs):
     images, _ = thumbs
     labels = np.random.default_rng(0).integers(0, 3, 600)
-    findings, notes = judged(images, labels, tmp_path)
+    findings, notes = judged(images, labels)
     assert not findings
     assert "too few to tell" in notes[0]
 
 
-def test_features_of_many_images_lie_in_a_file_and_are_those_of_few(thumbs, tmp_path, monkeypatch):
+def test_features_of_many_images_lie_in_a_file_and_are_those_of_few(thumbs, monkeypatch):
     images, places = thumbs[0], np.arange(0, 600, 3)
-    few = patch_features(images, places, tmp_path / "unused")
-    assert not (tmp_path / "unused").exists()
+    few = patch_features(images, places)
     # Another third of the images, beside those that the components are found from.
     monkeypatch.setattr(patches, "_FITTED", 200)
+    monkeypatch.setattr(scratch, "_IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(patches, "_AT_ONCE", 64)
     monkeypatch.setattr(patches, "_filters", lambda *_, real=patches._filters: real(images, places, True, 0))
-    many = patch_features(images, np.arange(600), tmp_path / "features")
+    many = patch_features(images, np.arange(600))
     assert isinstance(many, np.memmap)
     np.testing.assert_allclose(many[places], few, atol=1e-4)
 
 
-def test_principal_components_are_scikit_learns(tmp_path):
+def test_principal_components_are_scikit_learns():
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
     rows = np.random.default_rng(0).normal(size=(500, 6)).astype(np.float32) @ np.diag([1, 2, 3, 4, 5, 6])
     rows[:, 1] += rows[:, 0]
-    ours = patches.principal_components(rows.astype(np.float32), tmp_path / "features")
+    ours = patches.principal_components(rows.astype(np.float32))
     pca = PCA().fit(StandardScaler().fit_transform(rows))
     theirs = pca.transform(StandardScaler().fit_transform(rows)) / np.sqrt(pca.explained_variance_[0])
     np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=2e-2)
@@ -137,31 +138,31 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_near_copies_are_found_and_nothing_else_is(thumbs, change, tmp_path):
+def test_near_copies_are_found_and_nothing_else_is(thumbs, change):
     images, _ = thumbs
     smooth = np.stack(
         [np.asarray(Image.fromarray(each).resize((16, 16)).resize((32, 32))) for each in images]
     )
     copies = np.stack([CHANGES[change](each) for each in smooth[:50]])
     images = np.concatenate([smooth, copies])
-    found = {(a, b) for a, b, _ in near_pairs(images, np.arange(650), tmp_path / "vectors")}
+    found = {(a, b) for a, b, _ in near_pairs(images, np.arange(650))}
     planted = {(place, 600 + place) for place in range(50)}
     assert len(found & planted) >= 48
     assert len(found - planted) <= 1
 
 
-def test_copies_are_the_same_however_many_images_are_looked_at_together(thumbs, monkeypatch, tmp_path):
+def test_copies_are_the_same_however_many_images_are_looked_at_together(thumbs, monkeypatch):
     images = np.concatenate([thumbs[0], thumbs[0][:50] // 2])
-    expected = near_pairs(images, np.arange(650), tmp_path / "vectors")
+    expected = near_pairs(images, np.arange(650))
     monkeypatch.setattr(similarity, "_WAITING", 0)
     monkeypatch.setattr(similarity, "_AT_ONCE", 50)
     monkeypatch.setattr(similarity, "_SEARCHED", 200)
-    found = near_pairs(images, np.arange(650), tmp_path / "vectors")
+    found = near_pairs(images, np.arange(650))
     assert [pair[:2] for pair in found] == [pair[:2] for pair in expected]
     assert len(found) >= 50
 
 
-def audited(images, labels, tmp_path):
+def audited(images, labels):
     split = open_source("digits", val_fraction=0).train.subset(np.arange(len(labels)))
     import dataclasses
 
@@ -169,24 +170,24 @@ def audited(images, labels, tmp_path):
 
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     part = dataclasses.replace(split, images=ArrayImages(pixels), labels=labels, classes=CLASSES)
-    return find_shortcuts(pool(labels), scan_images([part], folder=tmp_path))
+    return find_shortcuts(pool(labels), scan_images([part]))
 
 
-def test_without_a_shortcut_none_is_found(thumbs, tmp_path):
-    assert audited(*thumbs, tmp_path) == []
+def test_without_a_shortcut_none_is_found(thumbs):
+    assert audited(*thumbs) == []
 
 
-def test_a_watermark_is_named_with_its_class_and_place(thumbs, tmp_path):
+def test_a_watermark_is_named_with_its_class_and_place(thumbs):
     images, labels = thumbs[0].copy(), thumbs[1]
     images[labels == 1, 28:31, 28:31] = 255
-    (finding,) = audited(images, labels, tmp_path)
+    (finding,) = audited(images, labels)
     assert finding.message.startswith("at the bottom right, a 64th of the image gives away square: 100 %")
 
 
-def test_a_colour_of_each_class_is_named(thumbs, tmp_path):
+def test_a_colour_of_each_class_is_named(thumbs):
     images, labels = thumbs[0].copy(), thumbs[1]
     images[labels == 2, :, :, 0] //= 4
-    messages = [each.message for each in audited(images, labels, tmp_path)]
+    messages = [each.message for each in audited(images, labels)]
     assert any(each.startswith("the mean colour gives away cross") for each in messages)
 
 

@@ -3,7 +3,7 @@ import pytest
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
-from visus.ops import logistic
+from visus.ops import logistic, scratch
 from visus.ops.logistic import _thinned, fit_logistic, out_of_sample, predict_logistic, stratified_folds
 
 
@@ -29,12 +29,13 @@ def test_classes_count_as_they_are_told_to():
     np.testing.assert_allclose(predict_logistic(weights, features), theirs.predict_proba(features), atol=2e-3)
 
 
-def test_many_images_are_fitted_and_predicted_in_pieces_with_the_same_result(tmp_path, monkeypatch):
+def test_many_images_are_fitted_and_predicted_in_pieces_with_the_same_result(monkeypatch):
     features, labels = load_iris(return_X_y=True)
     features = (features - features.mean(0)) / features.std(0)
     whole = out_of_sample(features, labels, 3, penalty=1e-2)
     monkeypatch.setattr(logistic, "_AT_ONCE", 16)
-    pieces = out_of_sample(features, labels, 3, penalty=1e-2, file=tmp_path / "probabilities")
+    monkeypatch.setattr(scratch, "_IN_MEMORY_BYTES", 0)
+    pieces = out_of_sample(features, labels, 3, penalty=1e-2)
     assert isinstance(pieces, np.memmap)
     np.testing.assert_allclose(pieces, whole, atol=1e-3)
 

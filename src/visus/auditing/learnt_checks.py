@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,17 +28,13 @@ _FAR = 8.0
 Array = npt.NDArray[Any]
 
 
-def unseen_probabilities(pool: Pool, places: Array, features: Array, file: Path | None = None) -> Array:
-    """`[N, K]` for the images at `places`: by logistic regression on the `features [N, D]` of those in the other folds.
-
-    With `file` they lie there.
-    """
+def unseen_probabilities(pool: Pool, places: Array, features: Array) -> Array:
+    """`[N, K]` for the images at `places`: by logistic regression on the `features [N, D]` of those in the other folds."""
     labels = pool.labels[places]
     if not _judgeable(labels):
         return np.zeros((len(places), len(pool.classes)), dtype=np.float32)
     # As strong as scikit-learn's (C = 1): a weaker one lets the model of a small set be sure of anything.
-    penalty = 1 / len(labels)
-    return out_of_sample(features, labels, len(pool.classes), penalty=penalty, folds=_FOLDS, file=file)
+    return out_of_sample(features, labels, len(pool.classes), penalty=1 / len(labels), folds=_FOLDS)
 
 
 def find_label_errors(pool: Pool, places: Array, probabilities: Array) -> tuple[list[Finding], list[str]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from torch.nn import functional
 
 from visus.auditing.scanning import SIDE, Bytes
 from visus.ops.rng import random_words
+from visus.ops.scratch import scratch_array
 
 _PATCH = 6
 _STRIDE = 2
@@ -59,17 +59,17 @@ def fit_components(rows: Features) -> Components:
     return Components(mean, scale, axes[:, ::-1][:, :_COMPONENTS] / np.sqrt(max(values[-1], 1e-9)))
 
 
-def principal_components(rows: Features, file: Path) -> Features:
-    """`[N, D]`, D at most 256, of `rows`; they lie in `file`, so that memory does not grow."""
+def principal_components(rows: Features) -> Features:
+    """`[N, D]`, D at most 256, of `rows`; those of many lie in a file."""
     components = fit_components(rows[_evenly(len(rows))])
     blocks = (rows[begin : begin + _AT_ONCE] for begin in range(0, len(rows), _AT_ONCE))
-    return _written(file, len(rows), map(components, blocks))
+    return _collected(len(rows), map(components, blocks))
 
 
-def patch_features(thumbs: Bytes, places: Places, file: Path, seed: int = 0) -> Features:
+def patch_features(thumbs: Bytes, places: Places, seed: int = 0) -> Features:
     """`[N, D]` for the images at `places`, D at most 256: principal components, the first of variance 1.
 
-    They lie in `file`: memory does not grow with N.
+    Those of many lie in a file.
     """
     if not len(places):
         return np.empty((0, _COMPONENTS), dtype=np.float32)
@@ -85,7 +85,7 @@ def patch_features(thumbs: Bytes, places: Places, file: Path, seed: int = 0) -> 
     components = fit_components(seen)
     if len(seen) == len(places):
         return components(seen)
-    return _written(file, len(places), map(components, responses(places)))
+    return _collected(len(places), map(components, responses(places)))
 
 
 def _evenly(count: int) -> slice:
@@ -93,10 +93,10 @@ def _evenly(count: int) -> slice:
     return slice(None, None, -(-count // _FITTED))
 
 
-def _written(file: Path, count: int, blocks: Iterator[Features]) -> Features:
+def _collected(count: int, blocks: Iterator[Features]) -> Features:
     """All rows of `blocks`, one after the other, `count` together."""
     first = next(blocks)
-    rows = np.memmap(file, np.float32, "w+", shape=(count, first.shape[1]))
+    rows = scratch_array((count, first.shape[1]), np.float32)
     begin = 0
     for block in itertools.chain([first], blocks):
         rows[begin : begin + len(block)] = block

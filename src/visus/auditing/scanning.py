@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from visus.data.decode import Pixels, UndecodableError
 from visus.data.excluding import image_names
 from visus.data.files import FileImages, decode_all
 from visus.data.images import ArrayImages, Data, Split
+from visus.ops.scratch import scratch_array
 
 SIDE = 32
 """Of the thumbnails, in pixels."""
@@ -106,13 +106,12 @@ def pool_images(data: Data, val: str | None = None) -> tuple[Pool, list[Split]]:
 def scan_images(
     parts: list[Split],
     *,
-    folder: Path,
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Scan:
-    """Look at every image of `parts` once, at full size; thumbnails lie in a file in `folder`, so that memory does not grow."""
+    """Look at every image of `parts` once, at full size; those of many have their thumbnails in a file."""
     total = sum(map(len, parts))
-    scan = _empty_scan(total, folder)
+    scan = _empty_scan(total)
     position = 0
     for part in parts:
         for number, pixels in enumerate(_decoded(part, workers)):
@@ -126,8 +125,7 @@ def scan_images(
     return scan
 
 
-def _empty_scan(n: int, folder: Path) -> Scan:
-    thumbs = np.memmap(folder / "thumbnails", np.uint8, "w+", shape=(max(n, 1), SIDE, SIDE, 3))[:n]
+def _empty_scan(n: int) -> Scan:
     columns: dict[str, Any] = {
         name: np.zeros(n) for name in ("height", "width", "mean", "contrast", "spread", "sharpness")
     }
@@ -135,7 +133,7 @@ def _empty_scan(n: int, folder: Path) -> Scan:
         readable=np.zeros(n, dtype=np.bool_),
         reasons={},
         digests=np.zeros(n, dtype="V16"),
-        thumbs=thumbs,
+        thumbs=scratch_array((n, SIDE, SIDE, 3), np.uint8),
         grey=np.zeros(n, dtype=np.bool_),
         file_bytes=np.full(n, -1.0),
         orientations=np.ones(n, dtype=np.int64),

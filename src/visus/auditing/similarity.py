@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from visus.auditing.scanning import SIDE, Bytes
 from visus.ops.nearest import near_codes, sign_codes
+from visus.ops.scratch import scratch_array
 
 Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
@@ -116,19 +116,18 @@ def _natural_covariance() -> npt.NDArray[np.float64]:
 def near_pairs(
     thumbs: Bytes,
     places: Places,
-    file: Path,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[tuple[int, int, float]]:
     """Pairs of `places` whose images are nearly the same, and their similarity (at most 1); `thumbs` is of all images.
 
-    Time grows as N log N. What describes the images lies in `file`, so that memory grows by some 50 bytes for each only.
+    Time grows as N log N. What describes many images lies in a file, so that memory grows by some 50 bytes for each only.
     `progress(done, total)` is called now and then.
     """
     if len(places) < 2:
         return []
     step = -(-len(places) // _FITTED)
     whitening = fit_whitening(_grey(thumbs[places[::step]]))
-    vectors, codes = _describe_all(thumbs, places, whitening, file)
+    vectors, codes = _describe_all(thumbs, places, whitening)
     found = []
     for some in _parts(len(places), _SEARCHED):
         progress(int(some[0]), len(places))
@@ -235,9 +234,9 @@ def _grey(thumbs: Bytes) -> Floats:
     return grey
 
 
-def _describe_all(thumbs: Bytes, places: Places, whitening: Whitening, file: Path) -> tuple[Floats, Codes]:
-    """The vectors `[N, D]` of all images as they are, which lie in `file`, and their codes `[N]`."""
-    vectors = np.memmap(file, np.float32, "w+", shape=(len(places), whitening.axes.shape[1]))
+def _describe_all(thumbs: Bytes, places: Places, whitening: Whitening) -> tuple[Floats, Codes]:
+    """The vectors `[N, D]` of all images as they are, and their codes `[N]`."""
+    vectors = scratch_array((len(places), whitening.axes.shape[1]), np.float32)
     codes = np.empty(len(places), dtype=np.uint64)
     for some in _parts(len(places), _AT_ONCE):
         vectors[some] = whitening(_grey(thumbs[places[some]]), np.zeros(4, dtype=np.float32))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -55,46 +54,43 @@ def audit(
     data, other = _open(source, val)
     known = held_out_probabilities(data, other, run) if run is not None else {}
     embedded = features_by_name(data, other, model, weights) if model and weights else None
-    with tempfile.TemporaryDirectory(prefix="visus-audit-") as folder:
-        pool, parts = pool_images(data, other)
-        scan = scan_images(
-            parts, folder=Path(folder), workers=workers, progress=partial(progress, "looked at")
-        )
-        exact = exact_copies(scan)
-        # What occurs several times would be near itself, and would teach a model its own label.
-        unique = representatives(scan, exact)
-        pairs = near_pairs(scan.thumbs, unique, Path(folder, "vectors"), partial(progress, "compared"))
-        if embedded is None:
-            features = patch_features(scan.thumbs, unique, Path(folder, "features"))
-        else:
-            unique = np.array([place for place in unique if pool.names[place] in embedded], dtype=np.int64)
-            features = np.stack([embedded[pool.names[place]] for place in unique])
-            pairs += near_vectors(features, unique)
-            features = principal_components(features, Path(folder, "features"))
-        doubted, notes = _doubts(pool, unique, features, known, Path(folder, "probabilities"))
-        findings = (
-            *find_unreadable(pool, scan.reasons),
-            *find_copies(pool, [*exact, *near_copies(pairs, exact)]),
-            *find_group_leakage(pool),
-            *doubted,
-            *find_shortcuts(pool, scan),
-            *find_imbalance(pool),
-            *find_odd_images(pool, scan),
-            *find_outliers(pool, unique, features),
-        )
-        if pictures is not None:
-            draw_findings(findings, pool, scan, pictures)
+    pool, parts = pool_images(data, other)
+    scan = scan_images(parts, workers=workers, progress=partial(progress, "looked at"))
+    exact = exact_copies(scan)
+    # What occurs several times would be near itself, and would teach a model its own label.
+    unique = representatives(scan, exact)
+    pairs = near_pairs(scan.thumbs, unique, partial(progress, "compared"))
+    if embedded is None:
+        features = patch_features(scan.thumbs, unique)
+    else:
+        unique = np.array([place for place in unique if pool.names[place] in embedded], dtype=np.int64)
+        features = np.stack([embedded[pool.names[place]] for place in unique])
+        pairs += near_vectors(features, unique)
+        features = principal_components(features)
+    doubted, notes = _doubts(pool, unique, features, known)
+    findings = (
+        *find_unreadable(pool, scan.reasons),
+        *find_copies(pool, [*exact, *near_copies(pairs, exact)]),
+        *find_group_leakage(pool),
+        *doubted,
+        *find_shortcuts(pool, scan),
+        *find_imbalance(pool),
+        *find_odd_images(pool, scan),
+        *find_outliers(pool, unique, features),
+    )
+    if pictures is not None:
+        draw_findings(findings, pool, scan, pictures)
     return Audit(len(pool), data.classes, findings, (*data.notes, *notes))
 
 
 def _doubts(
-    pool: Pool, places: Array, features: Array, known: Mapping[str, Array], file: Path
+    pool: Pool, places: Array, features: Array, known: Mapping[str, Array]
 ) -> tuple[list[Finding], list[str]]:
     """The labels that a model doubts: one that is `known` not to have seen the image, else one fitted on the other images."""
     held_out = np.array([pool.names[place] in known for place in places], dtype=np.bool_)
     others = places[~held_out]
     described = features[~held_out] if known else features
-    findings, notes = find_label_errors(pool, others, unseen_probabilities(pool, others, described, file))
+    findings, notes = find_label_errors(pool, others, unseen_probabilities(pool, others, described))
     if held_out.any():
         rows = np.stack([known[pool.names[place]] for place in places[held_out]])
         more, further = find_label_errors(pool, places[held_out], rows)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from visus.ops.rng import permutation
+from visus.ops.scratch import scratch_array
 
 _ITERATIONS = 60
 _FITTED = 100_000
@@ -83,17 +83,13 @@ def out_of_sample(
     penalty: float,
     folds: int = 5,
     seed: int = 0,
-    file: Path | None = None,
 ) -> Array:
     """Probabilities `[N, K]` of each image by a model fitted on the other folds, on 100,000 images or little more of these.
 
-    With `file` they lie there, float32, and memory does not grow with N.
+    They are float32, and many lie in a file.
     """
     fold = stratified_folds(labels, folds, seed)
-    shape = len(labels), classes
-    probabilities = (
-        np.empty(shape, np.float32) if file is None else np.memmap(file, np.float32, "w+", shape=shape)
-    )
+    probabilities = scratch_array((len(labels), classes), np.float32)
     for number in range(folds):
         seen, class_weights = _thinned(np.flatnonzero(fold != number), labels, classes)
         weights = fit_logistic(

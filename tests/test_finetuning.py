@@ -1,5 +1,7 @@
 """Runs in which a part of the model is frozen or adapted, resumed, and what they leave behind."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -38,7 +40,8 @@ def config(data, tmp_path, name, epochs=2, **options):
 )
 def test_a_run_with_frozen_parts_goes_on_to_the_same_bits(few, tmp_path, options):
     whole = train(config(few, tmp_path, "whole", 3, schedule="constant", **options))
-    half = train(config(few, tmp_path, "half", 1, schedule="constant", **options))
+    # In an epoch alone nothing would be thawed, which is refused where it is asked for.
+    half = train(replace(config(few, tmp_path, "half", 3, schedule="constant", **options), epochs=1))
     assert resume(half.run, epochs=3).digest == whole.digest
 
 
@@ -87,6 +90,27 @@ def test_adaptation_is_for_models_with_linear_layers(few, tmp_path):
     with pytest.raises(UsageError, match=r"--lora 2: expected a model with linear layers"):
         train(config(few, tmp_path, "none", lora=2))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"freeze": "batchnorm", **VIT}, "--freeze batchnorm: expected a model with batch norm, found none"),
+        ({"freeze": "5", "layer_decay": 0.5}, "--freeze 5 trains nothing"),
+        ({"freeze": "5", "backbone_factor": 0.5}, "--freeze 5 trains nothing"),
+    ],
+)
+def test_what_would_change_nothing_of_the_model_leaves_nothing_behind(few, tmp_path, options, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        train(config(few, tmp_path, "none", **options))
+    assert not list(tmp_path.iterdir())
+
+
+def test_low_rank_changes_learn_by_depth_as_well(few, tmp_path):
+    def digest(**options):
+        return train(config(few, tmp_path, "a", 1, lora=2, **VIT, **options)).digest
+
+    assert digest() != digest(layer_decay=0.5) != digest(backbone_factor=0.5)
 
 
 def test_freezing_more_than_there_is_leaves_nothing_behind(few, tmp_path):

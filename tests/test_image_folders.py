@@ -10,11 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from visus.config import make_config
 from visus.data.batching import EvaluationBatches, TrainingBatches, measure_preprocessing
 from visus.data.crops import centre_crop, random_resized_crop
 from visus.data.keeping import decode_once
 from visus.data.sources import open_source
+from visus.display import Display
 from visus.errors import DataError
+from visus.preparing import prepare
 
 MODES = ["RGB", "L", "RGBA", "P", "CMYK", "1"]
 
@@ -109,6 +112,25 @@ def test_standard_crops_depend_on_the_image_alone(folder):
 
     assert torch.equal(images(7), images(20))
     assert len(list(EvaluationBatches(data.test, record, 8))) == 3
+
+
+def test_a_size_in_the_cache_that_no_crops_would_come_from_is_said(folder):
+    class Listening(Display):
+        def __init__(self):
+            super().__init__(quiet=True)
+            self.lines = []
+
+        def line(self, text):
+            self.lines.append(text)
+
+    def told(augment, data=str(folder)):
+        display = Listening()
+        config = make_config(data=data, img_size=32, cache_size=50, augment=augment, max_bad=0.5)
+        prepare(config, display).close()
+        return [line for line in display.lines if line.startswith("--cache-size changes nothing")]
+
+    assert [len(told(augment)) for augment in ("none", "light", "standard")] == [1, 1, 0]
+    assert told("standard", "digits")
 
 
 def test_too_many_broken_files_stop_before_anything_is_written(folder, tmp_path):

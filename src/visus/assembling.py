@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,8 +113,20 @@ def begin(config: TrainConfig, model: nn.Module, device: torch.device, *, steps:
     factors = learning_rate_factors(
         model, layer_decay=config.layer_decay, backbone_factor=config.backbone_factor
     )
+    _check_factors(model, config, factors)
     optimizer = make_optimizer(model, with_some_rate(config), factors)
     return TrainingState(model, optimizer, average, make_scaler(config.amp, device))
+
+
+def _check_factors(model: nn.Module, config: TrainConfig, factors: Mapping[str, float]) -> None:
+    """`UsageError` where rates by depth are asked for, and all that is trained has the rate of the head."""
+    asked = config.layer_decay not in (None, 1) or config.backbone_factor != 1
+    trained = [factors[name] for name, each in model.named_parameters() if each.requires_grad]
+    if asked and trained and set(trained) == {1.0}:
+        raise UsageError(
+            f"--layer-decay and --backbone-factor are for what lies before the head, of which --freeze {config.freeze} "
+            "trains nothing; leave them out, or freeze less"
+        )
 
 
 def with_some_rate(config: TrainConfig) -> TrainConfig:

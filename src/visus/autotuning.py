@@ -21,7 +21,7 @@ from visus.assembling import (
     training_batches,
     with_some_rate,
 )
-from visus.config import TrainConfig, default_batch_size, make_config, plain_settings, resolve_config
+from visus.config import TrainConfig, default_batch_size, plain_settings, remake_config, resolve_config
 from visus.data.batching import batch_sizes
 from visus.data.foreign import Transform
 from visus.devices import available_memory_bytes, computing, default_threads, select_device
@@ -209,7 +209,7 @@ def _run_trial(trial: dict[str, Any]) -> None:
     # Where memory runs out, this process is to end and not the one that waits for it.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    config, device = make_config(**trial["config"]), torch.device(trial["device"])
+    config, device = remake_config(trial["config"]), torch.device(trial["device"])
     torch.set_num_threads(config.threads or torch.get_num_threads())
     state = begin(config, build_model(config.model, **trial["model_args"]), device)
     size = trial["shape"][0]

@@ -177,6 +177,7 @@ def train(
     from visus import launching, training
     from visus.config import make_config, read_config
     from visus.display import Display
+    from visus.idle import refuse_idle
     from visus.runs import open_run
 
     if resume is not None and config is not None:
@@ -195,7 +196,10 @@ def train(
         elif "data" not in asked:
             raise UsageError("expected DATA to train on, or --resume RUN; see visus train --help")
         else:
-            run = training.train(make_config(**asked), display=display)
+            made = make_config(**asked)
+            # A flag is given by hand, also where it says what the default is.
+            refuse_idle(made, settings)
+            run = training.train(made, display=display)
         # Before the report, which takes a while: what the run came to is known.
         if as_json and launching.is_first():
             _print_json(run.to_json())

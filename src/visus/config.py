@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ from visus.data.images import Split
 from visus.data.sampling import Sampler
 from visus.errors import UsageError
 from visus.files import write_text
+from visus.idle import refuse_idle
 from visus.models.adapt import AdaptSettings
 from visus.ops.optim import OptimizerSettings, resolve_optimizer
 from visus.ops.schedules import ScheduleSettings
@@ -145,7 +147,18 @@ class TrainConfig(OptimizerSettings, ScheduleSettings, AdaptSettings):
 
 
 def make_config(**settings: Any) -> TrainConfig:
-    """The settings, checked; `UsageError` in one sentence where they make no sense."""
+    """The settings, checked; `UsageError` in one sentence where they make no sense.
+
+    That is also where one is neither its default nor what the recipe says, and changes nothing beside the others.
+    """
+    config = remake_config(settings)
+    base = remake_config({"data": config.data, "recipe": config.recipe})
+    refuse_idle(config, [name for name in settings if getattr(config, name) != getattr(base, name)])
+    return config
+
+
+def remake_config(settings: Mapping[str, Any]) -> TrainConfig:
+    """`make_config` for the settings of a run that go on, of which some may change nothing beside what is new."""
     try:
         return TrainConfig(**settings)
     except pydantic.ValidationError as error:

@@ -146,6 +146,8 @@ def _decode(
 ) -> Data:
     # Larger training images serve crops of random size only: others would show a smaller part of them than evaluation does.
     random_size = cropping(config.augment or "standard", size) == "standard" and resize is not None
+    if config.cache_size and not (random_size and isinstance(data.train and data.train.images, FileImages)):
+        display.line("--cache-size changes nothing: no crops of random size are made of files")
     # Processes on one machine share a file, and would each have a copy in memory.
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     data = decode_once(

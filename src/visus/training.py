@@ -30,9 +30,9 @@ from visus.checkpoint import (
 from visus.config import (
     TrainConfig,
     default_batch_size,
-    make_config,
     plain_settings,
     read_config,
+    remake_config,
     resolve_config,
     with_absolute_paths,
     write_config,
@@ -51,6 +51,7 @@ from visus.distillation import find_teacher
 from visus.errors import CheckpointError, DataError, UnreadableError, UsageError
 from visus.files import link, write_json
 from visus.finishing import Run, finish, keep_profile
+from visus.idle import refuse_idle
 from visus.loop import fit
 from visus.models.adapt import freezer
 from visus.models.build import build_model
@@ -161,8 +162,9 @@ def _resume(
     **changes: Any,
 ) -> Run:
     stored = read_config(run.config)
-    config = with_absolute_paths(make_config(**{**stored, **changes}))
-    refuse_changes(make_config(**stored), config, allowed)
+    config = with_absolute_paths(remake_config({**stored, **changes}))
+    refuse_changes(remake_config(stored), config, allowed)
+    refuse_idle(config, changes)
     device = own_device(config.device, processes.local_rank, processes.local_size)
     resolve_amp(config.amp, device)
     check_compile(config, device, processes)

@@ -16,7 +16,7 @@ import pydantic
 import yaml
 from pydantic import ConfigDict, Field
 
-from visus.config import TrainConfig, make_config
+from visus.config import TrainConfig, remake_config
 from visus.display import Display
 from visus.errors import DataError, NonFiniteError, UsageError, unknown_name
 from visus.ops.intervals import Interval, wilson
@@ -185,7 +185,7 @@ def _optuna() -> Any:
 def _open_study(settings: Mapping[str, Any], space: Space) -> Any:
     """The study in the folder, begun where there is none yet."""
     optuna = _optuna()
-    known = [field.name for field in dataclasses.fields(make_config(**settings))]
+    known = [field.name for field in dataclasses.fields(remake_config(settings))]
     for name in space:
         if name not in known:
             raise unknown_name("setting in the space", name, known)
@@ -311,7 +311,7 @@ class _RefusedError(Exception):
 def _settings_of(trial: Any, settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> TrainConfig:
     """Of a trial: those that all share, and the ones that were chosen for it."""
     try:
-        return make_config(**{**settings, **chosen, "name": f"trial-{trial.number}"})
+        return remake_config({**settings, **chosen, "name": f"trial-{trial.number}"})
     except UsageError as error:
         raise _RefusedError(str(error)) from None
 

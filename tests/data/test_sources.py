@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from visus.data.sources import open_source
 from visus.data.splitting import held_out, held_out_groups
@@ -40,6 +41,18 @@ def test_digits_are_a_partition():
 
 def test_a_fraction_of_nothing_leaves_validation_out():
     assert open_source("digits", val_fraction=0).val is None
+
+
+def test_where_there_is_a_validation_part_it_is_said_that_nothing_is_set_aside(tmp_path):
+    for part in ("train", "val"):
+        for label in ("a", "b"):
+            (tmp_path / part / label).mkdir(parents=True)
+            Image.new("L", (8, 8)).save(tmp_path / part / label / f"{part}.png")
+    said = "nothing was set aside by --val-fraction and --split-seed, since there is a validation part"
+    assert said not in open_source(tmp_path).notes
+    for asked in ({"val_fraction": 0.3}, {"split_seed": 1}):
+        assert said in open_source(tmp_path, **asked).notes
+        assert said not in open_source("digits", **asked).notes
 
 
 @pytest.mark.parametrize("fraction", [1, -0.1, 1.5])

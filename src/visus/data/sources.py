@@ -41,6 +41,7 @@ from visus.errors import DataError, UsageError
 
 Source = str | os.PathLike[str] | MapStyle
 
+_VAL_FRACTION, _SPLIT_SEED = 0.1, 0
 _SOURCES = (
     "a folder, a table (.csv, .parquet), shards (.tar), an .npz or .zip file, CIFAR's .tar.gz, or `digits`"
 )
@@ -50,8 +51,8 @@ def open_source(
     source: Source,
     *,
     val: Source | None = None,
-    val_fraction: float = 0.1,
-    split_seed: int = 0,
+    val_fraction: float = _VAL_FRACTION,
+    split_seed: int = _SPLIT_SEED,
     cache: Cache = "auto",
     workers: int | None = None,
     exclude: str | os.PathLike[str] | None = None,
@@ -82,8 +83,8 @@ def open_named(settings: Mapping[str, Any]) -> Data:
     return open_source(
         settings["data"],
         val=settings.get("val"),
-        val_fraction=float(settings.get("val_fraction", 0.1)),
-        split_seed=int(settings.get("split_seed", 0)),
+        val_fraction=float(settings.get("val_fraction", _VAL_FRACTION)),
+        split_seed=int(settings.get("split_seed", _SPLIT_SEED)),
         exclude=settings.get("exclude"),
     )
 
@@ -110,6 +111,9 @@ def _with_validation_part(
         if "group" in train.columns:
             note += f", {_count_groups(held_out)} of {_count_groups(train)} groups"
         return replace(data, train=kept, val=held_out, notes=(*data.notes, note))
+    if data.val is not None and val_fraction and (val_fraction, split_seed) != (_VAL_FRACTION, _SPLIT_SEED):
+        note = "nothing was set aside by --val-fraction and --split-seed, since there is a validation part"
+        return replace(data, notes=(*data.notes, note))
     return data
 
 

@@ -108,7 +108,7 @@ def stages(model: nn.Module) -> list[list[str]]:
 def frozen_names(model: nn.Module, freezing: Freezing, epoch: int) -> set[str]:
     """The parameters that are not trained in `epoch` (from 0).
 
-    `UsageError` where the model has fewer stages than are to be frozen.
+    `UsageError` where the model has fewer stages than are to be frozen, or no batch norm.
     """
     if freezing == Freezing():
         return set()
@@ -122,7 +122,12 @@ def frozen_names(model: nn.Module, freezing: Freezing, epoch: int) -> set[str]:
     if freezing.every:
         count = max(0, count - epoch // freezing.every)
     names = {name for stage in found[:count] for name in stage}
-    return names | (_batchnorm_names(model) if freezing.batchnorm else set())
+    norms = _batchnorm_names(model) if freezing.batchnorm else set()
+    if freezing.batchnorm and not norms:
+        raise UsageError(
+            "--freeze batchnorm: expected a model with batch norm, found none; leave batchnorm out"
+        )
+    return names | norms
 
 
 def freezer(model: nn.Module, setting: str, say: Callable[[str], object] = str) -> Callable[[int], None]:

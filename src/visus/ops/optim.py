@@ -56,6 +56,15 @@ def resolve_optimizer(settings: OptimizerSettings) -> OptimizerSettings:
     )
 
 
+def takes_momentum(name: str) -> bool:
+    """Whether the optimizer of that name has a momentum to be set; so has a name that there is not, for others to refuse."""
+    if name in _DEFAULTS:
+        return name == "sgd"
+    from timm.optim import get_optimizer_info, list_optimizers
+
+    return name not in list_optimizers() or bool(get_optimizer_info(name).has_momentum)
+
+
 def make_optimizer(
     model: nn.Module, settings: OptimizerSettings, factors: Mapping[str, float] | None = None
 ) -> Optimizer:

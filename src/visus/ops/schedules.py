@@ -35,7 +35,9 @@ class ScheduleSettings:
         if self.schedule == "onecycle" and self.warmup_epochs:
             raise ValueError("onecycle has a warm-up of its own; leave --warmup-epochs out")
         if self.milestones is not None and self.schedule != "multistep":
-            raise ValueError(f"milestones belong to multistep, not to {self.schedule}")
+            raise ValueError(
+                f"milestones belong to multistep, not to {self.schedule}; leave --milestones out"
+            )
         return self
 
 

@@ -1,0 +1,88 @@
+"""Settings that change nothing beside the others, given by hand, by a recipe and by a stored config."""
+
+from pathlib import Path
+
+import pytest
+from timm.optim import list_optimizers
+from torch import nn
+
+from visus.config import make_config, plain_settings, remake_config
+from visus.errors import UsageError
+from visus.idle import IDLE, refuse_idle
+from visus.ops.optim import OptimizerSettings, make_optimizer, takes_momentum
+
+PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+# The setting that changes nothing, what it is beside, and beside what it would change something.
+CASES = [
+    ({"val_fraction": 0.2}, {"val": "y"}, {}),
+    ({"split_seed": 3}, {"val": "y"}, {}),
+    ({"distill_digest": "0a"}, {}, {"distill": "y"}),
+    ({"patience": 4}, {"epochs": 5}, {"epochs": 6}),
+    ({"momentum": 0.8}, {"optimizer": "adamw"}, {"optimizer": "sgd"}),
+    ({"weight_decay_on": "weights"}, {"optimizer": "lamb"}, {"optimizer": "lamb", "weight_decay": 0.1}),
+    ({"freeze": "gradual:5"}, {"epochs": 5}, {"epochs": 6}),
+    ({"gamma": 0.2}, {"schedule": "cosine"}, {}),
+    ({"milestones": (10, 12.5)}, {"epochs": 10}, {"epochs": 11}),
+    ({"warmup_epochs": 5}, {"epochs": 5}, {"epochs": 6}),
+    ({"ema_decay": 0.9}, {}, {"ema": True}),
+]
+
+
+def test_each_has_its_case():
+    assert [name for name, _, _ in IDLE] == [name for case, _, _ in CASES for name in case]
+
+
+@pytest.mark.parametrize(("setting", "beside", "otherwise"), CASES)
+def test_what_changes_nothing_is_refused_in_one_sentence(setting, beside, otherwise):
+    (name,) = setting
+    with pytest.raises(UsageError) as caught:
+        make_config(data="x", **setting, **beside)
+    assert str(caught.value).startswith(f"--{name.replace('_', '-')} ")
+    assert "{" not in str(caught.value)
+    # What it is beside is right by itself, and so is the setting beside another.
+    make_config(data="x", **beside)
+    make_config(data="x", **setting, **otherwise)
+
+
+@pytest.mark.parametrize(("setting", "beside", "otherwise"), CASES)
+def test_the_documentation_has_a_row_for_each(setting, beside, otherwise):
+    (name,) = setting
+    rows = PAGE.partition("## What would change nothing")[2].splitlines()
+    assert any(f"`--{name.replace('_', '-')}" in row.split("|")[1] for row in rows if row.startswith("| `--"))
+
+
+def test_what_a_recipe_says_is_not_refused():
+    config = make_config(data="x", recipe="finetune", epochs=1)
+    assert config.warmup_epochs == 1
+    # Nor is it where the recipe is stored with it.
+    assert make_config(**{k: str(v) for k, v in plain_settings(config).items()}) == config
+    with pytest.raises(UsageError, match="--warmup-epochs 2 would let the rate rise"):
+        make_config(data="x", recipe="finetune", epochs=1, warmup_epochs=2)
+
+
+def test_a_default_is_refused_only_where_it_is_given_by_hand():
+    config = make_config(data="x", ema_decay=0.999, momentum=0.9, optimizer="adamw")
+    refuse_idle(config, ["optimizer", "epochs"])
+    with pytest.raises(UsageError, match="--ema-decay is that of an average"):
+        refuse_idle(config, ["ema_decay"])
+
+
+def test_a_run_that_goes_on_keeps_what_changes_nothing_any_more():
+    before = make_config(data="x", patience=5, freeze="gradual:4", epochs=8)
+    assert remake_config({**plain_settings(before), "epochs": 4}).patience == 5
+
+
+def test_which_optimizers_take_a_momentum():
+    def rates(name, momentum):
+        settings = OptimizerSettings(optimizer=name, lr=0.1, momentum=momentum)
+        try:
+            defaults = make_optimizer(nn.Linear(2, 2), settings).defaults
+        except UsageError:
+            return None
+        return {key: value for key, value in defaults.items() if isinstance(value, float | tuple)}
+
+    # As the optimizers themselves have it: those of which something differs.
+    for name in ["sgd", "adamw", *list_optimizers()]:
+        first = rates(name, 0.5)
+        assert first is None or (first != rates(name, 0.6)) == takes_momentum(name), name
+    assert takes_momentum("sdg")

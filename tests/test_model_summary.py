@@ -595,10 +595,12 @@ def test_one_image_in_training_where_batch_norm_refuses_it():
     [
         (build_model("small", 3), (1, 8, 8), ["features.0.0 (Conv2d)", "[2, 1, 8, 8]", "3 channels"]),
         (nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (3, 3), ["1 (Linear)", "[2, 9]"]),
-        ("vit_b_16", (3, 63, 64), ["the model (VisionTransformer)", "[2, 3, 63, 64]"]),
+        ("vit_b_16", (3, 63, 64), ["the model (VisionTransformer)", "[2, 3, 63, 64]", "of 48 x 48 and 64 x 64 work"]),
+        ("densenet121", (3, 16, 100), ["features.transition3.pool (AvgPool2d)", "images of 32 x 112 work"]),
         ("vit_b_16", (3, 60, 60), ["60 x 60", "images of 48 x 48 and 64 x 64 work"]),
         ("densenet121", (3, 16, 16), ["features.transition3.pool (AvgPool2d)", "images of 32 x 32 work"]),
         (nn.Sequential(nn.Conv2d(3, 2, 16, 16), nn.Flatten(), nn.Linear(8, 2)), (3, 50, 50), ["2 (Linear)", "of 32 x 32 work"]),
+        (nn.Sequential(nn.Conv2d(3, 2, 16, 16), nn.Flatten(), nn.Linear(12, 2)), (3, 50, 70), ["2 (Linear)", "of 32 x 48 work"]),
         (TwoInputs(), (6,), ["the model (TwoInputs)", "right"]),
     ],
 )  # fmt: skip

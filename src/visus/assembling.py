@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from visus.amp import make_scaler
 from visus.compiling import refuse_without_compiler
@@ -23,7 +23,7 @@ from visus.loop import Loss
 from visus.models.adapt import freezer, learning_rate_factors
 from visus.models.build import build_model
 from visus.models.lora import add_lora
-from visus.models.sizes import working_sizes
+from visus.models.sizes import Size, working_sizes
 from visus.ops.averaging import ExponentialAverage, TailAverage, last_quarter
 from visus.ops.optim import make_optimizer, resolve_optimizer
 from visus.ops.rng import derive_seed
@@ -31,6 +31,7 @@ from visus.preparing import Prepared
 from visus.processes import Processes
 from visus.runs import RunFolder
 from visus.state import TrainingState
+from visus.summaries.tracing import InputError, first_line, trace
 
 _SOME_RATE = 1e-3
 
@@ -78,27 +79,45 @@ def new_model(
 ) -> nn.Module:
     """The model at step 0, its random weights a function of the seed, and tried on an image.
 
-    `UsageError` where the model cannot take images of that size: some want one size, in others little ones shrink to nothing.
+    `UsageError` where the model cannot take images of that size, naming the layer and sizes that work: some want one size, in
+    others little ones shrink to nothing.
     """
     torch.manual_seed(derive_seed(config.seed, "init"))
-    height, width = prepared.preprocessing.size
-    channels = prepared.train.images.channels
+    size, channels = prepared.preprocessing.size, prepared.train.images.channels
     try:
         model = build_model(config.model, weights=config.weights, say=say, **model_args(config, prepared))
         model.to(device)
-        with eval_mode(model), torch.inference_mode():
-            model(torch.zeros(1, channels, height, width, device=device))
+        _try_on(model, torch.zeros(1, channels, *size, device=device))
+    except InputError as error:
+        raise _refused_size(config.model, size, channels, error.place) from None
     except VisusError:
         raise
     # Libraries say it in ways of their own.
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        found = " and ".join(map(str, working_sizes(config.model, height, in_channels=channels)))
-        raise UsageError(
-            f"{config.model} cannot take images of {height}x{width} ({reason}); choose another --img-size"
-            + (f", such as {found}" if found else "")
-        ) from None
+        raise _refused_size(config.model, size, channels, first_line(error)) from None
     return model
+
+
+def _try_on(model: nn.Module, image: Tensor) -> None:
+    """`InputError`, naming the layer, where `model` cannot take `image [1, C, H, W]`."""
+    with eval_mode(model), torch.inference_mode():
+        try:
+            model(image)
+        except Exception:
+            # Once more, to see where.
+            trace(model, ([image], {}))
+            raise
+
+
+def _refused_size(name: str, size: Size, channels: int, reason: str) -> UsageError:
+    height, width = size
+    # --img-size makes squares.
+    side = max(size)
+    found = " and ".join(str(each) for each, _ in working_sizes(name, (side, side), in_channels=channels))
+    return UsageError(
+        f"{name} cannot take images of {height}x{width} ({reason.rstrip('.')}); choose another --img-size"
+        + (f", such as {found}" if found else "")
+    )
 
 
 def begin(config: TrainConfig, model: nn.Module, device: torch.device, *, steps: int = 1) -> TrainingState:

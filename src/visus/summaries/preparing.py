@@ -10,7 +10,7 @@ from torch import nn
 from visus.errors import UsageError, VisusError
 from visus.models.hollow import build_outline
 from visus.models.names import resolve_model
-from visus.models.sizes import nearest_sizes, working_sizes
+from visus.models.sizes import Size, nearest_sizes, working_sizes
 from visus.summaries.examining import Amp, Findings, Sizes, all_sizes, can_run, examine
 from visus.summaries.tracing import first_line
 
@@ -42,21 +42,22 @@ def _outline(
         model = build_outline(name, num_classes, in_channels=in_channels or 3)
         return model, ([_own_size(name, model, in_channels or 3)], {})
     sizes = _read_sizes(input_size)
-    channels, side = in_channels or all_sizes(sizes)[0][0], _side(sizes)
+    channels, size = in_channels or all_sizes(sizes)[0][0], _image_size(sizes)
+    side = size[0] if size and size[0] == size[1] else None
     try:
         return build_outline(name, num_classes, in_channels=channels, img_size=side), sizes
     except VisusError:
         raise
     except Exception as error:
-        refusal = UsageError(f"{name} cannot be built for images of {side} x {side}: {first_line(error)}")
-        raise _with_sizes(refusal, working_sizes(name, side or 0, in_channels=channels)) from error
+        what = f"images of {size[0]} x {size[1]}" if size else f"inputs of {all_sizes(sizes)}"
+        refusal = UsageError(f"{name} cannot be built for {what}: {first_line(error)}")
+        raise _with_sizes(refusal, working_sizes(name, size, in_channels=channels) if size else []) from error
 
 
-def _side(sizes: Sizes) -> int | None:
-    """Of square images, where they are the only input."""
+def _image_size(sizes: Sizes) -> Size | None:
+    """Height and width of the images, where they are the only input."""
     given = all_sizes(sizes)
-    is_square = len(given) == 1 and len(given[0]) == 3 and given[0][1] == given[0][2]
-    return given[0][1] if is_square else None
+    return (given[0][1], given[0][2]) if len(given) == 1 and len(given[0]) == 3 else None
 
 
 def examined(
@@ -71,19 +72,19 @@ def examined(
     try:
         return examine(model, sizes, batch_size, optimizer, amp)
     except UsageError as error:
-        side = _side(sizes)
-        if side is None:
+        size = _image_size(sizes)
+        if size is None:
             raise
         channels = all_sizes(sizes)[0][0]
         if isinstance(model_or_name, str):
-            works = working_sizes(model_or_name, side, in_channels=channels)
+            works = working_sizes(model_or_name, size, in_channels=channels)
         else:
-            works = nearest_sizes(lambda size: can_run(model, (channels, size, size)), side, 224)
+            works = nearest_sizes(lambda tried: can_run(model, (channels, *tried)), size, 224)
         raise _with_sizes(error, works) from error
 
 
-def _with_sizes(refusal: UsageError, works: list[int]) -> UsageError:
-    listed = " and ".join(f"{size} x {size}" for size in works)
+def _with_sizes(refusal: UsageError, works: list[Size]) -> UsageError:
+    listed = " and ".join(f"{height} x {width}" for height, width in works)
     return UsageError(f"{refusal}; images of {listed} work") if works else refusal
 
 

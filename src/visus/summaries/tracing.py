@@ -53,8 +53,18 @@ class Trace:
     """Names of the parameters that no operation touched."""
 
 
+class InputError(UsageError):
+    """An input that a module cannot take."""
+
+    def __init__(self, place: str, module: nn.Module) -> None:
+        super().__init__(f"expected an input that the model can take, but {place}")
+        self.place = place
+        """Which module it is, what it was given, and what it said."""
+        self.module = module
+
+
 def trace(model: nn.Module, inputs: Inputs, *, amp: str = "off") -> Trace:
-    """Run `model` on `inputs` and look. `UsageError`, naming the module and what it was given, where it cannot."""
+    """Run `model` on `inputs` and look. `InputError`, naming the module and what it was given, where it cannot."""
     arguments, keywords = inputs
     with _watched(model) as watch:
         try:
@@ -197,9 +207,7 @@ def _refusal(stack: list[Call], error: Exception) -> UsageError:
     call = stack[-1]
     where = f"{call.name or 'the model'} ({call.type})"
     found = " and ".join(map(str, call.input_shapes)) or "no tensor"
-    return UsageError(
-        f"expected an input that the model can take, but {where} was given {found} and failed: {first_line(error)}"
-    )
+    return InputError(f"{where} was given {found} and failed: {first_line(error)}", call.module)
 
 
 def first_line(error: BaseException) -> str:

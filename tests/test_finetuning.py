@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from visus.checkpoint import load_checkpoint, rebuild_model
 from visus.config import make_config
-from visus.errors import UsageError
+from visus.errors import CheckpointError, UsageError
+from visus.models.build import build_model
 from visus.training import resume, train
 
 
@@ -59,6 +61,79 @@ def test_what_is_frozen_does_not_move_and_has_no_state(few, tmp_path):
     assert not [
         name for name in states if name.startswith(("optimizer.features.0.", "optimizer.features.2."))
     ]
+
+
+def drawn(folder):
+    """Image files of two classes."""
+    for number in range(24):
+        place = folder / "ab"[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (70, 70), (10 * number, 0, 0)).save(place)
+    return str(folder)
+
+
+class DecodedError(Exception):
+    pass
+
+
+@pytest.fixture
+def undecoded(monkeypatch):
+    def decode(*arguments, **options):
+        raise DecodedError
+
+    monkeypatch.setattr("visus.preparing.decode_once", decode)
+
+
+def write_weights(kind, path):
+    """A file to start from, or what is none."""
+    if kind == "cut short":
+        torch.save(build_model("resnet18", 7).state_dict(), path)
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif kind != "missing":
+        torch.save(build_model(kind, 7).state_dict(), path)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "sentence"),
+    [
+        ("resnet18", "missing", "expected a file of weights, found none"),
+        ("resnet18", "cut short", "damaged or not a file of weights"),
+        ("resnet18", "small", "the weights are not those of this model"),
+    ],
+)
+def test_weights_that_are_of_no_use_are_refused_before_an_image_is_decoded(
+    undecoded, tmp_path, model, kind, sentence
+):
+    write_weights(kind, tmp_path / "a.pth")
+    settings = {"model": model, "weights": str(tmp_path / "a.pth"), "out": str(tmp_path / "runs")}
+    with pytest.raises(CheckpointError, match=sentence):
+        train(make_config(data=drawn(tmp_path / "images"), img_size=64, **settings))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("weights", ["default", "IMAGENET1K_V1"])
+def test_names_that_stand_for_no_weights_are_refused_before_an_image_is_decoded(undecoded, tmp_path, weights):
+    settings = {"model": "small", "weights": weights, "out": str(tmp_path / "runs")}
+    with pytest.raises(UsageError, match=r"no default weights|unknown file or set of weights"):
+        train(make_config(data=drawn(tmp_path / "images"), **settings))
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("resnet18", {"stem": "small"}),
+        ("timm/test_vit", {}),
+        ("vit_b_32", {}),
+        ("timm/tresnet_m", {}),
+        # A size that it cannot be built for is said where it is built, with sizes that work.
+        ("vit_b_32", {"img_size": 70}),
+    ],
+)
+def test_weights_that_fit_are_no_reason_to_stop(undecoded, tmp_path, model, options):
+    write_weights(model, tmp_path / "a.pth")
+    settings = {"model": model, "weights": str(tmp_path / "a.pth"), "img_size": 64, "out": str(tmp_path)}
+    with pytest.raises(DecodedError):
+        train(make_config(data=drawn(tmp_path / "images"), **{**settings, **options}))
 
 
 def test_without_asking_for_anything_a_run_is_what_it_was(few, tmp_path):

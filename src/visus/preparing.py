@@ -18,6 +18,7 @@ from visus.data.sources import open_source
 from visus.devices import available_memory_bytes
 from visus.display import Display
 from visus.errors import DataError, UsageError
+from visus.models.hollow import check_weights
 from visus.models.weights import pretrained_preprocessing
 from visus.preprocessing import RESIZE_RATIO, Interpolation, Preprocessing
 
@@ -65,6 +66,7 @@ def prepare(config: TrainConfig, display: Display) -> Prepared:
     size, resize = _geometry(config, part, pretrained)
     # Before files are decoded, so that nobody waits for a refusal.
     _check_batch(config, part, size)
+    _check_weights(config, part, size)
     interpolation: Interpolation = pretrained.interpolation if pretrained else "bilinear"
     data = _decode(data, part.images.channels, config, size, resize, interpolation, display)
     if pretrained is None:
@@ -133,6 +135,20 @@ def _check_batch(config: TrainConfig, part: Split, size: tuple[int, int]) -> Non
             f"expected a batch that fits in memory ({free >> 20} MB are free), found {shown} ({needed >> 20} MB); "
             "lower --batch-size or --img-size"
         )
+
+
+def _check_weights(config: TrainConfig, part: Split, size: tuple[int, int]) -> None:
+    """`CheckpointError` or `UsageError` where the weights to start from cannot be had, or are those of another model."""
+    if config.weights is None:
+        return
+    check_weights(
+        config.model,
+        len(part.classes),
+        config.weights,
+        in_channels=part.images.channels,
+        img_size=size[0] if size[0] == size[1] else None,
+        stem=config.stem,
+    )
 
 
 def _decode(

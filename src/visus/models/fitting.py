@@ -27,7 +27,21 @@ def load_weights(
     replaced: Collection[str] = (),
     say: Callable[[str], object] = str,
 ) -> list[str]:
-    """Load `tensors` into `model`, and return the names of those that stay new: a head of another number of classes.
+    """Load `tensors` into `model`, fitted to it, and return the names of those that stay new."""
+    fitted = fit_weights(model, tensors, origin, replaced=replaced, say=say)
+    model.load_state_dict(fitted, strict=False)
+    return [name for name in model.state_dict() if name not in fitted]
+
+
+def fit_weights(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    origin: str,
+    *,
+    replaced: Collection[str] = (),
+    say: Callable[[str], object] = str,
+) -> dict[str, Tensor]:
+    """`tensors` as `model` can load them, by its names; a head of another number of classes is left out, as it stays new.
 
     A first convolution for other channels is adapted, as timm does: summed for grey, else repeated and scaled. Position embeddings
     of another image size are resized, by the model's own library. Auxiliary heads that the model lacks are left out, and layers
@@ -46,8 +60,7 @@ def load_weights(
     if wrong or not fitted:
         listed = "; ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise CheckpointError(f"{Path(origin).name}: the weights are not those of this model: {listed}")
-    model.load_state_dict(fitted, strict=False)
-    return [name for name in model.state_dict() if name not in fitted]
+    return fitted
 
 
 def _fit(

@@ -7,20 +7,24 @@ is computed and nothing allocated.
 from __future__ import annotations
 
 import copy
+import os
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.utils._pytree import tree_leaves
 
-from visus.errors import VisusError
+from visus.errors import CheckpointError, VisusError
 from visus.models.build import build_model
+from visus.models.fitting import fit_weights
+from visus.models.names import resolve_model
+from visus.models.weights import pretrained_tensors
 
 if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -42,6 +46,33 @@ def build_outline(
             # torchvision's RegNets compute their widths with tensors; timm's hybrids, which run their stem, need the way above.
             with _parameters_on_meta():
                 return build_model(name, num_classes, in_channels=in_channels, img_size=img_size)
+
+
+def check_weights(
+    name: str,
+    num_classes: int,
+    weights: str | os.PathLike[str],
+    *,
+    in_channels: int = 3,
+    img_size: int | None = None,
+    stem: Literal["small"] | None = None,
+) -> None:
+    """Raise what `build_model` raises of these `weights`, in the time that it takes to read them.
+
+    They are tried on an outline; where that does not take them, on a model, whose word counts. What is not of the weights, such as
+    a size that the model cannot be built for, is left to whoever builds it.
+    """
+    library, own_name = resolve_model(name)
+    tensors = pretrained_tensors(library, own_name, weights)
+    try:
+        model = build_outline(name, num_classes, in_channels=in_channels, img_size=img_size)
+    except Exception:
+        return
+    try:
+        fit_weights(model, tensors, str(weights), replaced=("conv1",) if stem else ())
+    except CheckpointError:
+        options: Any = {"in_channels": in_channels, "img_size": img_size, "stem": stem}
+        build_model(name, num_classes, weights=weights, say=str, **options)
 
 
 def fake_mode() -> FakeTensorMode:

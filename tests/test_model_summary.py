@@ -446,6 +446,73 @@ def test_inputs_by_keyword():
     assert found.input_mb == 2 * 6 * 4 / 2**20
 
 
+class Words(nn.Module):
+    """Takes indices, and a factor for each sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(50, 8)
+        self.lstm = nn.LSTM(8, 6, batch_first=True)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, indices, scale=None):
+        outputs, _ = self.lstm(self.words(indices))
+        return self.head(outputs.mean(1)) * (1.0 if scale is None else scale.view(-1, 1))
+
+
+SEQUENCE = torch.arange(16)
+
+
+def test_a_tensor_in_the_place_of_a_size_is_an_item():
+    before = SEQUENCE.clone()
+    found = summary(Words(), SEQUENCE, batch_size=4, optimizer="sgd")
+    assert torch.equal(SEQUENCE, before)
+    assert found.layers[0]["output_shape"] == [4, 16, 8]
+    assert found.input_mb == found.peak_training["inputs"] == 4 * 16 * 8 / 2**20
+    assert found.total_params == count(Words())
+    assert found.flops == 2 * 4 * (16 * 4 * 6 * (8 + 6) + 6 * 3)
+    assert [each["output_shape"] for each in summary(Words(), SEQUENCE).layers] == [
+        [-1, 16, 8],
+        [[-1, 16, 6], [1, -1, 6], [1, -1, 6]],
+        [-1, 3],
+    ]
+    assert "Embedding" in str(summary(Words(), SEQUENCE, style="classic", batch_size=2))
+
+
+@pytest.mark.parametrize(
+    "inputs", [[SEQUENCE, torch.tensor(0.5)], [SEQUENCE, (1,)], {"scale": (1,), "indices": SEQUENCE}]
+)
+def test_tensors_and_sizes_side_by_side(inputs):
+    found = summary(Words(), inputs, batch_size=3)
+    assert found.layers[-1]["output_shape"] == [3, 3]
+    assert found.input_mb == 3 * (16 * 8 + 4) / 2**20
+
+
+def test_the_peak_with_indices_is_within_5_percent_of_the_measured():
+    model = nn.Sequential(nn.Embedding(2000, 64), nn.Flatten(), nn.Linear(16 * 64, 300))
+    measured = peak_of_step(model, SEQUENCE.repeat(128, 1), "sgd")
+    found = summary(model, SEQUENCE, batch_size=128, optimizer="sgd")
+    assert found.peak_training_mb == pytest.approx(measured / 2**20, rel=0.05)
+    mb = int(found.peak_training_mb + 1)
+    assert largest_batch(model, SEQUENCE, mb * 2**20) >= 128
+
+
+def test_values_of_a_given_item_reach_a_model_that_needs_some():
+    class Asking(Words):
+        def forward(self, indices):
+            assert indices.max().item() == 15
+            return super().forward(indices)
+
+    assert summary(Asking(), SEQUENCE).remarks[0].count("two inputs, and one, were sent") == 1
+
+
+def test_what_takes_indices_says_what_to_give():
+    with pytest.raises(
+        UsageError, match=r"words \(Embedding\) was given \[2, 16\].*give a tensor of one item"
+    ):
+        summary(Words(), (16,))
+
+
 def test_dataparallel_is_looked_through():
     found = summary(nn.DataParallel(Net()), (3, 8, 8))
     assert found.total_params == count(Net())
@@ -738,6 +805,42 @@ def test_flops_are_twice_the_multiply_adds_that_torchvision_publishes(weights):
     assert found.total_params == weights.meta["num_params"] + (
         count(build_outline("googlenet")) - 6_624_904 if name == "googlenet" else 0
     )
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bias": False}, {"batch_first": True}, {"bidirectional": True, "num_layers": 2}],
+    ids=str,
+)
+def test_flops_of_recurrent_layers_are_those_of_their_cells(layer, options):
+    """torch counts the products of a cell; a layer has one for each matrix, called for each item of a sequence."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, cells = layer(5, 7, **options), {nn.LSTM: nn.LSTMCell, nn.GRU: nn.GRUCell, nn.RNN: nn.RNNCell}
+    expected = 0
+    for each in (model._parameters[name] for name in model._parameters if name.startswith("weight_ih")):
+        cell = cells[layer](each.shape[1], 7)
+        with FlopCounterMode(display=False) as counter:
+            cell(torch.rand(3, each.shape[1]))
+        expected += 4 * counter.get_total_flops()
+    assert summary(model, (4, 5), batch_size=3).flops == expected
+    assert summary(model, (4, 5)).flops == expected / 3
+
+
+def test_flops_of_an_lstm_with_projections():
+    model = nn.LSTM(5, 7, proj_size=3)
+    # Gates from input and output, and the projection.
+    assert summary(model, (4, 5), batch_size=3).flops == 2 * 3 * 4 * (4 * 7 * (5 + 3) + 3 * 7)
+
+
+def test_flops_of_a_recurrent_layer_as_cudnn_has_it():
+    from visus.summaries.tracing import _recurrent_formulas
+
+    model, sequence = nn.LSTM(5, 7, num_layers=2), torch.rand(4, 3, 5)
+    count = _recurrent_formulas()[torch.ops.aten._cudnn_rnn]
+    whole, on_cpu = count(sequence, list(model.parameters()), 4, None), summary(model, (3, 5), batch_size=4)
+    assert whole == on_cpu.flops == 2 * 4 * 3 * 4 * 7 * (5 + 7 + 7 + 7)
 
 
 def test_flops_equal_those_of_torchs_counter():

@@ -5,13 +5,12 @@ Nothing is computed and nothing allocated: the model is copied with fake tensors
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal, TypedDict, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from visus.errors import UsageError, unknown_name
 from visus.models.hollow import fake_mode
@@ -22,8 +21,8 @@ from visus.summaries.examining import (
     Findings,
     Sizes,
     all_sizes,
-    input_dtype,
     input_maker,
+    item_bytes,
     runnable_copy,
     undisturbed,
 )
@@ -36,7 +35,7 @@ from visus.summaries.tracing import Call, Shape, count
 Style = Literal["rich", "classic", "markdown", "html"]
 Sort = Literal["params", "flops", "activations"]
 COLUMNS: tuple[Column, ...] = get_args(Column)
-Size = Sequence[int]
+Input = Sequence[int] | Tensor
 _MIB = 2**20
 
 
@@ -99,7 +98,7 @@ class Summary:
 
 def summary(
     model_or_name: nn.Module | str,
-    input_size: Size | Sequence[Size] | Mapping[str, Size] | None = None,
+    input_size: Input | Sequence[Input] | Mapping[str, Input] | None = None,
     *,
     batch_size: int = -1,
     num_classes: int | None = None,
@@ -115,6 +114,8 @@ def summary(
     """What `model_or_name` is made of and needs, for inputs of `input_size`.
 
     A size is `(C, H, W)`, or that of one item of any other input; a list of sizes, or a mapping by keyword, is for several inputs.
+    Inputs are random numbers; a tensor in the place of a size is an item itself, for what takes others (`torch.zeros(16,
+    dtype=torch.int64)` for a sequence of 16 indices).
     A name has its library's own size, and is built for `in_channels` (by default those of the input) and `num_classes`. Without
     `batch_size`, figures are those of one image. `optimizer` is a name as in training; without one, the training step makes
     gradients and updates nothing. A module is left as it was found.
@@ -151,7 +152,7 @@ def summary(
 
 def largest_batch(
     model_or_name: nn.Module | str,
-    input_size: Size | Sequence[Size] | Mapping[str, Size] | None,
+    input_size: Input | Sequence[Input] | Mapping[str, Input] | None,
     memory_bytes: int,
     *,
     num_classes: int | None = None,
@@ -215,8 +216,7 @@ def _check_optimizer(optimizer: str | None) -> None:
 
 def _figures(model: nn.Module, sizes: Sizes, images: int, found: Findings) -> dict[str, Any]:
     calls, parameters = found.trace.calls, found.parameters
-    item_bytes = input_dtype(model).itemsize
-    input_mb = images * item_bytes * sum(map(math.prod, all_sizes(sizes))) / _MIB
+    input_mb = images * item_bytes(model, sizes) / _MIB
     rows = [call for call in calls if has_row(call)]
     output_mb = 2 * sum(call.output_bytes for call in rows) / _MIB
     params_mb = sum(each.numel() * each.element_size() for each in parameters) / _MIB

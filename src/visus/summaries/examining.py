@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from visus.errors import UsageError
@@ -22,8 +23,10 @@ from visus.summaries.memory import Inputs, Peak, model_device, predict_inference
 from visus.summaries.tracing import Trace, are_alike, extrapolate, first_line, trace
 
 Amp = Literal["off", "bf16", "fp16"]
-Sizes = tuple[list[tuple[int, ...]], dict[str, tuple[int, ...]]]
-"""Of one item of each input: arguments, and keyword arguments."""
+Item = tuple[int, ...] | Tensor
+"""The size of one item of an input, of random numbers then, or such an item."""
+Sizes = tuple[list[Item], dict[str, Item]]
+"""Of each input: arguments, and keyword arguments."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,23 @@ class Findings:
     remarks: list[str]
 
 
-def all_sizes(sizes: Sizes) -> list[tuple[int, ...]]:
+def all_items(sizes: Sizes) -> list[Item]:
     """Without the keywords."""
     arguments, keywords = sizes
     return [*arguments, *keywords.values()]
+
+
+def all_sizes(sizes: Sizes) -> list[tuple[int, ...]]:
+    """Of one item of each input, without the keywords."""
+    return [tuple(each.shape) if isinstance(each, Tensor) else each for each in all_items(sizes)]
+
+
+def item_bytes(model: nn.Module, sizes: Sizes) -> int:
+    """Of one item of every input."""
+    own = input_dtype(model).itemsize
+    return sum(
+        each.nbytes if isinstance(each, Tensor) else own * math.prod(each) for each in all_items(sizes)
+    )
 
 
 def runnable_copy(model: nn.Module, sizes: Sizes) -> nn.Module:
@@ -63,14 +79,19 @@ def runnable_copy(model: nn.Module, sizes: Sizes) -> nn.Module:
 
 
 def input_maker(model: nn.Module, sizes: Sizes) -> Callable[[int], Inputs]:
-    """A function from a number of images to random inputs, in the model's own type and on its device."""
-    options: Any = {"device": model_device(model), "dtype": input_dtype(model)}
+    """A function from a number of images to inputs on the model's device: items repeated, or random, in the model's own type."""
+    device, dtype = model_device(model), input_dtype(model)
     arguments, keywords = sizes
+
+    def batch(images: int, item: Item) -> Tensor:
+        if isinstance(item, Tensor):
+            return item.detach().to(device)[None].repeat(images, *[1] * item.dim())
+        return torch.rand(images, *item, device=device, dtype=dtype)
 
     def make(images: int) -> Inputs:
         return (
-            [torch.rand(images, *size, **options) for size in arguments],
-            {name: torch.rand(images, *size, **options) for name, size in keywords.items()},
+            [batch(images, each) for each in arguments],
+            {name: batch(images, each) for name, each in keywords.items()},
         )
 
     return make
@@ -126,8 +147,9 @@ def _examine_with_numbers(model: nn.Module, sizes: Sizes, batch_size: int, amp: 
     devices = {each.device.index for each in model.parameters() if each.is_cuda}
     with eval_mode(model), torch.no_grad(), _buffers_kept(model), torch.random.fork_rng(devices):
         run, scaled, remarks = _scaled(lambda n: trace(model, make(n), amp=amp), batch_size)
+    what = "inputs" if any(isinstance(each, Tensor) for each in all_items(sizes)) else "random images"
     remark = (
-        f"this model cannot be run without numbers ({reason}): two random images, and one, were sent through it in eval mode, "
+        f"this model cannot be run without numbers ({reason}): two {what}, and one, were sent through it in eval mode, "
         "and the peak of a training step is not known"
     )
     remarks = [remark, *_unused_remark(model, run), *_packed_remark(model), *remarks]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from visus.errors import UsageError, VisusError
 from visus.models.hollow import build_outline
 from visus.models.names import resolve_model
 from visus.models.sizes import Size, nearest_sizes, working_sizes
-from visus.summaries.examining import Amp, Findings, Sizes, all_sizes, can_run, examine
-from visus.summaries.tracing import first_line
+from visus.summaries.examining import Amp, Findings, Item, Sizes, all_items, all_sizes, can_run, examine
+from visus.summaries.tracing import InputError, first_line
+
+_GIVE_ITEM = "in the place of a size, give a tensor of one item, such as torch.zeros(16, dtype=torch.int64)"
 
 
 def prepare(
@@ -56,8 +58,9 @@ def _outline(
 
 def _image_size(sizes: Sizes) -> Size | None:
     """Height and width of the images, where they are the only input."""
-    given = all_sizes(sizes)
-    return (given[0][1], given[0][2]) if len(given) == 1 and len(given[0]) == 3 else None
+    given = all_items(sizes)
+    only = given[0] if len(given) == 1 else ()
+    return None if isinstance(only, Tensor) or len(only) != 3 else only[1:]
 
 
 def examined(
@@ -68,10 +71,12 @@ def examined(
     optimizer: str | None,
     amp: Amp,
 ) -> Findings:
-    """What `examine` finds; its refusal says which images work, where there are any."""
+    """What `examine` finds; its refusal says which images work, where there are any, and what to give to what takes indices."""
     try:
         return examine(model, sizes, batch_size, optimizer, amp)
     except UsageError as error:
+        if isinstance(error, InputError) and isinstance(error.module, nn.Embedding | nn.EmbeddingBag):
+            raise UsageError(f"{error}; {_GIVE_ITEM}") from error
         size = _image_size(sizes)
         if size is None:
             raise
@@ -100,12 +105,14 @@ def _own_size(name: str, model: nn.Module, channels: int) -> tuple[int, ...]:
 def _read_sizes(given: Any) -> Sizes:
     if isinstance(given, Mapping):
         return [], {name: _read_size(each) for name, each in given.items()}
-    if isinstance(given, Sequence) and given and all(isinstance(each, Sequence) for each in given):
+    if isinstance(given, Sequence) and given and all(isinstance(each, Sequence | Tensor) for each in given):
         return [_read_size(each) for each in given], {}
     return [_read_size(given)], {}
 
 
-def _read_size(given: Any) -> tuple[int, ...]:
+def _read_size(given: Any) -> Item:
+    if isinstance(given, Tensor):
+        return given
     is_list = isinstance(given, Sequence) and len(given) > 0
     if not is_list or not all(isinstance(each, int) and each > 0 for each in given):
         raise UsageError(f"expected a size such as (3, 224, 224), found {given!r}")

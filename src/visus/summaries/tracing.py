@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -118,7 +119,8 @@ def extrapolate(two: Trace, other: Trace, other_images: Literal[1, 3], batch_siz
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own have no types
     """Sees calls through hooks; FLOPs and the use of parameters through the operations.
 
-    FLOPs are counted by torch's formulas; its `FlopCounterMode`, which has the same totals, takes as long as the pass itself.
+    FLOPs are counted by torch's formulas, and ours for LSTMs, of which torch has none; its `FlopCounterMode`, which has the same
+    totals otherwise, takes as long as the pass itself.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -135,7 +137,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self._ledger = Ledger()
         # What is there before is no activation.
         self._ledger.hold([*model.parameters(), *model.buffers()])
-        self._flop_formulas: dict[Any, Callable[..., int]] = flop_registry
+        self._flop_formulas: dict[Any, Callable[..., int]] = {**flop_registry, **_recurrent_formulas()}
 
     def enter(self, module: nn.Module, arguments: Any, keywords: Any) -> None:
         """The hook before a forward."""
@@ -186,6 +188,24 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
             if formula:
                 self.stack[-1].flops += formula(*args, **(kwargs or {}), out_val=result)
         return result
+
+
+def _recurrent_formulas() -> dict[Any, Callable[..., int]]:
+    """For the operations that are a whole layer of an `nn.LSTM` on a CPU, or any recurrent net on a GPU.
+
+    What else is recurrent (an LSTM with projections, on a CPU all others) is made of products that torch counts.
+    """
+    aten = torch.ops.aten
+    return {
+        aten.mkldnn_rnn_layer: lambda sequence, w, u, *_, **__: _recurrent_flops(sequence, [w, u]),
+        aten._cudnn_rnn: lambda sequence, weights, *_, **__: _recurrent_flops(sequence, weights),
+    }
+
+
+def _recurrent_flops(sequence: Tensor, weights: list[Tensor]) -> int:
+    """Every matrix meets every item of `sequence [T, N, D]` once; gates and biases are not counted, as elsewhere."""
+    items = math.prod(sequence.shape[:-1])
+    return 2 * items * sum(each.numel() for each in weights if each.dim() == 2)
 
 
 @contextmanager

@@ -51,13 +51,25 @@ def test_both_ways_end_in_the_same_weights_and_scores(few, tmp_path, monkeypatch
     assert fast.final["loss"] == pytest.approx(slow.final["loss"], rel=1e-4)
 
 
-def test_the_backbone_runs_once_and_the_best_is_a_whole_model(few, tmp_path, monkeypatch):
+@pytest.fixture
+def shown(monkeypatch):
+    """How many images each pass through the backbone had."""
     shown = []
     forward = SmallNet.forward
     monkeypatch.setattr(SmallNet, "forward", lambda self, x: (shown.append(len(x)), forward(self, x))[1])
+    return shown
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 9])
+def test_each_image_goes_through_the_backbone_once_however_many_epochs(few, tmp_path, shown, epochs):
+    assert train(config(few, tmp_path, "run", epochs=epochs)).epochs == epochs
+    # Once more to try, and at the end for those that the best weights are tested on.
+    assert sum(shown) == 150 + 1 + 2 * 4 + 16
+
+
+def test_the_backbone_runs_once_and_the_best_is_a_whole_model(few, tmp_path, shown):
     display = Listening()
     run = train(config(few, tmp_path, "run", epochs=40, lr=0.5), display=display)
-    # Once for each image, once more to try, and at the end for those that the best weights are tested on.
     assert sum(shown) == 150 + 1 + 2 * 4 + 16
     assert [line for line in display.lines if line.startswith("the frozen backbone ran once, on 150 images")]
     model = rebuild_model(load_checkpoint(run.checkpoints["best"]))

@@ -27,7 +27,6 @@ from visus.devices import available_memory_bytes, computing, select_device
 from visus.errors import UsageError, first_of
 from visus.evaluation import Scores, score
 from visus.inference import predict_logits
-from visus.ops.slices import as_slices
 from visus.outcomes import Batch, Outcomes, collect, follow
 from visus.preprocessing import Preprocessing
 from visus.scoring import Wanted
@@ -150,9 +149,7 @@ def score_split(
         **file_attributes(split.images),
         "brightness": torch.cat(brightness).tolist(),
     }
-    found = {name: as_slices(values) for name, values in columns.items()}
-    attributes = {name: values for name, values in found.items() if values is not None}
-    return score(outcomes, split.classes, replace(wanted, attributes={**attributes, **wanted.attributes}))
+    return score(outcomes, split.classes, replace(wanted, attributes={**columns, **wanted.attributes}))
 
 
 def split_columns(split: Split) -> Mapping[str, Sequence[Any]]:

@@ -92,6 +92,17 @@ def test_means_of_the_classes_stand_there_with_their_intervals(tmp_path):
     assert f"<dt>Mean F1</dt><dd>{100 * macro['f1']:.2f}" in text
 
 
+def test_parts_that_cannot_be_judged_are_said(tmp_path):
+    run = make_run(tmp_path / "run", ["a", "<b>", "c", "d"], n=16)
+    told = "class: <bdi>&lt;b&gt;</bdi>, <bdi>a</bdi>, <bdi>c</bdi> and 1 more (fewer than 5 images)."
+    assert f"Parts that were not looked at:\n{told}" in write_report([run]).read_text(encoding="utf-8")
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    # As an earlier version wrote it.
+    del evaluation["slices_left_out"]
+    write_json(run / "evaluation.json", evaluation)
+    assert "not looked at" not in write_report([run]).read_text(encoding="utf-8")
+
+
 def test_figures_of_the_page_are_those_of_its_predictions(tmp_path):
     run = make_run(tmp_path / "run", list("abcd"), n=400, wrong=0.3)
     (data,) = report(run).data

@@ -488,8 +488,7 @@ def audit(
             workers=workers,
             progress=lambda *at: display.count("looked at", *at),
         )
-        for line in found.notes:
-            display.line(line)
+    _tell(found.notes)
     if csv:
         write_findings(found, csv)
     if fix_list:

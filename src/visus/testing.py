@@ -157,14 +157,17 @@ def split_columns(split: Split) -> Mapping[str, Sequence[Any]]:
     return {name: values.tolist() for name, values in split.columns.items()}
 
 
-def open_part(checkpoint: Checkpoint, source: str, part: str | None) -> tuple[Data, str]:
+def open_part(
+    checkpoint: Checkpoint, source: str, part: str | None, *, advice: str = "name one of these with --split"
+) -> tuple[Data, str]:
     """`source` with only the part to evaluate, as `test`, decoded, its classes brought to the model's; and its fingerprint.
 
-    Only the source that the model was trained on has a validation part made by rule.
+    Only the source that the model was trained on has a validation part made by rule. `UsageError` for a part that is not there,
+    which says what to do by `advice`.
     """
     config = checkpoint.config
     data = open_named(config) if config.get("data") == absolute(source) else read_source(source)
-    chosen = _choose(data, part)
+    chosen = _choose(data, part, advice)
     fingerprint, split = part_fingerprint(chosen), map_classes(chosen, checkpoint.classes)
     absent = [name for index, name in enumerate(split.classes) if not (split.labels == index).any()]
     notes = (*data.notes, *([f"classes without an image here: {', '.join(absent)}"] if absent else []))
@@ -187,11 +190,11 @@ def decode_for(checkpoint: Checkpoint, data: Data) -> Data:
     )
 
 
-def _choose(data: Data, part: str | None) -> Split:
+def _choose(data: Data, part: str | None, advice: str) -> Split:
     parts = {"test": data.test, "val": data.val, "train": data.train}
     there = {name: each for name, each in parts.items() if each is not None and len(each)}
     if part is not None and part not in there:
-        raise UsageError(f"{data.source}: expected one of the parts {', '.join(there)}, found --split {part}")
+        raise UsageError(f"{data.source}: expected a part {part}, found {', '.join(there)}; {advice}")
     return there[part] if part else next(iter(there.values()))
 
 

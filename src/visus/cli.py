@@ -317,7 +317,7 @@ def evaluate(
     """Score a model on DATA."""
     from visus.checkpoint import find_checkpoint, load_checkpoint
     from visus.ops.stopwatch import format_duration
-    from visus.plots import plot_confusion, plot_reliability
+    from visus.plots import check_picture, plot_confusion, plot_reliability
     from visus.scoring import Wanted
     from visus.testing import evaluate_checkpoint
     from visus.unlabelled import open_unlabelled, predict_unlabelled
@@ -326,6 +326,8 @@ def evaluate(
         raise UsageError(
             f"visus evaluate: expected one process, found {processes}; start it without torchrun"
         )
+    for each in filter(None, (picture, reliability)):
+        check_picture(each)
     began = time.perf_counter()
     loaded = load_checkpoint(find_checkpoint(checkpoint))
     if unlabelled := open_unlabelled(data):
@@ -375,8 +377,11 @@ def calibrate(
 ) -> int:
     """Make the confidence of a model honest: fit a temperature on DATA and store it in the checkpoint."""
     from visus.calibration import calibrate_checkpoint
-    from visus.plots import plot_reliability
+    from visus.plots import check_picture, plot_reliability
 
+    if picture:
+        # Before the checkpoint is changed.
+        check_picture(picture)
     found = calibrate_checkpoint(checkpoint, data, part=split, device=device)
     _tell([*found.notes, *(f"skipped {each.path}: {each.reason}" for each in found.skipped)])
     if picture:

@@ -475,7 +475,9 @@ def test_a_run_ends_with_its_report_and_writes_the_same_one_again(finished):
     assert json.loads(again.stdout) == document
     assert (run / "report.html").read_bytes() == page
     assert (run / "MODEL_CARD.md").read_bytes() == card
-    done = visus("report", run, "--json")
+    assert "report: mistakes explained" in visus("report", run).stderr
+    done = visus("report", run, "--json", "--quiet")
+    assert done.stderr == ""
     assert json.loads(done.stdout) == {"report": str(run / "report.html")}
     assert (run / "report.html").read_bytes() == page
 

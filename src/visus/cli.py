@@ -202,7 +202,7 @@ def train(
         if launching.is_first() and not no_report:
             from visus.reporting.page import report_on
 
-            report_on(run.run, display.line)
+            report_on(run.run, display)
     return 1 if (run.failure or run.skipped) and launching.may_fail() else 0
 
 
@@ -580,12 +580,15 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="RUN...")],
     output: Annotated[Path | None, typer.Option(help="Where to write it.")] = None,
     as_json: JsonFlag = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> int:
     """Write one page about a run, or about several side by side."""
+    from visus.display import Display
     from visus.reporting.model_card import write_card
     from visus.reporting.page import write_report
 
-    page = write_report(runs, output)
+    with Display(quiet=quiet) as display:
+        page = write_report(runs, output, display=display)
     if len(runs) == 1 and output is None:
         write_card(runs[0])
     if as_json:

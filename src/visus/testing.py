@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,8 +175,13 @@ def open_part(
     return decode_for(checkpoint, opened), fingerprint
 
 
-def decode_for(checkpoint: Checkpoint, data: Data) -> Data:
-    """`data` decoded as the model of `checkpoint` wants its images; those that cannot be are left out, however many they are."""
+def decode_for(
+    checkpoint: Checkpoint, data: Data, *, progress: Callable[[int, int], None] | None = None
+) -> Data:
+    """`data` decoded as the model of `checkpoint` wants its images; those that cannot be are left out, however many they are.
+
+    `progress(done, total)` is called for each file.
+    """
     record = checkpoint.preprocessing
     return decode_once(
         data,
@@ -187,6 +192,7 @@ def decode_for(checkpoint: Checkpoint, data: Data) -> Data:
         max_pixels=round(checkpoint.config.get("max_pixels", 100) * 1e6),
         memory_bytes=available_memory_bytes() // 2,
         cache="auto",
+        progress=progress,
     )
 
 

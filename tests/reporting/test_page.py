@@ -1,3 +1,4 @@
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -8,6 +9,7 @@ import pytest
 from made_runs import make_images, make_run
 
 from visus.comparison import compare_runs
+from visus.display import Display
 from visus.errors import UsageError
 from visus.files import write_json
 from visus.ops.paired import mcnemar, paired_interval
@@ -228,12 +230,11 @@ def test_a_report_asked_of_no_run_or_into_no_folder_is_refused(tmp_path):
 
 
 def test_at_the_end_of_a_run_whatever_goes_wrong_is_one_line(tmp_path):
-    said = []
-    report_on(tmp_path, said.append)
-    assert len(said) == 1
-    assert "the report could not be written" in said[0]
+    stream = io.StringIO()
+    report_on(tmp_path, Display(stream))
+    assert stream.getvalue().count("\n") == 1
+    assert stream.getvalue().startswith("the report could not be written")
     run = make_run(tmp_path / "run", ["x", "y"])
     (run / "report.html").mkdir()
-    report_on(run, said.append)
-    assert len(said) == 2
-    assert "\n" not in said[1]
+    report_on(run, Display(stream))
+    assert stream.getvalue().count("\n") == 2

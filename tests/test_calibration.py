@@ -34,10 +34,15 @@ def test_a_known_temperature_is_found_and_is_the_best(temperature):
 
 def test_images_that_settle_nothing_are_said():
     logits = 5 * torch.eye(4)[[0, 1, 2, 3]]
-    with pytest.raises(DataError, match="all are right"):
+    with pytest.raises(DataError, match=r"found 4 that do not: all are right, .*; take more images"):
         fit_temperature(logits, torch.arange(4))
-    with pytest.raises(DataError, match="beyond 20"):
+    with pytest.raises(DataError, match=r"above 20, .*; train for longer"):
         fit_temperature(logits, torch.tensor([1, 0, 3, 2]))
+    # A single image is wrong, and by next to nothing.
+    logits = torch.eye(2)[[0] * 1000 + [1]] * 0.01
+    logits[-1] = torch.tensor([1e-9, 0])
+    with pytest.raises(DataError, match=r"below 0.05; take more images"):
+        fit_temperature(logits, torch.tensor([0] * 1000 + [1]))
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +123,13 @@ def test_a_wrong_part_or_outputs_that_are_no_numbers_leave_the_checkpoint_alone(
         calibrate_checkpoint(overconfident, "digits", part="test")
     pixels = np.zeros((4, 8, 8), np.uint8)
     np.savez(tmp_path / "other.npz", images=pixels, labels=[0, 1, 0, 1])
-    with pytest.raises(UsageError, match="one of the parts train"):
+    # Nobody has given --split.
+    with pytest.raises(
+        UsageError, match=r"other.npz: expected a part val, found train; give data with a part val, or"
+    ):
         calibrate_checkpoint(overconfident, str(tmp_path / "other.npz"))
+    with pytest.raises(UsageError, match="digits: expected images that the model was not trained on"):
+        calibrate_checkpoint(overconfident, "digits", part="train")
     assert overconfident.read_bytes() == content
     broken = load_checkpoint(overconfident)
     tensors = {

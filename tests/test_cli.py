@@ -295,6 +295,20 @@ def test_a_run_is_calibrated_and_compared_with_another(finished, tmp_path):
     assert board.stdout.count("small") == 2
 
 
+@pytest.mark.parametrize(("command", "flag"), [("calibrate", "--picture"), ("evaluate", "--reliability")])
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_done(
+    finished, tmp_path, command, flag
+):
+    document, _ = finished
+    before = Path(document["checkpoints"]["best"]).read_bytes()
+    for name in ("c.foo", "nowhere/c.png"):
+        done = visus(command, document["run"], "digits", flag, tmp_path / name)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"visus: {tmp_path / name}: expected a ")
+        assert done.stderr.count("\n") == 1
+    assert Path(document["checkpoints"]["best"]).read_bytes() == before
+
+
 def test_files_are_predicted_one_by_one_and_bad_ones_named(finished, tmp_path):
     document, _ = finished
     archive = np.load(files("visus.data").joinpath("builtin/digits.npz"))
@@ -462,7 +476,9 @@ def test_a_run_ends_with_its_report_and_writes_the_same_one_again(finished):
     assert json.loads(again.stdout) == document
     assert (run / "report.html").read_bytes() == page
     assert (run / "MODEL_CARD.md").read_bytes() == card
-    done = visus("report", run, "--json")
+    assert "report: mistakes explained" in visus("report", run).stderr
+    done = visus("report", run, "--json", "--quiet")
+    assert done.stderr == ""
     assert json.loads(done.stdout) == {"report": str(run / "report.html")}
     assert (run / "report.html").read_bytes() == page
 

@@ -215,6 +215,18 @@ def test_one_class_alone_and_one_image_alone_can_be_scored():
     json.dumps(one.to_json(), allow_nan=False)
 
 
+def test_columns_that_cannot_be_judged_are_said():
+    logits, labels = random_outputs(3, 80, 3)
+    columns = {"name": [f"n{i}" for i in range(80)], "site": ["a"] * 78 + ["b", "c\nd"], "camera": ["x"] * 80}
+    scores = evaluate(nn.Identity(), [(logits, labels)], wanted=Wanted(attributes=columns))
+    assert json.loads(json.dumps(scores.to_json()))["slices_left_out"] == [
+        {"column": "name", "values": [], "reason": "80 values, more than 50"},
+        {"column": "site", "values": ["b", "c\nd"], "reason": "fewer than 5 images"},
+    ]
+    told = "not looked at as slices: name (80 values, more than 50); site b, c d (fewer than 5 images)"
+    assert told in str(scores).splitlines()
+
+
 def test_another_level_has_other_keys_and_shorter_intervals():
     logits, labels = random_outputs(4, 200, 4)
     batches = [(logits, labels)]

@@ -74,6 +74,12 @@ def test_columns_are_groups_and_slices(checkpoint, table):
     assert columns == {"class", "file_type", "megapixels", "aspect", "brightness"}
     aspects = {each.value: each.n for each in found.scores.slices if each.column == "aspect"}
     assert aspects == {"landscape": 10, "square": 20}
+    # A patient has three images: too few to judge.
+    (few,) = (each for each in found.scores.slices_left_out if each.column == "patient")
+    assert (len(few.values), few.reason) == (10, "fewer than 5 images")
+    assert 'not looked at as slices: patient "", p0, p1 and 7 more (fewer than 5 images)' in str(found.scores)
+    with pytest.raises(UsageError, match=r"expected a part val, found train; name one of these with --split"):
+        evaluate_checkpoint(checkpoint, str(table), part="val")
     with pytest.raises(UsageError, match="found patient"):
         evaluate_checkpoint(checkpoint, str(table), groups="scanner")
 

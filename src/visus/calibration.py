@@ -18,6 +18,7 @@ from scipy import optimize, sparse
 from torch import Tensor
 
 from visus.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
+from visus.config import absolute
 from visus.data.batching import EvaluationBatches
 from visus.data.images import Skipped
 from visus.devices import select_device
@@ -39,6 +40,8 @@ from visus.testing import as_trained, open_part
 
 _LOWEST, _HIGHEST = 0.05, 20.0
 _FOLDS = 5
+_ADVICE = "give data with a part val, or --split train for images that the model has not seen"
+_MORE = "take more images, or harder ones"
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,15 @@ def calibrate_checkpoint(
 
     `path` is a checkpoint, or a run's folder for its best one. One temperature for all classes (Guo et al., On Calibration of
     Modern Neural Networks, 2017): accuracy, weights and their digest stay as they are. A temperature that was there is replaced.
-    `UsageError` for the test part, which is never used to choose anything.
+    `UsageError` for the test part, which is never used to choose anything, and for what the model was trained on.
     """
     if part == "test":
         raise UsageError("--split test: what is called test is never used to choose anything; take val")
     # A run writes its checkpoints itself while it goes on.
     with RunFolder(path).locked() if path.is_dir() else nullcontext():
         checkpoint = load_checkpoint(find_checkpoint(path))
+        if part == "train" and checkpoint.config.get("data") == absolute(source):
+            raise UsageError(f"{source}: expected images that the model was not trained on; take --split val")
         logits, labels, notes, skipped = _logits(checkpoint, source, part, device)
         temperature = fit_temperature(logits, labels)
         found = Calibration(
@@ -143,20 +148,21 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return float(F.cross_entropy(logits.double() / math.exp(log_temperature), labels))
 
     if bool((logits.argmax(dim=1) == labels).all()):
-        raise _unsettled(labels, "all are right, so that no temperature is low enough")
+        raise _unsettled(labels, f"all are right, so that no temperature is low enough; {_MORE}")
     bounds = math.log(_LOWEST), math.log(_HIGHEST)
     found = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
     temperature = math.exp(found.x)
-    if not _LOWEST * 1.01 < temperature < _HIGHEST / 1.01:
-        raise _unsettled(labels, f"the best is beyond {temperature:.2g}")
+    if temperature < _LOWEST * 1.01:
+        raise _unsettled(labels, f"the best is below {_LOWEST:g}; {_MORE}")
+    if temperature > _HIGHEST / 1.01:
+        raise _unsettled(
+            labels, f"the best is above {_HIGHEST:g}, since the outputs tell nothing; train for longer"
+        )
     return temperature
 
 
 def _unsettled(labels: Tensor, reason: str) -> DataError:
-    return DataError(
-        f"expected images that settle a temperature, found {len(labels)} that do not ({reason}); take more or harder ones, "
-        "or train for longer"
-    )
+    return DataError(f"expected images that settle a temperature, found {len(labels)} that do not: {reason}")
 
 
 def _logits(
@@ -165,7 +171,7 @@ def _logits(
     """Logits `[N, K]` and labels `[N]` of a part of `source`, as they are without a temperature."""
     chosen = select_device(device)
     plain = replace(checkpoint, document={**checkpoint.document, "temperature": 1.0})
-    data, _ = open_part(plain, source, part)
+    data, _ = open_part(plain, source, part, advice=_ADVICE)
     assert data.test is not None
     batches = EvaluationBatches(data.test, plain.preprocessing, plain.config.get("val_batch_size", 100))
     with as_trained(plain, chosen) as (model, amp):
@@ -173,7 +179,7 @@ def _logits(
     logits, labels = (torch.cat(each).cpu() for each in zip(*pairs, strict=True))
     if bad := int((~logits.isfinite()).any(dim=1).sum()):
         raise DataError(
-            f"{checkpoint.path}: expected numbers as outputs, found NaN or infinite ones for {bad} images"
+            f"{checkpoint.path}: expected numbers as outputs, found NaN or infinite ones for {bad} images; take another checkpoint"
         )
     return logits, labels, data.notes, data.skipped
 

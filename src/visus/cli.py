@@ -206,7 +206,7 @@ def train(
         if launching.is_first() and not no_report:
             from visus.reporting.page import report_on
 
-            report_on(run.run, display.line)
+            report_on(run.run, display)
     return 1 if (run.failure or run.skipped) and launching.may_fail() else 0
 
 
@@ -321,7 +321,7 @@ def evaluate(
     """Score a model on DATA."""
     from visus.checkpoint import find_checkpoint, load_checkpoint
     from visus.ops.stopwatch import format_duration
-    from visus.plots import plot_confusion, plot_reliability
+    from visus.plots import check_picture, plot_confusion, plot_reliability
     from visus.scoring import Wanted
     from visus.testing import evaluate_checkpoint
     from visus.unlabelled import open_unlabelled, predict_unlabelled
@@ -330,6 +330,8 @@ def evaluate(
         raise UsageError(
             f"visus evaluate: expected one process, found {processes}; start it without torchrun"
         )
+    for each in filter(None, (picture, reliability)):
+        check_picture(each)
     began = time.perf_counter()
     loaded = load_checkpoint(find_checkpoint(checkpoint))
     if unlabelled := open_unlabelled(data):
@@ -379,8 +381,11 @@ def calibrate(
 ) -> int:
     """Make the confidence of a model honest: fit a temperature on DATA and store it in the checkpoint."""
     from visus.calibration import calibrate_checkpoint
-    from visus.plots import plot_reliability
+    from visus.plots import check_picture, plot_reliability
 
+    if picture:
+        # Before the checkpoint is changed.
+        check_picture(picture)
     found = calibrate_checkpoint(checkpoint, data, part=split, device=device)
     _tell([*found.notes, *(f"skipped {each.path}: {each.reason}" for each in found.skipped)])
     if picture:
@@ -492,8 +497,7 @@ def audit(
             workers=workers,
             progress=display.count,
         )
-        for line in found.notes:
-            display.line(line)
+    _tell(found.notes)
     if csv:
         write_findings(found, csv)
     if fix_list:
@@ -580,12 +584,15 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="RUN...")],
     output: Annotated[Path | None, typer.Option(help="Where to write it.")] = None,
     as_json: JsonFlag = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> int:
     """Write one page about a run, or about several side by side."""
+    from visus.display import Display
     from visus.reporting.model_card import write_card
     from visus.reporting.page import write_report
 
-    page = write_report(runs, output)
+    with Display(quiet=quiet) as display:
+        page = write_report(runs, output, display=display)
     if len(runs) == 1 and output is None:
         write_card(runs[0])
     if as_json:

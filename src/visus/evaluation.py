@@ -30,7 +30,7 @@ from visus.ops.calibration_error import (
 from visus.ops.confusion import Counts, averages, confusion_matrix
 from visus.ops.intervals import Interval, Method
 from visus.ops.resampling import Units, units_of
-from visus.ops.slices import Slice, slice_scores
+from visus.ops.slices import LeftOut, Slice, as_attributes, slice_scores, small_values
 from visus.outcomes import Outcomes, collect, follow, how_many
 from visus.score_tables import describe
 from visus.scoring import (
@@ -90,6 +90,8 @@ class Scores:
     """The threshold of the accuracy that was asked for; `None` where none was, or none can be promised."""
     slices: list[Slice]
     """Each part of the images that was looked at, and whether it is worse than the rest beyond chance."""
+    slices_left_out: list[LeftOut]
+    """Columns, and values of columns, that were not looked at, and why."""
     majority: dict[str, Any]
     """`name`, `accuracy`: of answering the commonest class always."""
     without_prediction: int
@@ -156,7 +158,8 @@ def score(outcomes: Outcomes, classes: Sequence[str] | None = None, wanted: Want
     resampled["weighted_recall"] = accuracy_ci95
     resampled["macro_recall"] = balanced_interval(per_class, wanted, resampled["macro_recall"])
     commonest = int(table.sum(axis=1).argmax())
-    attributes = {"class": [names[label] for label in outcomes.labels], **wanted.attributes}
+    columns, left_out = as_attributes(wanted.attributes)
+    attributes = {"class": [names[label] for label in outcomes.labels], **columns}
     return Scores(
         n=n,
         loss=float(outcomes.losses.mean()),
@@ -180,6 +183,7 @@ def score(outcomes: Outcomes, classes: Sequence[str] | None = None, wanted: Want
         if wanted.accuracy
         else None,
         slices=slice_scores(attributes, correct, level=wanted.level, units=units),
+        slices_left_out=left_out + small_values(attributes),
         majority={"name": names[commonest], "accuracy": float(table.sum(axis=1).max() / n)},
         without_prediction=int(table[:, -1].sum()),
         groups=None if units is None else int(units.max()) + 1,

@@ -340,13 +340,19 @@ def _describe_missing(missing: Sequence[str]) -> str:
     )
 
 
-def _write(figure: Figure, path: str | os.PathLike[str], **options: Any) -> Path:
+def check_picture(path: str | os.PathLike[str]) -> str:
+    """The format of a picture to be written at `path`, by its suffix; `UsageError` where it could not be."""
     target = Path(path)
     if not target.absolute().parent.is_dir():
         raise UsageError(f"{target}: expected a folder to write to, found none; make it first")
     suffix = target.suffix[1:].lower() or "png"
     if suffix not in _SUFFIXES:
         raise UsageError(f"{target}: expected a name that ends in one of {', '.join(_SUFFIXES)}")
+    return suffix
+
+
+def _write(figure: Figure, path: str | os.PathLike[str], **options: Any) -> Path:
+    target, suffix = Path(path), check_picture(path)
     with replacing(target) as temporary, warnings.catch_warnings():
         # Missing characters are said once for all of them, not in a line for each.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _WORST = 5
+_NAMED = 3
 
 
 def describe(scores: dict[str, Any]) -> str:
@@ -52,6 +54,16 @@ def text_table(headings: list[str], rows: list[list[str]], left: int = 1) -> str
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
+def _left_out(left_out: Sequence[Mapping[str, Any]]) -> str:
+    """`patient (212 values, more than 50); class cat, dog (fewer than 5 images)`, of what is under `slices_left_out`."""
+    found = []
+    for each in left_out:
+        names, more = [name or '""' for name in each["values"][:_NAMED]], len(each["values"]) - _NAMED
+        told = f"{each['column']} {', '.join(names)}" + f" and {more} more" * (more > 0)
+        found.append(f"{_line(told)} ({each['reason']})")
+    return "; ".join(found)
+
+
 def _remarks(scores: dict[str, Any]) -> list[str]:
     lines = []
     if scores["without_prediction"]:
@@ -74,6 +86,8 @@ def _remarks(scores: dict[str, Any]) -> list[str]:
         )
     if len(worse) > _WORST:
         lines.append(f"and {len(worse) - _WORST} more")
+    if left_out := scores["slices_left_out"]:
+        lines.append(f"not looked at as slices: {_left_out(left_out)}")
     return lines
 
 

@@ -40,8 +40,8 @@ class Wanted:
     """Of those of shares: `wilson`, `exact` (Clopper and Pearson) or `bootstrap`; all else is resampled."""
     groups: Sequence[Any] | None = None
     """For each image what it belongs to, such as a patient; intervals then resample groups."""
-    attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Columns to look at slices of, besides the classes."""
+    attributes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Columns to look at slices of, besides the classes: as `as_slices`."""
     accuracy: float | None = None
     """That a threshold of the confidence is sought for."""
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,6 @@ from visus.devices import available_memory_bytes, computing, select_device
 from visus.errors import UsageError, first_of
 from visus.evaluation import Scores, score
 from visus.inference import predict_logits
-from visus.ops.slices import as_slices
 from visus.outcomes import Batch, Outcomes, collect, follow
 from visus.preprocessing import Preprocessing
 from visus.scoring import Wanted
@@ -150,9 +149,7 @@ def score_split(
         **file_attributes(split.images),
         "brightness": torch.cat(brightness).tolist(),
     }
-    found = {name: as_slices(values) for name, values in columns.items()}
-    attributes = {name: values for name, values in found.items() if values is not None}
-    return score(outcomes, split.classes, replace(wanted, attributes={**attributes, **wanted.attributes}))
+    return score(outcomes, split.classes, replace(wanted, attributes={**columns, **wanted.attributes}))
 
 
 def split_columns(split: Split) -> Mapping[str, Sequence[Any]]:
@@ -160,14 +157,17 @@ def split_columns(split: Split) -> Mapping[str, Sequence[Any]]:
     return {name: values.tolist() for name, values in split.columns.items()}
 
 
-def open_part(checkpoint: Checkpoint, source: str, part: str | None) -> tuple[Data, str]:
+def open_part(
+    checkpoint: Checkpoint, source: str, part: str | None, *, advice: str = "name one of these with --split"
+) -> tuple[Data, str]:
     """`source` with only the part to evaluate, as `test`, decoded, its classes brought to the model's; and its fingerprint.
 
-    Only the source that the model was trained on has a validation part made by rule.
+    Only the source that the model was trained on has a validation part made by rule. `UsageError` for a part that is not there,
+    which says what to do by `advice`.
     """
     config = checkpoint.config
     data = open_named(config) if config.get("data") == absolute(source) else read_source(source)
-    chosen = _choose(data, part)
+    chosen = _choose(data, part, advice)
     fingerprint, split = part_fingerprint(chosen), map_classes(chosen, checkpoint.classes)
     absent = [name for index, name in enumerate(split.classes) if not (split.labels == index).any()]
     notes = (*data.notes, *([f"classes without an image here: {', '.join(absent)}"] if absent else []))
@@ -175,8 +175,13 @@ def open_part(checkpoint: Checkpoint, source: str, part: str | None) -> tuple[Da
     return decode_for(checkpoint, opened), fingerprint
 
 
-def decode_for(checkpoint: Checkpoint, data: Data) -> Data:
-    """`data` decoded as the model of `checkpoint` wants its images; those that cannot be are left out, however many they are."""
+def decode_for(
+    checkpoint: Checkpoint, data: Data, *, progress: Callable[[int, int], None] | None = None
+) -> Data:
+    """`data` decoded as the model of `checkpoint` wants its images; those that cannot be are left out, however many they are.
+
+    `progress(done, total)` is called for each file.
+    """
     record = checkpoint.preprocessing
     return decode_once(
         data,
@@ -187,14 +192,15 @@ def decode_for(checkpoint: Checkpoint, data: Data) -> Data:
         max_pixels=round(checkpoint.config.get("max_pixels", 100) * 1e6),
         memory_bytes=available_memory_bytes() // 2,
         cache="auto",
+        progress=progress,
     )
 
 
-def _choose(data: Data, part: str | None) -> Split:
+def _choose(data: Data, part: str | None, advice: str) -> Split:
     parts = {"test": data.test, "val": data.val, "train": data.train}
     there = {name: each for name, each in parts.items() if each is not None and len(each)}
     if part is not None and part not in there:
-        raise UsageError(f"{data.source}: expected one of the parts {', '.join(there)}, found --split {part}")
+        raise UsageError(f"{data.source}: expected a part {part}, found {', '.join(there)}; {advice}")
     return there[part] if part else next(iter(there.values()))
 
 

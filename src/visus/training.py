@@ -370,6 +370,9 @@ def _audit(assembly: Assembly) -> int:
         write_json(run.audit, found.to_json())
     except OSError as error:
         display.line(f"{run.audit}: could not be written ({error.strerror})")
+    else:
+        if found.findings:
+            display.line(f"audit: every finding: {run.audit}")
     return len(found.findings)
 
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from visus.auditing.short import short_audit
 from visus.config import make_config
 from visus.data.images import Data
 from visus.data.sources import open_source
+from visus.display import Display
 from visus.errors import DataError, UsageError
 from visus.training import resume, train
 
@@ -65,8 +67,9 @@ def settings(arrays, tmp_path, **others):
     )
 
 
-def test_training_says_what_is_wrong_and_keeps_it(arrays, tmp_path):
-    run = train(settings(arrays, tmp_path))
+def test_training_says_what_is_wrong_and_keeps_it(arrays, tmp_path, capsys):
+    run = train(settings(arrays, tmp_path), display=Display(sys.stderr))
+    assert f"audit: every finding: {Path(run.run, 'audit.json')}" in capsys.readouterr().err.splitlines()
     document = json.loads((tmp_path / "runs/set-small/audit.json").read_text())
     assert run.findings == len(document["findings"]) == 2
     assert resume(run.run).findings == 2

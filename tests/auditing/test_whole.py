@@ -135,6 +135,18 @@ def test_the_table_has_a_row_for_each_file_of_each_finding(found, tmp_path):
     assert {row["kind"] for row in rows} == set(found.counts())
 
 
+def test_how_many_are_not_shown_is_said_and_where_all_are(found):
+    kinds = found.counts()
+    assert max(kinds.values()) > 1
+    shown = found.to_text(most=1).splitlines()
+    assert f"  and {kinds['unreadable'] - 1} more" in shown
+    assert shown[-1] == (
+        f"{len(kinds)} of {len(found.findings)} findings are shown; all, with every file: --json, or --csv FILE; "
+        "what to leave out: --fix-list FILE"
+    )
+    assert "findings are shown" not in found.to_text(most=1000)
+
+
 def test_the_command_finds_it_too_and_exits_with_1(folder, tmp_path):
     fix = tmp_path / "fix.csv"
     command = [
@@ -154,6 +166,9 @@ def test_the_command_finds_it_too_and_exits_with_1(folder, tmp_path):
     assert document["images"] == 90
     assert {"kind", "severity", "message", "paths"} <= set(document["findings"][0])
     assert fix.read_text().startswith("path,kind,reason\n")
+    # No progress, but what bears on the findings.
+    assert done.stderr.splitlines() == document["notes"]
+    assert any("labels of" in note for note in document["notes"])
 
 
 def test_nothing_is_deleted(folder, found):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from visus.ops.slices import as_slices, quarters, slice_scores
+from visus.ops.slices import LeftOut, as_attributes, as_slices, quarters, slice_scores, small_values
 
 
 def test_p_values_are_those_of_fishers_exact_test():
@@ -45,6 +45,16 @@ def test_empty_tiny_and_whole_slices_are_passed_over():
     correct = np.array([True] * 6 + [False])
     assert slice_scores({"one": ["a"] * 7, "tiny": list("abbcccd")}, correct) == []
     assert slice_scores({}, correct) == []
+
+
+def test_what_is_passed_over_is_said_with_the_reason():
+    columns = {"one": ["a"] * 60, "site": list("abbcccc") + ["d"] * 53, "name": [f"n{i}" for i in range(60)]}
+    attributes, left_out = as_attributes(columns | {"age": range(60)})
+    assert list(attributes) == ["site", "age"]
+    assert left_out == [LeftOut("name", (), "60 values, more than 50")]
+    assert small_values(attributes) == [LeftOut("site", ("a", "b", "c"), "fewer than 5 images")]
+    looked_at = {each.value for each in slice_scores(attributes, np.arange(60) > 5) if each.column == "site"}
+    assert looked_at == {"d"}
 
 
 def test_columns_become_slices_where_they_can():

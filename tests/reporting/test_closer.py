@@ -14,6 +14,7 @@ from visus.config import make_config
 from visus.data.batching import EvaluationBatches
 from visus.data.images import Data
 from visus.data.sources import open_named, open_source
+from visus.display import Display
 from visus.explaining import explain
 from visus.features import embed
 from visus.overlays import overlay
@@ -26,6 +27,7 @@ from visus.testing import decode_for
 from visus.training import train
 
 SIDE = 12
+QUIET = Display(quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def opened(folder):
 @pytest.fixture(scope="module")
 def looked(run):
     results, data = opened(run.run)
-    return look_closer(results, data, "test", dict.fromkeys([*data.test.paths[:4], "gone.png"], "b"))
+    return look_closer(results, data, "test", dict.fromkeys([*data.test.paths[:4], "gone.png"], "b"), QUIET)
 
 
 def decoded(part, checkpoint):
@@ -123,6 +125,18 @@ def test_the_page_looks_closer_at_the_surest_mistakes(run):
             assert data["pictures"][address].startswith("data:image/png")
 
 
+def test_how_far_it_is_is_shown_and_changes_nothing(run, tmp_path):
+    stream = io.StringIO()
+    page = write_report([run.run], tmp_path / "page.html", display=Display(stream))
+    looked_at = len(described(run.run)["data"]["looks"])
+    assert stream.getvalue().splitlines() == [
+        f"report: decoded {looked_at + 54} of {looked_at + 54}",
+        f"report: mistakes explained {looked_at} of {looked_at}",
+        "report: training images compared 54 of 54",
+    ]
+    assert page.read_bytes() == write_report([run.run], tmp_path / "again.html").read_bytes()
+
+
 def test_a_model_that_cannot_be_run_leaves_a_note(run, monkeypatch):
     def fail(_):
         raise RuntimeError("no such\nmodel")
@@ -149,7 +163,7 @@ def test_features_that_are_no_numbers_have_no_neighbours_and_are_none(run, monke
 
     monkeypatch.setattr("visus.reporting.closer.embed", some_broken)
     results, data = opened(run.run)
-    looks, _ = look_closer(results, data, "test", dict.fromkeys(data.test.paths[:3], "a"))
+    looks, _ = look_closer(results, data, "test", dict.fromkeys(data.test.paths[:3], "a"), QUIET)
     assert [len(look.nearest) for look in looks.values()] == [3, 0, 3]
     second = open_source(results.config["data"]).train.paths[1]
     assert second not in [path for look in looks.values() for path, _, _ in look.nearest]

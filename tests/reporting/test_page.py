@@ -1,3 +1,4 @@
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -8,6 +9,7 @@ import pytest
 from made_runs import make_images, make_run
 
 from visus.comparison import compare_runs
+from visus.display import Display
 from visus.errors import UsageError
 from visus.files import write_json
 from visus.ops.paired import mcnemar, paired_interval
@@ -90,6 +92,17 @@ def test_means_of_the_classes_stand_there_with_their_intervals(tmp_path):
         low, high = macro[f"{key}_ci95"]
         assert f"<dt>Mean {name}</dt><dd>{macro[key]:.4g}<small>{low:.4g} to {high:.4g}</small>" in text
     assert f"<dt>Mean F1</dt><dd>{100 * macro['f1']:.2f}" in text
+
+
+def test_parts_that_cannot_be_judged_are_said(tmp_path):
+    run = make_run(tmp_path / "run", ["a", "<b>", "c", "d"], n=16)
+    told = "class: <bdi>&lt;b&gt;</bdi>, <bdi>a</bdi>, <bdi>c</bdi> and 1 more (fewer than 5 images)."
+    assert f"Parts that were not looked at:\n{told}" in write_report([run]).read_text(encoding="utf-8")
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    # As an earlier version wrote it.
+    del evaluation["slices_left_out"]
+    write_json(run / "evaluation.json", evaluation)
+    assert "not looked at" not in write_report([run]).read_text(encoding="utf-8")
 
 
 def test_figures_of_the_page_are_those_of_its_predictions(tmp_path):
@@ -217,12 +230,11 @@ def test_a_report_asked_of_no_run_or_into_no_folder_is_refused(tmp_path):
 
 
 def test_at_the_end_of_a_run_whatever_goes_wrong_is_one_line(tmp_path):
-    said = []
-    report_on(tmp_path, said.append)
-    assert len(said) == 1
-    assert "the report could not be written" in said[0]
+    stream = io.StringIO()
+    report_on(tmp_path, Display(stream))
+    assert stream.getvalue().count("\n") == 1
+    assert stream.getvalue().startswith("the report could not be written")
     run = make_run(tmp_path / "run", ["x", "y"])
     (run / "report.html").mkdir()
-    report_on(run, said.append)
-    assert len(said) == 2
-    assert "\n" not in said[1]
+    report_on(run, Display(stream))
+    assert stream.getvalue().count("\n") == 2

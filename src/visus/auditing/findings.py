@@ -50,6 +50,7 @@ _ADVICE: dict[str, str] = {
     "group_leakage": "Put all images of a group into one part.",
 }
 _SHOWN = 5
+_ALL = "all, with every file: --json, or --csv FILE; what to leave out: --fix-list FILE"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Audit:
         return [counts, *serious[:most], *[f"and {more} more as serious"] * (more > 0)]
 
     def to_text(self, most: int = _SHOWN) -> str:
-        """For people: each kind that was found, what it means, the first `most` findings, and what to do."""
+        """For people: each kind that was found, what it means, the first `most` findings, what to do, and where all of them are."""
         if not self.findings:
             return f"{self.images} images, {len(self.classes)} classes: nothing found"
         lines = [f"{self.images} images, {len(self.classes)} classes: {len(self.findings)} findings"]
@@ -123,6 +124,8 @@ class Audit:
             lines += [f"  {each.severity}: {each.message}" for each in some[:most]]
             lines += [f"  and {count - most} more"] * (count > most)
             lines += [f"  {_ADVICE[kind]}"]
+        if hidden := sum(max(0, count - most) for count in self.counts().values()):
+            lines += ["", f"{len(self.findings) - hidden} of {len(self.findings)} findings are shown; {_ALL}"]
         return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from visus.ops.significance import holm
 
 Bools = npt.NDArray[np.bool_]
 
-MOST_VALUES = 50
+_MOST_VALUES = 50
 _FEWEST = 5
 
 
@@ -36,6 +37,16 @@ class Slice:
     p_adjusted: float
     """By Holm's method, for all slices that were looked at."""
     beyond_chance: bool
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What is no slice though it might be expected, and why."""
+
+    column: str
+    values: tuple[str, ...]
+    """Those of the column that are left out; none where it is the whole column."""
+    reason: str
 
 
 def slice_scores(
@@ -80,15 +91,37 @@ def slice_scores(
     ]
 
 
+def small_values(attributes: Mapping[str, Sequence[str]]) -> list[LeftOut]:
+    """The values that `slice_scores` passes over, since fewer than 5 images have them."""
+    found = []
+    for column, values in attributes.items():
+        few = sorted(name for name, n in Counter(values).items() if n < _FEWEST)
+        if few:
+            found.append(LeftOut(column, tuple(few), f"fewer than {_FEWEST} images"))
+    return found
+
+
+def as_attributes(columns: Mapping[str, Sequence[Any]]) -> tuple[dict[str, list[str]], list[LeftOut]]:
+    """Columns `[N]` as attributes, and those that cannot be one. A column of one value is passed over without a word."""
+    found = {name: as_slices(values) for name, values in columns.items()}
+    sizes = {name: len(set(columns[name])) for name, values in found.items() if values is None}
+    left_out = [
+        LeftOut(name, (), f"{size} values, more than {_MOST_VALUES}")
+        for name, size in sizes.items()
+        if size > 1
+    ]
+    return {name: values for name, values in found.items() if values is not None}, left_out
+
+
 def as_slices(values: Sequence[Any]) -> list[str] | None:
     """A column as an attribute: as it is where it has at most 50 values; fractions, and numbers beyond that, in quarters.
 
-    `None` where it tells nothing.
+    `None` where it has one value only, or more than 50 that are no numbers.
     """
     if all(isinstance(value, float) for value in values):
         return quarters(values)
     distinct = set(values)
-    if len(distinct) <= MOST_VALUES:
+    if len(distinct) <= _MOST_VALUES:
         return [str(value) for value in values] if len(distinct) > 1 else None
     try:
         numbers = np.asarray(values, dtype=np.float64)

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from visus.checkpoint import Checkpoint, load_checkpoint
-from visus.data.batching import EvaluationBatches
+from visus.data.batching import Batch, EvaluationBatches
 from visus.data.images import Data, Split
 from visus.devices import select_device
+from visus.display import Display
 from visus.errors import DataError, UsageError
 from visus.explaining import explain, passes_for
 from visus.features import Features, embed
@@ -48,13 +50,13 @@ class CloserLook:
 
 
 def look_closer(
-    results: RunResults, data: Data, part: str, said: Mapping[str, str]
+    results: RunResults, data: Data, part: str, said: Mapping[str, str], display: Display
 ) -> tuple[dict[str, CloserLook], int]:
     """A look at images in `part` of the run's `data`, of those that are still there; and how many training images were compared.
 
     `said` are their paths, the first ones the most wanted, and the classes that the model said. Maps are `explain`'s for those;
-    features are what the classifier of the best weights gets, else of the last. Raises `VisusError` or `OSError` for a model that
-    visus did not build, a part that is gone, or data that cannot be read.
+    features are what the classifier of the best weights gets, else of the last. `display` shows how far it is. Raises `VisusError`
+    or `OSError` for a model that visus did not build, a part that is gone, or data that cannot be read.
     """
     run = open_run(results.path)
     checkpoint = load_checkpoint(run.best if run.best.exists() else run.last)
@@ -68,27 +70,44 @@ def look_closer(
         wanted = dict(list(said.items())[: max(1, most)])
         shown = asked.subset(_places(asked, wanted))
         some = train.subset(np.array(spread(len(train), _MOST_COMPARED), dtype=np.int64))
-        decoded = decode_for(checkpoint, replace(data, train=some, val=None, test=shown))
+        parts = replace(data, train=some, val=None, test=shown)
+        decoded = decode_for(checkpoint, parts, progress=partial(display.count, "report: decoded"))
         assert decoded.train is not None
         assert decoded.test is not None
         shown, some = decoded.test, decoded.train
         names, classes = [clean(path) for path in shown.paths], [clean(name) for name in checkpoint.classes]
         batches, others = (EvaluationBatches(each, record, _BATCH_SIZE) for each in (shown, some))
-        seen = _maps(model, batches, torch.tensor([classes.index(wanted[name]) for name in names]))
-        features, theirs = (embed(model, each, device=device, amp=amp) for each in (batches, others))
+        targets = torch.tensor([classes.index(wanted[name]) for name in names])
+        seen = _maps(model, batches, targets, partial(display.count, "report: mistakes explained"))
+        features = embed(model, batches, device=device, amp=amp)
+        told = _counted(others, len(some), partial(display.count, "report: training images compared"))
+        theirs = embed(model, told, device=device, amp=amp)
     looks = map(CloserLook, seen, _nearest(features, theirs, some))
     return dict(zip(names, looks, strict=True)), len(some)
 
 
-def _maps(model: nn.Module, batches: EvaluationBatches, targets: Tensor) -> list[str]:
+def _maps(
+    model: nn.Module, batches: EvaluationBatches, targets: Tensor, progress: Callable[[int, int], object]
+) -> list[str]:
     """Each image beside what speaks for its class in `targets` `[N]`."""
     return [
         encode(overlay(image, heat, batches.preprocessing).transpose(2, 0, 1), _SIDE)
-        for batch in batches
+        for batch in _counted(batches, len(targets), progress)
         for image, heat in zip(
             batch.images, explain(model, batch.images, targets[batch.indices]), strict=True
         )
     ]
+
+
+def _counted(
+    batches: EvaluationBatches, total: int, progress: Callable[[int, int], object]
+) -> Iterator[Batch]:
+    """`batches`, of `total` images; each is told of when it is done."""
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch.images)
+        progress(done, total)
 
 
 def _trained_on(results: RunResults, data: Data) -> Split | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from visus.display import Display
 from visus.errors import VisusError, one_line
 from visus.reporting import gallery
 from visus.reporting.architecture import examine_model
@@ -50,6 +51,8 @@ class Place:
     """The run's, where its mistakes are to be looked at closely."""
     against: str = ""
     """How its accuracy compares with another run's, to follow it in a sentence."""
+    display: Display | None = None
+    """Shows how far the closer look is."""
 
 
 def describe_run(results: RunResults, place: Place) -> dict[str, Any]:
@@ -146,7 +149,7 @@ def _look(
     from visus.reporting.closer import look_closer  # loads torch
 
     try:
-        return look_closer(results, place.data, part, said)
+        return look_closer(results, place.data, part, said, place.display or Display(quiet=True))
     # Whatever a model raises that is built and run here.
     except Exception as error:
         reason = clean(one_line(error))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visus.display import Display
 from visus.errors import UsageError, VisusError, one_line
 from visus.files import write_text
 from visus.reporting.comparing import Difference, compare, differences, in_a_sentence
@@ -26,17 +27,20 @@ _SECTIONS = ("data", "training", "evaluation", "mistakes", "model", "repeat")
 
 
 def write_report(
-    runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
+    runs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    display: Display | None = None,
 ) -> Path:
     """Write what is known of `runs` to one page, and its path is returned: `output`, else `report.html` in the folder of a single
-    run, else here. What a folder lacks is left out and said. `UsageError` for what is no run."""
+    run, else here. What a folder lacks is left out and said; `display` shows progress. `UsageError` for what is no run."""
     if not runs:
         raise UsageError("expected at least one run to report on, found none")
     results = told_apart([read_run(Path(run)) for run in runs])
     target = Path(output) if output else (results[0].path if len(results) == 1 else Path()) / "report.html"
     if not target.absolute().parent.is_dir():
         raise UsageError(f"{target}: expected a folder to write to, found none; make it first")
-    write_text(target, render(results))
+    write_text(target, render(results, display=display))
     return target.absolute()
 
 
@@ -54,6 +58,7 @@ def render(
     *,
     live: str | None = None,
     pictures: Callable[[Mapping[str, Any]], Draw] | None = None,
+    display: Display | None = None,
 ) -> str:
     """The page of one run, or of several side by side.
 
@@ -73,6 +78,7 @@ def render(
             with_model=live is None or each.summary is not None,
             data=None if live or several else data,
             against=against[index],
+            display=display,
         )
         run = describe_run(each, place)
         run["notes"] += [failure] if failure else []
@@ -139,15 +145,15 @@ def _compared(
     return compared | {"data": as_json(compared["data"][:most_curves])}
 
 
-def report_on(run: str | os.PathLike[str], say: Callable[[str], object]) -> None:
-    """Write the report and the model card of a run that has ended; whatever goes wrong is a line for `say`, and no more."""
+def report_on(run: str | os.PathLike[str], display: Display) -> None:
+    """Write the report and the model card of a run that has ended; whatever goes wrong is a line on `display`, and no more."""
     try:
         card = write_card(run)
         if card is None:
-            say(f"{CARD} has been changed by hand and is left as it is")
-        say(f"Report: {write_report([run])}")
+            display.line(f"{CARD} has been changed by hand and is left as it is")
+        display.line(f"Report: {write_report([run], display=display)}")
     # The run is over and whole; it must not fail, or seem interrupted, for a page about it.
     except KeyboardInterrupt:
-        say(f"the report was interrupted; visus report {run} writes it")
+        display.line(f"the report was interrupted; visus report {run} writes it")
     except Exception as error:
-        say(f"the report could not be written: {one_line(error)}")
+        display.line(f"the report could not be written: {one_line(error)}")

@@ -128,6 +128,7 @@ def about_evaluation(results: RunResults, document: Mapping[str, Any]) -> dict[s
         "many_classes": len(document["classes"]) > _MOST_IN_MATRIX,
         "has_reliability": bool(document["reliability"]) and bool(document["coverage"]),
         "slices": [each for each in (evaluation or {}).get("slices", []) if each.get("beyond_chance")],
+        "slices_left_out": (evaluation or {}).get("slices_left_out", []),
         "about_coverage": _about_coverage(document["coverage"]),
         "about_mistakes": _about_mistakes(results, document, part),
         "mistakes": document["mistakes"],

@@ -16,6 +16,7 @@ import numpy as np
 from measuring import header
 from scipy import special
 
+from visus.ops import resampling
 from visus.ops.calibration_error import calibration_error_interval
 from visus.ops.intervals import bounded_interval, wilson
 from visus.ops.paired import mcnemar, paired_interval
@@ -61,26 +62,90 @@ def pairs(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
 
 
 def rankings(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
-    """AUROC and average precision of normal scores that lie a distance apart."""
+    """AUROC and average precision: of normal scores that lie a distance apart, of exponential ones, and of normal ones 4 apart
+    where one positive image in twenty looks like the others."""
     found = {}
-    for n, positives in ((50, 10), (200, 20), (1000, 100), (1000, 10)):
-        for distance in (0.5, 1.5, 3.0):
-            truth = special.ndtr(distance / 2**0.5), _average_precision(distance, positives / n)
-            held = np.zeros(2)
-            for _ in range(repeats):
-                positive = np.arange(n) < positives
-                result = ranking(random.normal(distance * positive), positive)
-                spread = ranking_variances(result, positive)
-                for place in range(2):
-                    interval = bounded_interval(
-                        result[place],
-                        spread[place],
-                        positives,
-                        at=None if place else shrunk(result[0], positives),
-                    )
-                    held[place] += _holds(interval, truth[place])
-            found[f"{positives} of {n}, {distance:g} apart"] = (held / repeats).tolist()
+    for n, positives in ((20, 3), (50, 10), (200, 20), (1000, 100), (1000, 10)):
+        for name, draw in SCORES.items():
+            truth = _areas(draw, positives / n)
+            positive = np.arange(n) < positives
+            held = [_ranked(draw(random, positive), positive, truth) for _ in range(repeats)]
+            found[f"{positives} of {n}, {name}"] = np.mean(held, axis=0).tolist()
     return found
+
+
+def grouped_rankings(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
+    """AUROC and average precision on groups of 10 images whose scores, normal and 1.5 or 3 apart, are higher or lower together."""
+    found = {}
+    for count in (10, 30, 100):
+        units = np.arange(count).repeat(10)
+        for distance, together in ((1.5, 0.7), (3.0, 0.7), (3.0, 1.5)):
+            truth = _areas(functools.partial(_normal, distance, sd=np.hypot(1, together)), 0.3)
+            held = []
+            while len(held) < repeats:
+                positive = random.random(len(units)) < 0.3
+                scores = _normal(distance, random, positive) + random.normal(0, together, count)[units]
+                if 0 < positive.sum() < len(units):
+                    held.append(
+                        [
+                            *_ranked(scores, positive, truth, units=units),
+                            *_ranked(scores, positive, truth),
+                        ]
+                    )
+            name = f"{count} groups, {distance:g} apart, together {together:g}"
+            found[name] = np.mean(held, axis=0).tolist()
+    return found
+
+
+def _ranked(
+    scores: np.ndarray,
+    positive: np.ndarray,
+    truth: tuple[float, float],
+    *,
+    units: np.ndarray | None = None,
+) -> list[bool]:
+    """Whether the intervals of both areas hold the truth."""
+    found = ranking(scores, positive)
+    scarcer = min(positive.sum(), (~positive).sum())
+    near = shrunk(found.auroc, scarcer), None
+    spread = ranking_variances(found, positive, units=units)
+    return [
+        _holds(bounded_interval(*pair, scarcer, at=at), true)
+        for pair, at, true in zip(zip(found[:2], spread, strict=True), near, truth, strict=True)
+    ]
+
+
+def _normal(distance: float, random: np.random.Generator, positive: np.ndarray, sd: float = 1) -> np.ndarray:
+    return random.normal(distance * positive, sd)
+
+
+def _exponential(area: float, random: np.random.Generator, positive: np.ndarray) -> np.ndarray:
+    return random.exponential(np.where(positive, area / (1 - area), 1))
+
+
+def _mixed(random: np.random.Generator, positive: np.ndarray) -> np.ndarray:
+    return _normal(4, random, positive & (random.random(len(positive)) > 0.05))
+
+
+SCORES: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = {
+    "0.5 apart": functools.partial(_normal, 0.5),
+    "1.5 apart": functools.partial(_normal, 1.5),
+    "3 apart": functools.partial(_normal, 3.0),
+    "exponential, AUROC 0.9": functools.partial(_exponential, 0.9),
+    "exponential, AUROC 0.98": functools.partial(_exponential, 0.98),
+    "4 apart, 5 % alike": _mixed,
+}
+
+
+def _areas(draw: Callable[[np.random.Generator, np.ndarray], np.ndarray], prevalence: float) -> list[float]:
+    """Both areas as they are with no end of images: of 200,000 positive ones, and precision by the share `prevalence` of them."""
+    positive = np.arange(400_000) < 200_000
+    scores = draw(np.random.default_rng(1), positive)
+    order = np.argsort(-scores)
+    true, false = np.cumsum(positive[order]) / 200_000, np.cumsum(~positive[order]) / 200_000
+    precision = prevalence * true / (prevalence * true + (1 - prevalence) * false)
+    auroc = 1 - false[positive[order]].mean()
+    return [float(auroc), float(precision[positive[order]].mean())]
 
 
 def calibration(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
@@ -115,7 +180,7 @@ def averages(repeats: int, random: np.random.Generator) -> dict[str, list[float]
 
 
 def groups(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
-    """Accuracy on groups of 10 images that are alike, resampled as groups and as images."""
+    """Accuracy on groups of 10 images that are alike: groups resampled, and Wilson's interval, as if images were independent."""
     found = {}
     for count in (10, 30, 100):
         held = np.zeros(2)
@@ -123,10 +188,9 @@ def groups(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
             skill = random.beta(4, 1, count).repeat(10)
             labels = np.zeros(len(skill), dtype=np.int64)
             outcomes = _plain_outcomes(labels, (random.random(len(skill)) > skill).astype(np.int64))
-            numbers = np.arange(count).repeat(10)
-            for place, members in enumerate((numbers, None)):
-                wanted = Wanted(groups=members, method="bootstrap")
-                held[place] += _holds(resample(outcomes, wanted)["accuracy"], 0.8)
+            together = resample(outcomes, Wanted(groups=np.arange(count).repeat(10)))["accuracy"]
+            alone = wilson(int(outcomes.correct.sum()), len(skill))
+            held += _holds(together, 0.8), _holds(alone, 0.8)
         found[f"{count} groups"] = (held / repeats).tolist()
     return found
 
@@ -172,28 +236,29 @@ def _covered(outcomes: Outcomes, truth: list[float]) -> list[bool]:
     return [_holds(each, figure) for each, figure in zip(intervals, truth, strict=True)]
 
 
-def _average_precision(distance: float, prevalence: float) -> float:
-    """Of normal scores, by summing over the threshold."""
-    grid = np.linspace(-8, 12, 200_001)
-    true, false = special.ndtr(distance - grid), special.ndtr(-grid)
-    precision = prevalence * true / (prevalence * true + (1 - prevalence) * false)
-    density = np.exp(-((grid - distance) ** 2) / 2) / np.sqrt(2 * np.pi)
-    return float((precision * density).sum() * (grid[1] - grid[0]))
-
-
 def _holds(interval: tuple[float, float] | None, truth: float) -> bool:
     return interval is not None and interval[0] - 1e-12 <= truth <= interval[1] + 1e-12
 
 
-SECTIONS: dict[str, tuple[Callable[..., dict[str, list[float]]], list[str], int]] = {
-    "shares": (shares, [f"p = {p:g}" for p in SHARES], 1),
-    "pairs": (pairs, ["interval leaves out 0", "McNemar, exact", "McNemar, mid-p"], 1),
-    "rankings": (rankings, ["AUROC", "average precision"], 2),
-    "calibration": (calibration, ["honest", "3 points too high", "10 points too high"], 4),
-    "averages": (averages, ["balanced accuracy", "macro precision", "macro F1", "loss", "Brier"], 8),
-    "groups": (groups, ["groups resampled", "images resampled"], 8),
+SECTIONS: dict[str, tuple[Callable[..., dict[str, list[float]]], list[str]]] = {
+    "shares": (shares, [f"p = {p:g}" for p in SHARES]),
+    "pairs": (pairs, ["interval leaves out 0", "McNemar, exact", "McNemar, mid-p"]),
+    "rankings": (rankings, ["AUROC", "average precision"]),
+    "grouped_rankings": (
+        grouped_rankings,
+        ["AUROC", "average precision", "AUROC, images", "average precision, images"],
+    ),
+    "calibration": (calibration, ["honest", "3 points too high", "10 points too high"]),
+    "averages": (averages, ["balanced accuracy", "macro precision", "macro F1", "loss", "Brier"]),
+    "groups": (groups, ["groups resampled", "Wilson's"]),
 }
-"""Each with the headings of its columns, and by how much its repeats are divided, since they cost more."""
+"""Each with the headings of its columns."""
+
+
+def draw_once() -> None:
+    """The bootstrap draws the same samples for the same number of units: they are drawn once, not in each repeat."""
+    draws = resampling._draws
+    resampling._draws = functools.cache(lambda units, seed: [np.concatenate(list(draws(units, seed)))])
 
 
 def main() -> None:
@@ -201,13 +266,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2000)
     parser.add_argument("--only", nargs="*", choices=SECTIONS, default=list(SECTIONS))
     arguments = parser.parse_args()
+    draw_once()
     print(header("numpy", "scipy"))
     for name in arguments.only:
-        section, headings, cost = SECTIONS[name]
+        section, headings = SECTIONS[name]
         began = time.perf_counter()
-        repeats = max(1, arguments.repeats // cost)
-        rows = section(repeats, np.random.default_rng(0))
-        print(f"\n{section.__doc__} {repeats} repeats, {time.perf_counter() - began:.0f} s.\n")
+        rows = section(arguments.repeats, np.random.default_rng(0))
+        print(f"\n{section.__doc__} {arguments.repeats} repeats, {time.perf_counter() - began:.0f} s.\n")
         print(f"| | {' | '.join(headings)} |\n|---|{'---|' * len(headings)}")
         for row, values in rows.items():
             print(f"| {row} | {' | '.join(f'{100 * value:.1f}' for value in values)} |")

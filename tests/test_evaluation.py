@@ -261,6 +261,17 @@ def test_groups_are_resampled_whole():
         evaluate(nn.Identity(), [together], wanted=Wanted(groups=groups, accuracy=0.9))
 
 
+def test_the_mean_of_two_classes_that_rank_alike_is_as_uncertain_as_each_in_few_groups():
+    random = np.random.default_rng(0)
+    labels, groups = np.arange(80) % 2, np.arange(80) // 10
+    margins = labels + random.normal(size=8)[groups] + 0.5 * random.normal(size=80)
+    logits = torch.tensor(np.stack([-margins, margins], axis=1))
+    found = evaluate(nn.Identity(), [(logits, torch.tensor(labels))], wanted=Wanted(groups=groups.tolist()))
+    one, other = (each["auroc_ci95"] for each in found.per_class)
+    assert found.macro.auroc_ci95 == pytest.approx(one) == other
+    assert found.weighted.auroc_ci95[0] <= one[0]
+
+
 def test_probabilities_beyond_memory_are_read_back_from_a_file():
     probabilities = np.random.default_rng(0).random((10_000, 3), dtype=np.float32)
     kept = ByClass(memory_bytes=60_000)

@@ -15,7 +15,14 @@ from scipy import sparse
 
 from visus.errors import UsageError
 from visus.ops.confusion import Averages, Counts, averages, class_shares
-from visus.ops.intervals import Interval, Method, bounded_interval, mean_share_interval, share_interval
+from visus.ops.intervals import (
+    Interval,
+    Method,
+    bounded_interval,
+    mean_share_interval,
+    of_few,
+    share_interval,
+)
 from visus.ops.ranking import ranking, ranking_variances, shrunk
 from visus.ops.resampling import (
     Floats,
@@ -166,8 +173,8 @@ def rank_classes(outcomes: Outcomes, units: Units | None, level: float) -> Ranki
     # At least what the classes have each for itself: see `ranking_variances`.
     least = spread[ranked].sum(axis=0) / len(ranked) ** 2, shares**2 @ spread
     spreads = (
-        np.maximum(_variances(plain, units), least[0]),
-        np.maximum(_variances(weighted, units), least[1]),
+        np.maximum(_variances(plain, units, level), least[0]),
+        np.maximum(_variances(weighted, units, level), least[1]),
     )
     return Rankings(
         per_class,
@@ -284,9 +291,11 @@ def _ranked(figures: Floats, spread: Floats, near: Floats, n: float, level: floa
     return dict(zip(_RANKING_KEYS, pairs, strict=True))
 
 
-def _variances(influences: Floats, units: Units | None) -> Floats:
-    together = influences if units is None else [np.bincount(units, each) for each in influences]
-    return np.asarray((np.asarray(together) ** 2).sum(axis=1))
+def _variances(influences: Floats, units: Units | None, level: float) -> Floats:
+    if units is None:
+        return np.asarray((influences**2).sum(axis=1))
+    together = np.stack([np.bincount(units, each) for each in influences])
+    return np.asarray(of_few(together.shape[1], level) * (together**2).sum(axis=1))
 
 
 def _f1(share: float) -> float:

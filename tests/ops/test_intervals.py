@@ -4,7 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from visus.ops.intervals import bounded_interval, mean_share_interval, share_at_least, share_interval, wilson
+from visus.ops.intervals import (
+    bounded_interval,
+    mean_share_interval,
+    of_few,
+    share_at_least,
+    share_interval,
+    wilson,
+)
 
 
 @given(st.integers(0, 60), st.integers(1, 60), st.sampled_from([0.8, 0.95, 0.99]))
@@ -19,6 +26,15 @@ def test_more_variance_is_a_longer_interval_within_0_and_1():
     lengths = [high - low for low, high in intervals]
     assert lengths == sorted(lengths)
     assert all(0 <= low <= 0.9 <= high <= 1 for low, high in intervals)
+
+
+@pytest.mark.parametrize(("units", "level"), [(2, 0.95), (10, 0.9), (300, 0.99)])
+def test_a_mean_of_few_has_students_interval(units, level):
+    values = np.random.default_rng(0).normal(size=units)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(level)
+    z = stats.norm.ppf((1 + level) / 2)
+    assert z * np.sqrt(of_few(units, level) * values.var() / units) == pytest.approx((high - low) / 2)
+    assert np.isnan(of_few(1))
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (3, 10), (10, 10)])

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from visus.ops.ranking import ranking
+from visus.ops.intervals import bounded_interval
+from visus.ops.ranking import Ranking, ranking, ranking_variances, shrunk
 
 
 def drawn(seed, n, values):
@@ -60,3 +61,45 @@ def test_the_variance_is_that_of_delong():
     assert (ranking(scores, positive).auroc_influence ** 2).sum() == pytest.approx(expected)
     statistic = stats.mannwhitneyu(scores[positive], scores[~positive]).statistic
     assert ranking(scores, positive).auroc == pytest.approx(statistic / ahead.size)
+
+
+def test_the_least_variance_is_the_published_one():
+    # Hanley and McNeil, 1982: 51 abnormal and 58 normal images of the brain, an area of 0.893, a standard error of 0.032.
+    area = (0.893 * 52 - 0.5) / 51
+    certain = Ranking(area, 1.0, np.zeros(109), np.zeros(109))
+    assert shrunk(area, 51) == pytest.approx(0.893)
+    assert np.sqrt(ranking_variances(certain, np.arange(109) < 51)[0]) == pytest.approx(0.032, abs=1e-3)
+
+
+def test_the_variance_over_groups_is_obuchowskis():
+    # Nonparametric Analysis of Clustered ROC Curve Data, 1997; each of the 12 groups holds both kinds. He has n where DeLong has
+    # n - 1.
+    random = np.random.default_rng(0)
+    groups, positive = np.repeat(np.arange(12), 40), np.arange(480) % 4 == 0
+    scores = random.normal(positive + 2 * random.normal(size=12)[groups])
+    ahead = scores[positive][:, None] > scores[~positive]
+    area = ahead.mean()
+    mine, others = (
+        np.bincount(groups[kind], ahead.mean(axis=axis) - area)
+        for kind, axis in ((positive, 1), (~positive, 0))
+    )
+    expected = 12 / 11 * ((mine / positive.sum() + others / (~positive).sum()) ** 2).sum()
+    student = (stats.t.ppf(0.975, 11) / stats.norm.ppf(0.975)) ** 2
+    found = ranking(scores, positive)
+    assert ranking_variances(found, positive, units=groups)[0] == pytest.approx(student * expected, rel=0.02)
+    squares = (np.bincount(groups, found.average_precision_influence) ** 2).sum()
+    assert ranking_variances(found, positive, units=groups)[1] == pytest.approx(student * 12 / 11 * squares)
+
+
+@pytest.mark.parametrize("positives", [2, 10])
+def test_intervals_of_the_area_hold_the_truth_about_as_often_as_they_say(positives):
+    # Exponential scores: those that the formula of Hanley and McNeil is made of.
+    random, held = np.random.default_rng(0), []
+    positive = np.arange(5 * positives) < positives
+    for area in (0.7, 0.9, 0.98):
+        for _ in range(300):
+            found = ranking(random.exponential(np.where(positive, area / (1 - area), 1)), positive)
+            variance = ranking_variances(found, positive)[0]
+            low, high = bounded_interval(found.auroc, variance, positives, at=shrunk(found.auroc, positives))
+            held.append(low <= area <= high)
+    assert 0.935 <= np.mean(held) <= 0.975

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+
+from visus.ops.intervals import of_few
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -55,20 +56,24 @@ def ranking_variances(
 ) -> tuple[float, float]:
     """The variances of both areas, for an interval at `level`; `units [N]` are images that belong together.
 
-    From the derivatives, and as much larger as Student's t makes an interval longer that rests on the scarcer kind of image.
-    Scores that tell the images apart nearly always leave next to no variance to see; that of the area under the ROC curve is
-    therefore at least what Hanley and McNeil (1982) have for the area `shrunk`.
+    From the derivatives. That of the average precision grows by `of_few`, of the scarcer kind of image or of the units that hold
+    some. Scores that tell the images apart nearly always leave next to no variance to see; that of the area under the ROC curve
+    is therefore at least what Hanley and McNeil (1982) have for the area `shrunk`, and grows by `of_few` with `units` only: with
+    both, its interval held the truth too often.
     """
     positives, negatives = int(positive.sum()), int((~positive).sum())
-    scarcer, tail = min(positives, negatives), (1 + level) / 2
-    stretch = float(stats.t.ppf(tail, max(1, scarcer - 1)) / stats.norm.ppf(tail)) ** 2
+    scarcer = min(positives, negatives)
     together = [each if units is None else np.bincount(units, each) for each in found[2:]]
-    roc, precision = (stretch * float((each**2).sum()) for each in together)
+    roc, precision = (float((each**2).sum()) for each in together)
+    among = scarcer if units is None else len(np.unique(units[positive == (scarcer == positives)]))
+    growth = of_few(max(2, among), level)
     area = shrunk(found.auroc, scarcer)
     expected = area * (1 - area)
     expected += (positives - 1) * (area / (2 - area) - area**2)
     expected += (negatives - 1) * (2 * area**2 / (1 + area) - area**2)
-    return max(roc, expected / (positives * negatives)), precision
+    if units is not None:
+        roc *= growth
+    return max(roc, expected / (positives * negatives)), growth * precision
 
 
 def shrunk(area: float, images: float) -> float:

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse, stats
 
+from visus.ops.intervals import of_few
+
 Floats = npt.NDArray[np.float64]
 Units = npt.NDArray[np.int64]
 
@@ -51,20 +53,16 @@ def bootstrap(sums: sparse.csr_array, statistic: Callable[[Floats], Floats], *, 
 
 
 def variances(samples: Floats, units: int, level: float) -> Floats:
-    """The variance of each figure `[S]` from its bootstrap `samples [R, S]`; those in which it is NaN are left out.
+    """The variance of each figure `[S]` from its bootstrap `samples [R, S]`, for an interval at `level`, by `of_few`.
 
-    Of few units (Korn and Graubard, 1998): as much larger as Student's t makes an interval at `level` longer.
+    Samples in which a figure is NaN are left out; NaN where there is one unit only.
     """
-    if units < 2:
-        return np.full(samples.shape[1], np.nan)
-    tail = (1 + level) / 2
-    stretch = float(stats.t.ppf(tail, units - 1) / stats.norm.ppf(tail)) ** 2 * units / (units - 1)
     known = np.isfinite(samples)
     count = known.sum(axis=0)
     filled = np.where(known, samples, 0.0)
     mean = filled.sum(axis=0) / np.maximum(count, 1)
     squares = (np.where(known, samples - mean, 0.0) ** 2).sum(axis=0)
-    spread = squares / np.maximum(count - 1, 1) * stretch
+    spread = squares / np.maximum(count - 1, 1) * of_few(units, level)
     return np.where(count > 1, spread, np.nan)
 
 

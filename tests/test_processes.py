@@ -55,8 +55,8 @@ def found(tmp_path_factory):
 @pytest.mark.parametrize("size", [2, 3])
 def test_training_is_that_of_one_process(found, size, case):
     ours, expected = found[size][case], found[1][case]
-    torch.testing.assert_close(ours["weights"], expected["weights"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ours["average"], expected["average"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours["weights"], expected["weights"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours["average"], expected["average"], rtol=1e-4, atol=1e-4)
     assert ours["history"]["acc"] == expected["history"]["acc"]
     for phase in ("train", "val"):
         assert ours["history"]["loss"][phase] == pytest.approx(expected["history"]["loss"][phase], rel=1e-5)

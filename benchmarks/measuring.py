@@ -61,7 +61,6 @@ def table(figures: Mapping[str, list[float]], base: str, unit: str) -> str:
 def peak_of_step(model: nn.Module, images: Tensor, optimizer: str = "sgd", amp: str = "off") -> int:
     """Bytes at the highest moment of the second training step on the CPU, by the memory events of torch's profiler."""
     import torch
-    from torch.profiler import ProfilerActivity, profile
 
     from visus.amp import autocast
     from visus.ops.optim import OptimizerSettings, make_optimizer
@@ -80,11 +79,18 @@ def peak_of_step(model: nn.Module, images: Tensor, optimizer: str = "sgd", amp: 
     step()
     updater.zero_grad()
     there = [*model.parameters(), *model.buffers(), images, *tensors_in(list(updater.state.values()))]
+    return sum(each.nbytes for each in there) + highest(step)
+
+
+def highest(function: Callable[[], object]) -> int:
+    """Bytes on the CPU at the highest moment of a call, above those before it, by the memory events of torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
+        function()
     events = [each for each in profiler.profiler.kineto_results.events() if each.name() == "[memory]"]
     now = peak = 0
     for each in sorted(events, key=lambda event: event.start_ns()):
         now += each.nbytes()
         peak = max(peak, now)
-    return sum(each.nbytes for each in there) + peak
+    return peak

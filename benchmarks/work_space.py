@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from measuring import header
+from measuring import header, highest
 from torch import Tensor
 
 from visus.summaries.work_space import work_space
@@ -63,20 +63,6 @@ def backward(
     outputs = torch.convolution(images, weights, None, *settings)
     arguments = (torch.rand_like(outputs), images, weights, None, *settings, [True, True, False])
     return lambda: (arguments, torch.ops.aten.convolution_backward(*arguments)[:2])
-
-
-def highest(function: Callable[[], object]) -> int:
-    """Bytes at its highest moment, above those before it."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profiler:
-        function()
-    events = [each for each in profiler.profiler.kineto_results.events() if each.name() == "[memory]"]
-    now = peak = 0
-    for each in sorted(events, key=lambda event: event.start_ns()):
-        now += each.nbytes()
-        peak = max(peak, now)
-    return peak
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from listening import Listening
 from PIL import Image
 
 from visus.config import make_config
@@ -15,7 +16,6 @@ from visus.data.batching import EvaluationBatches, TrainingBatches, measure_prep
 from visus.data.crops import centre_crop, random_resized_crop
 from visus.data.keeping import decode_once
 from visus.data.sources import open_source
-from visus.display import Display
 from visus.errors import DataError
 from visus.preparing import prepare
 
@@ -115,14 +115,6 @@ def test_standard_crops_depend_on_the_image_alone(folder):
 
 
 def test_a_size_in_the_cache_that_no_crops_would_come_from_is_said(folder):
-    class Listening(Display):
-        def __init__(self):
-            super().__init__(quiet=True)
-            self.lines = []
-
-        def line(self, text):
-            self.lines.append(text)
-
     def told(augment, data=str(folder)):
         display = Listening()
         config = make_config(data=data, img_size=32, cache_size=50, augment=augment, max_bad=0.5)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from listening import Listening
 
 import visus
 from visus.checkpoint import load_checkpoint, rebuild_model
 from visus.config import make_config
-from visus.display import Display
 from visus.models.small import SMALL_NETS, SmallNet
 from visus.training import resume, train
 
@@ -19,15 +19,6 @@ def few(tmp_path_factory):
     path = tmp_path_factory.mktemp("few") / "few.npz"
     np.savez(path, images=data.images.pixels[:150, 0].numpy(), labels=data.labels[:150])
     return str(path)
-
-
-class Listening(Display):
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def line(self, text):
-        self.lines.append(text)
 
 
 def config(data, tmp_path, name, epochs=2, **options):

@@ -185,7 +185,7 @@ def test_low_rank_changes_learn_by_depth_as_well(few, tmp_path):
     def digest(**options):
         return train(config(few, tmp_path, "a", 1, lora=2, **VIT, **options)).digest
 
-    assert digest() != digest(layer_decay=0.5) != digest(backbone_factor=0.5)
+    assert len({digest(), digest(layer_decay=0.5), digest(backbone_factor=0.5)}) == 3
 
 
 def test_freezing_more_than_there_is_leaves_nothing_behind(few, tmp_path):

@@ -8,7 +8,7 @@ from torch import nn
 
 from visus.config import make_config, plain_settings, remake_config
 from visus.errors import UsageError
-from visus.idle import IDLE, refuse_idle
+from visus.idle import IDLE, UNREACHED, refuse_idle, unreached
 from visus.ops.optim import OptimizerSettings, make_optimizer, takes_momentum
 
 PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
@@ -17,14 +17,17 @@ CASES = [
     ({"val_fraction": 0.2}, {"val": "y"}, {}),
     ({"split_seed": 3}, {"val": "y"}, {}),
     ({"distill_digest": "0a"}, {}, {"distill": "y"}),
-    ({"patience": 4}, {"epochs": 5}, {"epochs": 6}),
     ({"momentum": 0.8}, {"optimizer": "adamw"}, {"optimizer": "sgd"}),
     ({"weight_decay_on": "weights"}, {"optimizer": "lamb"}, {"optimizer": "lamb", "weight_decay": 0.1}),
-    ({"freeze": "gradual:5"}, {"epochs": 5}, {"epochs": 6}),
     ({"gamma": 0.2}, {"schedule": "cosine"}, {}),
-    ({"milestones": (10, 12.5)}, {"epochs": 10}, {"epochs": 11}),
-    ({"warmup_epochs": 5}, {"epochs": 5}, {"epochs": 6}),
     ({"ema_decay": 0.9}, {}, {"ema": True}),
+]
+# What more epochs would come to, how many are too few, and how many are enough.
+TOLD = [
+    ({"patience": 4}, 5, 6),
+    ({"freeze": "gradual:5"}, 5, 6),
+    ({"milestones": (10, 12.5)}, 10, 11),
+    ({"warmup_epochs": 5}, 5, 6),
 ]
 
 
@@ -51,13 +54,27 @@ def test_the_documentation_has_a_row_for_each(setting, beside, otherwise):
     assert any(f"`--{name.replace('_', '-')}" in row.split("|")[1] for row in rows if row.startswith("| `--"))
 
 
-def test_what_a_recipe_says_is_not_refused():
-    config = make_config(data="x", recipe="finetune", epochs=1)
-    assert config.warmup_epochs == 1
-    # Nor is it where the recipe is stored with it.
+def test_each_of_those_that_want_more_epochs_has_its_case():
+    assert len(UNREACHED) == len(TOLD)
+
+
+@pytest.mark.parametrize(("setting", "few", "enough"), TOLD)
+def test_what_more_epochs_would_come_to_is_told_and_not_refused(setting, few, enough):
+    (name,) = setting
+    (told,) = unreached(make_config(data="x", epochs=few, **setting))
+    assert told.startswith(f"--{name.replace('_', '-')} ")
+    assert f"--epochs {few}" in told
+    assert unreached(make_config(data="x", epochs=enough, **setting)) == []
+    assert f"| `--{name.replace('_', '-')}" in PAGE.partition("## What would change nothing")[2]
+
+
+def test_what_a_recipe_says_is_stored_with_it():
+    config = make_config(data="x", recipe="finetune", optimizer="adamw")
     assert make_config(**{k: str(v) for k, v in plain_settings(config).items()}) == config
-    with pytest.raises(UsageError, match="--warmup-epochs 2 would let the rate rise"):
-        make_config(data="x", recipe="finetune", epochs=1, warmup_epochs=2)
+
+
+def test_an_unknown_optimizer_is_the_first_thing_to_say():
+    make_config(data="x", optimizer="adamv", weight_decay_on="weights", momentum=0.5)
 
 
 def test_a_default_is_refused_only_where_it_is_given_by_hand():
@@ -67,9 +84,9 @@ def test_a_default_is_refused_only_where_it_is_given_by_hand():
         refuse_idle(config, ["ema_decay"])
 
 
-def test_a_run_that_goes_on_keeps_what_changes_nothing_any_more():
-    before = make_config(data="x", patience=5, freeze="gradual:4", epochs=8)
-    assert remake_config({**plain_settings(before), "epochs": 4}).patience == 5
+def test_a_run_that_goes_on_keeps_what_changes_nothing():
+    before = make_config(data="x", ema=True, ema_decay=0.9)
+    assert remake_config({**plain_settings(before), "ema": False}).ema_decay == 0.9
 
 
 def test_which_optimizers_take_a_momentum():

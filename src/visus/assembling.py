@@ -34,6 +34,8 @@ from visus.state import TrainingState
 from visus.summaries.tracing import InputError, first_line, trace
 
 _SOME_RATE = 1e-3
+_OF_LIBRARIES = (RuntimeError, ValueError, AssertionError)
+"""How libraries, each in its own way, say that an image is none that a model can take."""
 
 
 def model_args(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
@@ -90,10 +92,9 @@ def new_model(
         _try_on(model, torch.zeros(1, channels, *size, device=device))
     except InputError as error:
         raise _refused_size(config.model, size, channels, error.place) from None
-    except VisusError:
+    except (VisusError, torch.OutOfMemoryError):
         raise
-    # Libraries say it in ways of their own.
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except _OF_LIBRARIES as error:
         raise _refused_size(config.model, size, channels, first_line(error)) from None
     return model
 
@@ -103,7 +104,9 @@ def _try_on(model: nn.Module, image: Tensor) -> None:
     with eval_mode(model), torch.inference_mode():
         try:
             model(image)
-        except Exception:
+        except torch.OutOfMemoryError:
+            raise
+        except _OF_LIBRARIES:
             # Once more, to see where.
             trace(model, ([image], {}))
             raise

@@ -51,7 +51,7 @@ from visus.distillation import find_teacher
 from visus.errors import CheckpointError, DataError, UnreadableError, UsageError
 from visus.files import link, write_json
 from visus.finishing import Run, finish, keep_profile
-from visus.idle import refuse_idle
+from visus.idle import refuse_idle, unreached
 from visus.loop import fit
 from visus.models.adapt import freezer
 from visus.models.build import build_model
@@ -390,6 +390,7 @@ def _introduction(assembly: Assembly, iterations: dict[str, int]) -> list[str]:
         f"batchSize: {batch_sizes}{_per_process(batch_size, assembly.processes)}",
         f"iterNum: {iterations}",
         f"amp: {config.amp}, threads: {config.threads}, images of {height}x{width}",
+        *unreached(config),
         f"run: {assembly.run.path}",
     ]
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from visus.config import make_config
 from visus.errors import UsageError
@@ -47,3 +48,12 @@ def test_a_run_names_the_layer_as_well(tmp_path, side, sizes, layer):
     with pytest.raises(UsageError, match=expected):
         train(config)
     assert not (tmp_path / "runs").exists()
+
+
+def test_too_little_memory_is_not_a_wrong_size(tmp_path, monkeypatch):
+    def forward(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("visus.models.small.SmallNet.forward", forward)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(make_config(data="digits", model="small", out=str(tmp_path)))

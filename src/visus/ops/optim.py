@@ -56,13 +56,20 @@ def resolve_optimizer(settings: OptimizerSettings) -> OptimizerSettings:
     )
 
 
+def is_optimizer(name: str) -> bool:
+    """Whether there is one of that name."""
+    from timm.optim import list_optimizers
+
+    return name in _DEFAULTS or name in list_optimizers()
+
+
 def takes_momentum(name: str) -> bool:
     """Whether the optimizer of that name has a momentum to be set; so has a name that there is not, for others to refuse."""
     if name in _DEFAULTS:
         return name == "sgd"
-    from timm.optim import get_optimizer_info, list_optimizers
+    from timm.optim import get_optimizer_info
 
-    return name not in list_optimizers() or bool(get_optimizer_info(name).has_momentum)
+    return not is_optimizer(name) or bool(get_optimizer_info(name).has_momentum)
 
 
 def make_optimizer(

@@ -86,7 +86,7 @@ def highest(function: Callable[[], object]) -> int:
     """Bytes on the CPU at the highest moment of a call, above those before it, by the memory events of torch's profiler."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         function()
     events = [each for each in profiler.profiler.kineto_results.events() if each.name() == "[memory]"]
     now = peak = 0

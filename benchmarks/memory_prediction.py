@@ -1,10 +1,12 @@
 """Predicted against measured memory of a training step: 20 architectures, SGD and AdamW, with and without bf16 autocast.
 
     python benchmarks/memory_prediction.py rows.csv
+    python benchmarks/memory_prediction.py --threads 1 2 8 32 64
 
 Goes on where the file ends, and prints a table of what is in it. Measured is the peak of the second step on the CPU, by the memory
 events of torch's profiler; figures do not depend on what else the machine does. torchinfo's and torchsummary's are their totals for
 the same batch, which know of neither optimizer nor autocast; torchsummary's are those of `style="classic"`, the same to the byte.
+With `--threads`, a table of a few models on so many of them, however many processors there are.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import csv
 import statistics
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +59,27 @@ _MODELS = (
     ("coatnet_0_rw_224", 1, 224),
     ("tf_efficientnet_lite0", 8, 128),
 )
+_ON_THREADS = (
+    ("resnet18", 8, 128),
+    ("mobilenet_v3_small", 16, 128),
+    ("convnext_tiny", 2, 224),
+    ("vit_small_patch16_224", 4, 224),
+    ("vit_base_patch32_224", 4, 224),
+    ("mixer_s32_224", 4, 224),
+)
 _SETTINGS = (("sgd", "off"), ("adamw", "off"), ("sgd", "bf16"), ("adamw", "bf16"))
 
 
 def main() -> None:
     """Measure what is missing, then show all."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("file", type=Path)
-    file = parser.parse_args().file
+    parser.add_argument("file", type=Path, nargs="?", default=Path("rows.csv"))
+    parser.add_argument("--threads", type=int, nargs="+")
+    given = parser.parse_args()
+    if given.threads:
+        show_threads(given.threads)
+        return
+    file = given.file
     done = {tuple(row[name] for name in ("model", "optimizer", "amp")) for row in _rows(file)}
     with file.open("a", newline="", encoding="utf-8") as opened:
         writer = csv.DictWriter(opened, _COLUMNS)
@@ -86,6 +102,20 @@ def _measured(name: str, images: int, side: int, optimizer: str, amp: Any) -> di
     figures = (measured, found.peak_training_mb, theirs, found.total_mb)
     values = (name, images, side, optimizer, amp, *(each and f"{each:.1f}" for each in figures))
     return dict(zip(_COLUMNS, values, strict=True))
+
+
+def show_threads(threads: list[int]) -> None:
+    """A line for each model and precision: what is measured on so many threads, and how far the prediction is off."""
+    print(header("torchvision", "timm"))
+    heads = ["model", "images", "precision", *(f"{each} threads" for each in threads)]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for (name, images, side), amp in product(_ON_THREADS, ("off", "bf16")):
+        cells = []
+        for each in threads:
+            torch.set_num_threads(each)
+            row = _measured(name, images, side, "sgd", amp)
+            cells.append(f"{row['measured']} ({_off(row, 'predicted'):+.1%})")
+        print(f"| {name} | {images} x {side}² | {amp} | {' | '.join(cells)} |", flush=True)
 
 
 def _torchinfo(model: torch.nn.Module, images: int, side: int) -> float | None:

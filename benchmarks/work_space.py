@@ -1,13 +1,14 @@
 """What convolutions on the CPU take besides their tensors, and what `visus.summaries.work_space` says of it.
 
-    OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 python benchmarks/work_space.py
+    ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 python benchmarks/work_space.py [--threads 1 2 8 32 64]
 
 Measured is the highest moment of the gradients of one convolution, by the memory events of torch's profiler, above the gradients
-themselves. Figures do not depend on what else the machine does.
+themselves. Figures do not depend on what else the machine does, nor on how many processors there are for so many threads.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -34,21 +35,34 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def main() -> None:
-    """A line for each shape, type and layout."""
-    print(f"{header()}; {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}\n")
-    print(
-        "| channels, groups | kernel | images | type, layout | measured, MiB | said, MiB |\n|---|---|---|---|---|---|"
+    """A line for each shape, type and layout, with what is measured and what is said for each number of threads."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 8, 32, 64])
+    threads = parser.parse_args().threads
+    print(f"{header()}; {torch.backends.cpu.get_cpu_capability()}; MiB measured, MiB said\n")
+    heads = ["channels, groups", "kernel", "images", "type, layout", *(f"{each} threads" for each in threads)]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for shape, dtype, layout in product(SHAPES, DTYPES, (torch.contiguous_format, torch.channels_last)):
-        gradients = backward(shape, dtype, layout)
-        arguments, results = gradients()
-        measured = highest(gradients) - sum(each.nbytes for each in results)
-        said = work_space(torch.ops.aten.convolution_backward.default, arguments)
-        print(
-            f"| {shape[0]} to {shape[1]}, {shape[2]} | {shape[3]}², stride {shape[4]} | 2 x {shape[5]}² "
-            f"| {str(dtype).removeprefix('torch.')}, {str(layout).removeprefix('torch.').removesuffix('_format')} "
-            f"| {measured / 2**20:.1f} | {said / 2**20:.1f} |"
-        )
+        row = [
+            f"{shape[0]} to {shape[1]}, {shape[2]}",
+            f"{shape[3]}², stride {shape[4]}",
+            f"2 x {shape[5]}²",
+            f"{str(dtype).removeprefix('torch.')}, {str(layout).removeprefix('torch.').removesuffix('_format')}",
+            *(beside(shape, dtype, layout, each) for each in threads),
+        ]
+        print(f"| {' | '.join(row)} |")
+
+
+def beside(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, threads: int) -> str:
+    """What is measured with so many threads, and what is said."""
+    torch.set_num_threads(threads)
+    gradients = backward(shape, dtype, layout)
+    arguments, results = gradients()
+    measured = highest(gradients) - sum(each.nbytes for each in results)
+    said = work_space(torch.ops.aten.convolution_backward.default, arguments)
+    return f"{measured / 2**20:.1f}, {said / 2**20:.1f}"
 
 
 def backward(

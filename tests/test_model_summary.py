@@ -19,6 +19,7 @@ from measuring import peak_of_step
 from torch import nn
 from torch.nn import functional as F
 
+from visus.devices import computing
 from visus.errors import UsageError
 from visus.model_summary import largest_batch, summary
 from visus.models.build import build_model
@@ -886,6 +887,21 @@ def test_the_work_space_of_convolutions_is_part_of_the_peak(layers):
     images = torch.rand(2, 3, 32, 32).to(memory_format=torch.channels_last)
     found = summary(model, (3, 32, 32), batch_size=2, optimizer="sgd")
     assert found.peak_training_mb == pytest.approx(peak_of_step(model, images, "sgd") / 2**20, rel=0.05)
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="oneDNN takes other space on this processor"
+)
+@pytest.mark.parametrize("threads", [1, 8, 64])
+@pytest.mark.parametrize("kernel", [16, 32])
+def test_the_work_space_of_large_kernels_follows_the_threads_up_to_a_limit(kernel, threads):
+    with computing(threads=threads, deterministic=True):
+        model = nn.Sequential(nn.Conv2d(3, 768, kernel, kernel), nn.Flatten(), nn.Linear(4 * 768, 10))
+        side = 2 * kernel
+        found = summary(model, (3, side, side), batch_size=4, optimizer="sgd")
+        measured = peak_of_step(model, torch.rand(4, 3, side, side), "sgd")
+    # At most 1 GiB: 64 threads would take 2.3.
+    assert found.peak_training_mb == pytest.approx(measured / 2**20, rel=0.08)
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])

@@ -567,7 +567,7 @@ def summary(
 
 _FITTED = (
     "the largest batch whose training step fits into {fit}: {largest_batch}; predicted are {margin_mb:,.1f} MiB less than that "
-    "({margin_percent:.1f} %), and predictions were up to {too_low} % too low where they were measured"
+    "({margin_percent:.1f} %), and predictions were up to {too_low} % too low where they were measured, on 1 to 8 threads"
 )
 _TOO_LOW = {"off": 1, "bf16": 4, "fp16": 4}
 """In per cent, as in docs/summary.md; fp16 as bf16, whose tensors are as large."""

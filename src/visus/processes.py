@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -109,7 +110,8 @@ def _joined(size: int, local_rank: int) -> Iterator[Processes]:
     store = _join()
     endings = Endings(store, dist.get_rank(), size)
     try:
-        patient = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+        with _printing_to_stderr():
+            patient = dist.new_group(backend="gloo", timeout=_LONGEST_WAIT)
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         processes = Processes(endings.rank, size, local_rank, local_size, patient)
         own = Peer(endings.rank, socket.gethostname(), os.getpid())
@@ -159,8 +161,22 @@ def _join() -> PrefixStore:
     # Where torchrun starts processes again it keeps its store, and in it the addresses of those that are no more.
     own = PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=own, rank=rank, world_size=size)
+    with _printing_to_stderr():
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size)
     return own
+
+
+@contextmanager
+def _printing_to_stderr() -> Iterator[None]:
+    """Gloo, in torch 2.10, writes to the standard output, which `--json` promises to one document."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def launch_id() -> str | None:

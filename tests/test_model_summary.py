@@ -30,6 +30,8 @@ from visus.summaries.rows import Figures, flat, tree
 from visus.summaries.tracing import trace
 
 GOLDEN = Path(__file__).parent / "golden"
+OLD_TORCH = torch.__version__.startswith("2.10.")
+"""Of which `docs/summary.md` says what it does not count and does not see."""
 
 
 def as_in_the_notes(model, input_size, batch_size=-1):
@@ -296,6 +298,7 @@ def test_images_of_another_size_than_the_library_has():
     assert found.total_params == count(build_model("vit_tiny_patch16_224", 5, img_size=64))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_compiled_models_and_parts():
     plain = Net()
     compiled = Net()
@@ -325,7 +328,7 @@ def test_distributed_data_parallel(tmp_path):
     assert found.layers[0]["name"] == "stem.0"
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_a_scripted_model_is_refused_in_a_sentence():
     with pytest.raises(UsageError, match=r"made by torch\.jit\.script; give the module"):
         summary(torch.jit.script(nn.Linear(2, 3)), (2,))
@@ -507,6 +510,7 @@ def test_values_of_a_given_item_reach_a_model_that_needs_some():
     assert summary(Asking(), SEQUENCE).remarks[0].count("two inputs, and one, were sent") == 1
 
 
+@pytest.mark.skipif(OLD_TORCH, reason="an embedding of no numbers takes any type")
 def test_what_takes_indices_says_what_to_give():
     with pytest.raises(
         UsageError, match=r"words \(Embedding\) was given \[2, 16\].*give a tensor of one item"
@@ -795,7 +799,10 @@ def check_name(name):
         torchvision.models.EfficientNet_B0_Weights.IMAGENET1K_V1,
         torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1,
         torchvision.models.ConvNeXt_Tiny_Weights.IMAGENET1K_V1,
-        torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1,
+        pytest.param(
+            torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1,
+            marks=pytest.mark.skipif(OLD_TORCH, reason="attention counts nothing"),
+        ),
     ],
     ids=str,
 )

@@ -510,6 +510,13 @@ def test_values_of_a_given_item_reach_a_model_that_needs_some():
     assert summary(Asking(), SEQUENCE).remarks[0].count("two inputs, and one, were sent") == 1
 
 
+def test_a_model_by_name_is_built_for_the_size_of_an_image_that_is_given():
+    assert summary("vit_b_16", torch.rand(3, 64, 64)).layers == summary("vit_b_16", (3, 64, 64)).layers
+    for given in (torch.tensor(1.0), torch.rand(3, 64, 64).to_sparse()):
+        with pytest.raises(UsageError, match=r"expected an image|expected a tensor"):
+            summary("resnet18", given)
+
+
 @pytest.mark.skipif(OLD_TORCH, reason="an embedding of no numbers takes any type")
 def test_what_takes_indices_says_what_to_give():
     with pytest.raises(

@@ -28,8 +28,8 @@ _BAR_COLUMNS = 40
 _SHORTEST_BAR_COLUMNS = 5
 # On a dark and on a light ground alike.
 _PHASE_STYLES = {"train": "cyan", "val": "yellow"}
-# A file's name may hold an escape sequence; shown as text it moves no cursor.
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+"""For `str.translate`: a file's name may hold an escape sequence; shown as text it moves no cursor."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,12 @@ class Display:
 
     def _line(self, text: str, style: str = "", until: int | None = None) -> None:
         if self._surface:
-            self._surface.line(text.translate(_CONTROLS), style, until)
+            self._surface.line(text.translate(CONTROLS), style, until)
 
     def _show(self, text: str, label: str, share: float | None, left: float | None, now: float) -> None:
         self._refreshed_at = now
         if self._surface:
-            self._surface.show(text.translate(_CONTROLS), label, share, left)
+            self._surface.show(text.translate(CONTROLS), label, share, left)
 
 
 class _TimeLeft:

@@ -215,3 +215,20 @@ def test_a_group_in_several_parts_is_named_with_what_to_leave_out(tmp_path):
     (leak,) = [each for each in audit(tmp_path / "table.csv").findings if each.kind == "group_leakage"]
     assert (leak.paths, leak.drop, leak.severity) == (("2.png", "3.png"), ("2.png",), "high")
     assert leak.message == "group b: 2 images in train and test"
+
+
+def test_names_move_no_cursor_and_break_no_line(tmp_path):
+    for number, name in enumerate(["red\x1b[31m", "two\nlines"]):
+        path = tmp_path / "set" / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    done = subprocess.run(
+        [sys.executable, "-m", "visus", "audit", tmp_path / "set", "--quiet"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert r"red\x1b[31m/0.png" in done.stdout
+    assert "two lines/1.png" in done.stdout
+    assert "\x1b" not in done.stdout

@@ -64,6 +64,26 @@ def test_a_single_wrapping_folder_is_looked_through(tmp_path):
     assert find_parts(FolderTree(other)) == {"train": "all"}
 
 
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("test", {"test": "test"}),
+        ("set/Validation", {"val": "set/Validation"}),
+        ("test/all", {"test": "test/all"}),
+        ("train", {"train": "train"}),
+        ("tests", {"train": "tests"}),
+    ],
+)
+def test_a_part_alone_is_that_part(tmp_path, name, parts):
+    make(tmp_path, f"{name}/cat/a.png", f"{name}/dog/a.png")
+    assert find_parts(FolderTree(tmp_path)) == parts
+
+
+def test_parts_under_a_folder_called_as_one_are_found(tmp_path):
+    make(tmp_path, "test/train/cat/a.png", "test/val/cat/a.png")
+    assert find_parts(FolderTree(tmp_path)) == {"train": "test/train", "val": "test/val"}
+
+
 def test_two_folders_for_one_part_are_refused(tmp_path):
     make(tmp_path, "train/a/a.png", "val/a/a.png", "valid/a/a.png")
     with pytest.raises(DataError, match="expected one folder for val"):

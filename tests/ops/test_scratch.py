@@ -6,7 +6,7 @@ import pytest
 
 from visus.errors import UsageError
 from visus.ops import scratch
-from visus.ops.scratch import scratch_array
+from visus.ops.scratch import expect_room, scratch_array
 
 
 def test_small_arrays_are_in_memory():
@@ -47,3 +47,39 @@ def test_a_full_disk_is_said_and_no_signal(monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UsageError, match="No space left"):
         scratch_array((1000,), np.uint8)
+
+
+@pytest.mark.parametrize(("number", "said"), [(28, "found too little"), (30, "cannot be written")])
+def test_only_a_full_disk_is_called_full(monkeypatch, number, said):
+    def failing(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(scratch, "_IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(scratch.tempfile, "TemporaryFile", failing)
+    with pytest.raises(UsageError, match=said):
+        scratch_array((1000,), np.uint8)
+
+
+def test_a_folder_that_cannot_be_written_is_passed_over_unless_it_is_asked_for(monkeypatch, tmp_path):
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(scratch, "_IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(scratch, "_ON_DISK", tmp_path / "none")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert isinstance(scratch_array((1000,), np.uint8), np.memmap)
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", list)
+    with pytest.raises(UsageError, match="expected a folder that can be written"):
+        scratch_array((1000,), np.uint8)
+    monkeypatch.setenv("TEMP", str(tmp_path / "gone"))
+    with pytest.raises(UsageError, match=r"found none at .*gone"):
+        scratch_array((1000,), np.uint8)
+
+
+def test_room_for_all_is_looked_for_before_one_is_made(monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    free = scratch.shutil.disk_usage(tmp_path).free
+    expect_room(2**26, 2**26)
+    expect_room(free // 4, free // 4)
+    with pytest.raises(UsageError, match="MB are free"):
+        expect_room(free // 2, free // 2, free // 2)

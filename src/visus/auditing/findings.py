@@ -32,7 +32,7 @@ _MEANING: dict[str, str] = {
     "leakage": "The image, or nearly the same, is in several parts: a score on the later part is too good.",
     "conflicting_label": "The same image has several labels, of which all but one must be wrong.",
     "label_error": "A model that has not seen the image is sure of another class.",
-    "imbalance": "The classes are of very different sizes; accuracy then says little of the small ones.",
+    "imbalance": "Classes are small, or of very different sizes; accuracy then says little of the small ones.",
     "odd_image": "The image is unlike the others, by its look or in its file.",
     "shortcut": "The label can be told without looking at the subject, and a model will learn to do that.",
     "group_leakage": "Images of one group are in several parts: a score on the later part is too good.",
@@ -121,7 +121,7 @@ class Audit:
         for kind, count in self.counts().items():
             lines += ["", f"{kind} ({count}). {_MEANING[kind]}"]
             some = [each for each in self.findings if each.kind == kind]
-            lines += [f"  {each.severity}: {each.message}" for each in some[:most]]
+            lines += [f"  {each.severity}: {' '.join(each.message.splitlines())}" for each in some[:most]]
             lines += [f"  and {count - most} more"] * (count > most)
             lines += [f"  {_ADVICE[kind]}"]
         if hidden := sum(max(0, count - most) for count in self.counts().values()):

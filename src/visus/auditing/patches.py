@@ -26,6 +26,8 @@ _FILTERS = 96
 _POOLED = 3
 _DRAWN = 20_000
 _COMPONENTS = 256
+ROW_BYTES = 4 * _COMPONENTS
+"""What the features of an image take, at most."""
 _FITTED = 20_000
 """Images that the principal components are found from."""
 _AT_ONCE = 250

@@ -26,6 +26,7 @@ from visus.ops.scratch import scratch_array
 
 SIDE = 32
 """Of the thumbnails, in pixels."""
+THUMB_BYTES = 3 * SIDE**2
 _ORIENTATION = 0x0112
 _BLUR_SIDE = 256
 """Sharpness is judged at this size at most, or a photograph would be the blurrier the more pixels it has."""

@@ -31,6 +31,8 @@ how similar they are, once that is known."""
 _GRID = 16
 """Side of what is compared: finer detail does not survive compression."""
 _COMPONENTS = 128
+VECTOR_BYTES = 4 * _COMPONENTS
+"""What describes an image takes."""
 _FITTED = 20_000
 """Images that the principal components are found from."""
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)

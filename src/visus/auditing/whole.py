@@ -14,7 +14,7 @@ from visus.auditing.copies import exact_copies, find_copies, near_copies, repres
 from visus.auditing.findings import Audit, Finding
 from visus.auditing.judging import Array, features_by_name, held_out_probabilities
 from visus.auditing.learnt_checks import find_label_errors, find_outliers, unseen_probabilities
-from visus.auditing.patches import patch_features, principal_components
+from visus.auditing.patches import ROW_BYTES, patch_features, principal_components
 from visus.auditing.pictures import draw_findings
 from visus.auditing.plain_checks import (
     find_group_leakage,
@@ -22,13 +22,14 @@ from visus.auditing.plain_checks import (
     find_odd_images,
     find_unreadable,
 )
-from visus.auditing.scanning import Pool, pool_images, scan_images
+from visus.auditing.scanning import THUMB_BYTES, Pool, pool_images, scan_images
 from visus.auditing.shortcuts import find_shortcuts
-from visus.auditing.similarity import near_pairs, near_vectors
+from visus.auditing.similarity import VECTOR_BYTES, near_pairs, near_vectors
 from visus.data.agreement import with_validation
 from visus.data.images import Data
 from visus.data.sources import Source, read_source
 from visus.errors import DataError, UsageError
+from visus.ops.scratch import expect_room
 
 
 def audit(
@@ -47,14 +48,15 @@ def audit(
     `val` is another source, whose images are compared with those of `source` as its validation part. Features are those of
     `model` with `weights`, else patches of the set itself; the labels of images that `run` was not trained on are judged by its
     model. `pictures` is a PNG to draw. `progress(what, done, total)` is called as images are looked at and compared. Raises
-    `DataError` where there are no images, `UsageError` for what is no source.
+    `DataError` where there are no images, `UsageError` for what is no source, or where files of what is found have no room.
     """
     if (model is None) != (weights is None):
         raise UsageError("expected --model and --weights together, found one of them; give both or none")
     data, other = _open(source, val)
+    pool, parts = pool_images(data, other)
+    _expect_room(len(pool), len(data.classes))
     known = held_out_probabilities(data, other, run) if run is not None else {}
     embedded = features_by_name(data, other, model, weights) if model and weights else None
-    pool, parts = pool_images(data, other)
     scan = scan_images(parts, workers=workers, progress=partial(progress, "looked at"))
     exact = exact_copies(scan)
     # What occurs several times would be near itself, and would teach a model its own label.
@@ -81,6 +83,11 @@ def audit(
     if pictures is not None:
         draw_findings(findings, pool, scan, pictures)
     return Audit(len(pool), data.classes, findings, (*data.notes, *notes))
+
+
+def _expect_room(images: int, classes: int) -> None:
+    """Before anything is looked at: the arrays that are to come lie in files where there are many images."""
+    expect_room(*(images * each for each in (THUMB_BYTES, VECTOR_BYTES, ROW_BYTES, 4 * classes)))
 
 
 def _doubts(

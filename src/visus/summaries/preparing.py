@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from visus.errors import UsageError, VisusError
 from visus.models.hollow import build_outline
 from visus.models.names import resolve_model
 from visus.models.sizes import Size, nearest_sizes, working_sizes
-from visus.summaries.examining import Amp, Findings, Item, Sizes, all_items, all_sizes, can_run, examine
+from visus.summaries.examining import Amp, Findings, Item, Sizes, all_sizes, can_run, examine
 from visus.summaries.tracing import InputError, first_line
 
 _GIVE_ITEM = "in the place of a size, give a tensor of one item, such as torch.zeros(16, dtype=torch.int64)"
@@ -44,7 +45,10 @@ def _outline(
         model = build_outline(name, num_classes, in_channels=in_channels or 3)
         return model, ([_own_size(name, model, in_channels or 3)], {})
     sizes = _read_sizes(input_size)
-    channels, size = in_channels or all_sizes(sizes)[0][0], _image_size(sizes)
+    first, size = all_sizes(sizes)[0], _image_size(sizes)
+    if not first:
+        raise UsageError(f"{name}: expected an image such as (3, 224, 224) for it, found a single number")
+    channels = in_channels or first[0]
     side = size[0] if size and size[0] == size[1] else None
     try:
         return build_outline(name, num_classes, in_channels=channels, img_size=side), sizes
@@ -58,9 +62,9 @@ def _outline(
 
 def _image_size(sizes: Sizes) -> Size | None:
     """Height and width of the images, where they are the only input."""
-    given = all_items(sizes)
+    given = all_sizes(sizes)
     only = given[0] if len(given) == 1 else ()
-    return None if isinstance(only, Tensor) or len(only) != 3 else only[1:]
+    return (only[1], only[2]) if len(only) == 3 else None
 
 
 def examined(
@@ -112,6 +116,8 @@ def _read_sizes(given: Any) -> Sizes:
 
 def _read_size(given: Any) -> Item:
     if isinstance(given, Tensor):
+        if given.layout != torch.strided:
+            raise UsageError(f"expected a tensor whose numbers are all there, found one of {given.layout}")
         return given
     is_list = isinstance(given, Sequence) and len(given) > 0
     if not is_list or not all(isinstance(each, int) and each > 0 for each in given):

@@ -240,6 +240,16 @@ def test_another_level_has_other_keys_and_shorter_intervals():
     assert document["per_class"][0]["ci"]
 
 
+@pytest.mark.parametrize("right", [False, True])
+def test_a_class_that_is_all_alike_is_as_uncertain_as_its_own_groups_say(right):
+    # 20 groups of ten; the second class has four of them.
+    groups = np.arange(20).repeat(10)
+    labels = torch.tensor((groups >= 16).astype(np.int64))
+    logits = torch.eye(2)[labels if right else torch.zeros_like(labels)]
+    found = evaluate(nn.Identity(), [(logits, labels)], wanted=Wanted(groups=groups.tolist()))
+    assert found.per_class[1]["ci95"] == pytest.approx(wilson(4 * right, 4))
+
+
 def test_groups_are_resampled_whole():
     logits, labels = random_outputs(5, 40, 4)
     # Ten copies of every image say no more than the image.

@@ -128,12 +128,12 @@ def resample(outcomes: Outcomes, wanted: Wanted) -> dict[str, Any]:
     whole = np.asarray(sums.sum(axis=0))[None]
     estimates, samples = figures(whole)[0], bootstrap(sums, figures)
     spread = variances(samples, sums.shape[0], wanted.level)
-    bounded = zip(estimates.tolist()[1:], spread.tolist()[1:], strict=True)
-    intervals = [
-        bounded_interval(*pair, sums.shape[0], wanted.level) if np.isfinite(pair).all() else None
-        for pair in bounded
-    ]
     names = ["accuracy", "top5", "brier", *Averages._fields]
+    concerned = [sums.shape[0]] * len(names) + (_concerned(sums, classes) if per_class else [])
+    bounded = zip(estimates.tolist()[1:], spread.tolist()[1:], concerned, strict=True)
+    intervals = [
+        bounded_interval(*each, wanted.level) if np.isfinite(each).all() else None for each in bounded
+    ]
     found: dict[str, Any] = dict(zip(names, intervals, strict=False))
     found["brier"] = found["brier"] and (2 * found["brier"][0], 2 * found["brier"][1])
     loss = np.zeros(sums.shape[0])
@@ -143,6 +143,12 @@ def resample(outcomes: Outcomes, wanted: Wanted) -> dict[str, Any]:
         begin = len(names) + place * classes
         found[name] = intervals[begin : begin + classes]
     return found
+
+
+def _concerned(sums: sparse.csr_array, classes: int) -> list[int]:
+    """How many units each class's precision, recall and F1 are figures of, `[3 K]`: those with images that count for it."""
+    there, said = (sums[:, place * classes : (place + 1) * classes] > 0 for place in range(2))
+    return [int(count) for each in (said, there, there + said) for count in (each > 0).sum(axis=0)]
 
 
 def rank_classes(outcomes: Outcomes, units: Units | None, level: float) -> Rankings:

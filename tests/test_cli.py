@@ -503,3 +503,21 @@ def test_an_interrupt_is_said(monkeypatch, capsys):
         cli.main()
     assert caught.value.code == 130
     assert capsys.readouterr().err == "visus: interrupted\n"
+
+
+def test_the_version_is_said():
+    done = subprocess.run(
+        [sys.executable, "-m", "visus", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count(".") == 2
+
+
+def test_a_run_without_best_weights_is_told_of(finished, tmp_path):
+    document, _ = finished
+    shutil.copytree(document["run"], tmp_path / "run")
+    command = [sys.executable, "-m", "visus", "evaluate", tmp_path / "run", "digits", "--json"]
+    before = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "no epoch of this run is over" not in before.stderr
+    (tmp_path / "run" / "best.safetensors").unlink()
+    after = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "no epoch of this run is over; the weights after step" in after.stderr

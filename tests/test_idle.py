@@ -10,6 +10,7 @@ from visus.config import make_config, plain_settings, remake_config
 from visus.errors import UsageError
 from visus.idle import IDLE, UNREACHED, refuse_idle, unreached
 from visus.ops.optim import OptimizerSettings, make_optimizer, takes_momentum
+from visus.training import train
 
 PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
 # The setting that changes nothing, what it is beside, and beside what it would change something.
@@ -73,8 +74,19 @@ def test_what_a_recipe_says_is_stored_with_it():
     assert make_config(**{k: str(v) for k, v in plain_settings(config).items()}) == config
 
 
-def test_an_unknown_optimizer_is_the_first_thing_to_say():
-    make_config(data="x", optimizer="adamv", weight_decay_on="weights", momentum=0.5)
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"optimizer": "adamv", "weight_decay_on": "weights", "momentum": 0.5}, "unknown optimizer"),
+        ({"optimizer": "kron"}, "random numbers of its own"),
+    ],
+)
+def test_an_optimizer_that_is_none_is_the_first_thing_to_say_before_images_are_read(
+    tmp_path, settings, sentence
+):
+    config = make_config(data=str(tmp_path / "nowhere"), **settings)
+    with pytest.raises(UsageError, match=sentence):
+        train(config)
 
 
 def test_a_default_is_refused_only_where_it_is_given_by_hand():

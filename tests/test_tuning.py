@@ -200,3 +200,19 @@ def test_what_is_searched_must_exist_and_not_be_given(tmp_path):
         tune({**SETTINGS, "out": str(tmp_path)}, {"learning_rate": [0.1]}, trials=1)
     with pytest.raises(UsageError, match="epochs is searched and given"):
         tune({**SETTINGS, "out": str(tmp_path)}, {"epochs": [1, 2]}, trials=1)
+
+
+@pytest.mark.parametrize(
+    ("space", "sentence"),
+    [
+        ({"lr": [0.1, float("inf")]}, "lr: expected numbers to search, found inf"),
+        ({"lr": [float("nan")]}, "lr: expected numbers to search, found nan"),
+        ({"batch_size": Span(1.5, 3)}, "batch_size: expected whole numbers to search, found 1.5"),
+        ({"epochs": [1, 2.5]}, "epochs: expected whole numbers to search, found 2.5"),
+    ],
+)
+def test_what_no_trial_could_take_is_refused_before_the_study_begins(tmp_path, space, sentence):
+    settings = {name: value for name, value in SETTINGS.items() if name not in space}
+    with pytest.raises(UsageError, match=sentence):
+        tune({**settings, "out": str(tmp_path / "study")}, space, trials=1)
+    assert not (tmp_path / "study").exists()

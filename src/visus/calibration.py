@@ -90,7 +90,8 @@ class Calibration:
         ]
         if self.after.loss >= self.before.loss:
             lines.append(
-                "on images that a temperature was not fitted to, the loss did not fall: so few images do not settle it; take more"
+                "on images that a temperature was not fitted to, the loss did not fall: so few images do not "
+                "settle it; it is stored all the same, and more images would replace it"
             )
         return "\n".join(
             [

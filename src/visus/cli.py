@@ -14,14 +14,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from importlib.metadata import version
 from inspect import Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from visus.errors import Interrupted, UsageError, VisusError
+
+if TYPE_CHECKING:
+    from visus.checkpoint import Checkpoint
 
 
 class _Commands(TyperGroup):
@@ -36,13 +40,30 @@ class _Commands(TyperGroup):
             raise ending from error
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("visus"))
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train image classifiers, know how far to trust them, and ship them.",
+    help="Train image classifiers, know how far to trust them, and keep what you trained.",
 )
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Say which version this is."),
+    ] = False,
+) -> None:
+    """Of no command."""
+
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -210,6 +231,21 @@ def train(
     return 1 if (run.failure or run.skipped) and launching.may_fail() else 0
 
 
+def _loaded(checkpoint: Path) -> Checkpoint:
+    """The weights to use; of a run that has no best ones yet those that it stopped with, which is said."""
+    from visus.checkpoint import find_checkpoint, load_checkpoint
+
+    path = find_checkpoint(checkpoint)
+    loaded = load_checkpoint(path)
+    if checkpoint.is_dir() and path.stem != "best":
+        _tell(
+            [
+                f"{checkpoint}: no epoch of this run is over; the weights after step {loaded.document['step']} are used"
+            ]
+        )
+    return loaded
+
+
 def _with_flags_of(
     other: Callable[..., Any], *left_out: str
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
@@ -319,7 +355,6 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> int:
     """Score a model on DATA."""
-    from visus.checkpoint import find_checkpoint, load_checkpoint
     from visus.ops.stopwatch import format_duration
     from visus.plots import check_picture, plot_confusion, plot_reliability
     from visus.scoring import Wanted
@@ -333,7 +368,7 @@ def evaluate(
     for each in filter(None, (picture, reliability)):
         check_picture(each)
     began = time.perf_counter()
-    loaded = load_checkpoint(find_checkpoint(checkpoint))
+    loaded = _loaded(checkpoint)
     if unlabelled := open_unlabelled(data):
         said = predict_unlabelled(loaded, data, unlabelled, predictions=predictions, device=device)
         _tell(f"skipped {each.path}: {each.reason}" for each in said.skipped)
@@ -438,10 +473,9 @@ def predict(
     as_json: JsonFlag = False,
 ) -> int:
     """Say what is on FILES."""
-    from visus.checkpoint import find_checkpoint, load_checkpoint
     from visus.prediction import list_files, predict_files, write_predictions
 
-    loaded = load_checkpoint(find_checkpoint(checkpoint))
+    loaded = _loaded(checkpoint)
     named = list_files(files)
     found = []
     for each in predict_files(loaded, named, topk=topk, device=device, tta=tta):
@@ -620,7 +654,7 @@ def inspect(checkpoint: CheckpointArgument, as_json: JsonFlag = False) -> int:
     from visus.checkpoint import find_checkpoint, load_checkpoint
 
     document = load_checkpoint(find_checkpoint(checkpoint)).document
-    keys = ("format", "model", "classes", "preprocess", "epoch", "step", "accuracy", "digest")
+    keys = ("format", "model", "classes", "preprocess", "epoch", "step", "accuracy", "temperature", "digest")
     found = {key: document.get(key) for key in keys}
     if as_json:
         _print_json(found)

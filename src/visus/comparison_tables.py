@@ -109,8 +109,10 @@ def _board(board: Comparison) -> str:
             ]
         )
     first = board.runs[0]
-    note = "; the best of many is partly lucky: choose on validation" if len(board.runs) > 1 else ""
-    return f"{first.n} images ({first.evaluation.get('split', 'test')}){note}\n{text_table(headings, rows)}"
+    split = first.evaluation.get("split", "test")
+    instead = "judge it on a test part" if split == "val" else "choose on validation"
+    note = f"; the best of many is partly lucky: {instead}" if len(board.runs) > 1 else ""
+    return f"{first.n} images ({split}){note}\n{text_table(headings, rows)}"
 
 
 def _points(share: float) -> str:

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from visus.amp import resolve_amp
 from visus.assembling import (
     Assembly,
@@ -18,6 +20,7 @@ from visus.assembling import (
     count_steps,
     model_args,
     new_model,
+    with_some_rate,
 )
 from visus.auditing.short import short_audit
 from visus.autotuning import with_batch_size, with_lr
@@ -58,7 +61,7 @@ from visus.models.build import build_model
 from visus.models.names import resolve_model
 from visus.models.weights import is_file
 from visus.objective import make_loss
-from visus.ops.optim import resolve_optimizer
+from visus.ops.optim import make_optimizer
 from visus.ops.schedules import make_schedule
 from visus.preparing import Prepared, prepare, prepare_again
 from visus.probing import compute_features, fed_with_features, trains_head_alone
@@ -95,7 +98,8 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
     parse_interval(config.checkpoint_every)
     if config.track:
         check_tracker(config.track)
-    resolve_optimizer(config)
+    # Of nothing: what is refused is refused before images are read.
+    make_optimizer(nn.Linear(1, 1), with_some_rate(config))
     resolve_model(config.model)
     with joined() as processes:
         if processes.first:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -191,6 +192,7 @@ def _open_study(settings: Mapping[str, Any], space: Space) -> Any:
             raise unknown_name("setting in the space", name, known)
         if name in settings:
             raise UsageError(f"{name} is searched and given; leave it out of the one or the other")
+        _check_values(name, space[name])
     folder = Path(settings["out"])
     if not (folder / _STORAGE).exists() and any(folder.glob("trial-*")):
         raise UsageError(f"{folder}: expected {_STORAGE} beside its trials, found none; choose another --out")
@@ -314,6 +316,16 @@ def _settings_of(trial: Any, settings: Mapping[str, Any], chosen: Mapping[str, A
         return remake_config({**settings, **chosen, "name": f"trial-{trial.number}"})
     except UsageError as error:
         raise _RefusedError(str(error)) from None
+
+
+def _check_values(name: str, values: Any) -> None:
+    """`UsageError` for what no trial could take: numbers that are none, and fractions of a setting that has whole ones only."""
+    numbers = values if isinstance(values, list) else [values.low, values.high]
+    for each in numbers:
+        if isinstance(each, float) and not math.isfinite(each):
+            raise UsageError(f"{name}: expected numbers to search, found {each}")
+        if isinstance(each, float) and name in _WHOLE and not each.is_integer():
+            raise UsageError(f"{name}: expected whole numbers to search, found {each:g}")
 
 
 def _suggest(trial: Any, space: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,3 +68,13 @@ def test_an_empty_part_is_refused(data, tmp_path):
 def test_a_list_that_is_not_there_is_refused(data, tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         exclude(data, tmp_path / "no.csv")
+
+
+def test_what_is_no_text_is_refused_and_the_list_of_another_set_is_said_to_be_that(data, tmp_path):
+    (tmp_path / "list").write_bytes(b"PK\x03\x04\x00\x00")
+    with pytest.raises(UsageError, match="found no text"):
+        exclude(data, tmp_path / "list")
+    (tmp_path / "list").write_text("path\n" + "elsewhere/" + "x" * 1000 + "\n", encoding="utf-8")
+    note = exclude(data, tmp_path / "list").notes[-1]
+    assert "the list is of other images: all its 1 names" in note
+    assert len(note) < 400

@@ -45,10 +45,19 @@ def test_figures_on_validation_are_said_to_flatter(tmp_path):
 )
 def test_calibration_is_told_in_words(tmp_path, ece, tone, words):
     run = make_run(tmp_path / "run", ["x", "y"], n=200, wrong=0.5)
-    change(run, ece=ece)
+    change(run, ece=ece, ece_ci95=[0.0, ece + 0.03])
     found = verdict(run).sentences[1]
     assert found.tone == tone
     assert words in found.text
+
+
+def test_few_images_do_not_make_a_confidence_that_can_be_believed(tmp_path):
+    run = make_run(tmp_path / "run", ["x", "y"], n=200, wrong=0.5)
+    change(run, ece=0.0, ece_ci95=[0.0, 0.24])
+    found = verdict(run).sentences[1]
+    assert found.tone == "unknown"
+    assert "too few to tell" in found.text
+    assert "24.0\u00a0%" in found.text
 
 
 def test_confidence_that_is_too_low_is_told_apart_from_confidence_that_is_off_in_places(tmp_path):

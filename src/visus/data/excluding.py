@@ -15,6 +15,8 @@ from visus.data.images import Data, Split
 from visus.errors import DataError, UsageError, first_of
 
 _PARTS = ("train", "val", "test")
+_SHOWN = 200
+"""Characters of a name that is told."""
 
 
 def image_names(paths: Mapping[str, Sequence[str]], val: str | None = None) -> dict[str, list[str]]:
@@ -51,6 +53,8 @@ def read_exclusions(path: str | os.PathLike[str]) -> list[str]:
         raise UsageError(
             f"--exclude {path}: expected a table with a column path, found none ({error})"
         ) from None
+    if any("\0" in field for row in rows for field in row):
+        raise UsageError(f"--exclude {path}: expected a table with a column path, found no text")
     if not rows or "path" not in rows[0]:
         return [row[0] for row in rows]
     column = rows[0].index("path")
@@ -82,7 +86,9 @@ def exclude(data: Data, path: str | os.PathLike[str], val: str | None = None) ->
     shown = ", ".join(f"{count} of {name}" for name, count in counts.items() if count) or "none"
     notes = [f"left out by --exclude: {shown}"]
     if unknown := sorted(wanted - found):
-        notes.append(f"--exclude: {len(unknown)} names that no image has: {first_of(unknown, 3)}")
+        every = "" if found else "the list is of other images: all its "
+        shown = first_of([each[:_SHOWN] for each in unknown], 3)
+        notes.append(f"--exclude: {every}{len(unknown)} names that no image has: {shown}")
     return replace(data, **changed, notes=(*data.notes, *notes))
 
 

@@ -181,7 +181,12 @@ def _about_coverage(points: list[dict[str, Any]]) -> str:
             if not enough:
                 return f"However few it answers, it does not reach {percent(target)}."
             best = max(enough, key=lambda point: float(point["coverage"]))
-            return f"To be right on {percent(target)} of what it answers, it must decline {percent(1 - best['coverage'])}."
+            declined = percent(1 - best["coverage"])
+            return (
+                f"Of these images it would have been right on {percent(target)} of those that it answers, had it declined the "
+                f"{declined} of which it is least sure. What can be promised of others is less; visus evaluate "
+                f"--wanted-accuracy {target:g} says it."
+            )
     return ""
 
 

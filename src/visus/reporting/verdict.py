@@ -15,6 +15,8 @@ from visus.reporting.wording import count, isolated, part_name, percent, percent
 
 Tone = Literal["good", "doubtful", "bad", "unknown"]
 _CALIBRATED = 0.02
+_UNTOLD = 0.1
+"""A calibration error that may be as large is not called small, whatever it came to."""
 """Of the calibration error: two points between what is said and what is so disturb few decisions."""
 _TONES: dict[str, Tone] = {"high": "bad", "medium": "doubtful"}
 _GRAVE: tuple[tuple[Tone, str], ...] = (
@@ -119,6 +121,10 @@ def _on_calibration(results: RunResults) -> Sentence:
     beyond = f"calibration error {percent(error)}" if error else "no calibration error beyond chance"
     said = f"it is {percent(confidence)} sure on average and right on {percent(accuracy)} ({beyond})"
     if error <= _CALIBRATED:
+        highest = (evaluation.get("ece_ci95") or (error, error))[1]
+        if highest > _UNTOLD:
+            few = f"{int(has.sum()):,} images are too few to tell whether its confidence can be believed"
+            return Sentence(f"{few}: {said}, which may be {percent(highest)} as well.", "unknown")
         return Sentence(f"Its confidence can be believed: {said}.", "good")
     low, high = wilson(int(predictions.correct[has].sum()), int(has.sum()))
     if confidence > high:

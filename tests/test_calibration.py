@@ -1,9 +1,12 @@
 """Temperatures: found where they are known, stored without touching a weight, used by whoever takes the checkpoint."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from visus.calibration import calibrate_checkpoint, fit_temperature
 from visus.checkpoint import load_checkpoint, rebuild_model, save_checkpoint
@@ -11,6 +14,7 @@ from visus.data.batching import TrainingBatches, measure_preprocessing
 from visus.data.sources import open_source
 from visus.errors import DataError, UsageError
 from visus.models.build import build_model
+from visus.preprocessing import Preprocessing
 from visus.testing import evaluate_checkpoint
 
 
@@ -115,6 +119,70 @@ def test_logits_are_divided_in_the_module_itself_and_in_what_is_exported(overcon
 def test_calibrating_again_gives_the_same(overconfident):
     first = calibrate_checkpoint(overconfident, "digits")
     assert calibrate_checkpoint(overconfident, "digits") == first
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Two classes in `d/train` and in `d/val`, 40 images each."""
+    rng = np.random.default_rng(0)
+    for part, name in product(("train", "val"), "ab"):
+        place = tmp_path / "d" / part / name
+        place.mkdir(parents=True)
+        for number in range(40):
+            pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / f"{number}.png")
+    return tmp_path / "d"
+
+
+@pytest.fixture
+def of_photographs(photographs, tmp_path, monkeypatch):
+    """A checkpoint of a model that was trained on their training part, and knows nothing of these; any temperature will do."""
+    monkeypatch.setattr("visus.calibration.fit_temperature", lambda *_: 1.5)
+    model = build_model("small", num_classes=2, in_channels=1)
+    document = {
+        "model": "small",
+        "model_args": {"num_classes": 2, "in_channels": 1, "stem": None},
+        "classes": ["a", "b"],
+        "preprocess": Preprocessing((8, 8), 1, (0.5,), (0.25,)).to_json(),
+        "config": {"data": str(photographs), "val_batch_size": 100, "threads": 1},
+    }
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, {f"model.{name}": each for name, each in model.state_dict().items()}, document)
+    return path
+
+
+def test_training_images_under_another_name_are_refused(of_photographs, photographs, tmp_path):
+    content = of_photographs.read_bytes()
+    (tmp_path / "link").symlink_to(photographs / "train")
+    (tmp_path / "some.csv").write_text("path,label\nd/train/a/3.png,a\nd/val/b/3.png,b\n")
+    for source, said in (
+        (
+            photographs / "train",
+            r"found 80 of 80 that it was \(a/0.png, a/1.png, a/10.png, ...\); take others",
+        ),
+        (tmp_path / "link", "found 80 of 80"),
+        (tmp_path / "some.csv", r"found 1 of 2 that it was \(d/train/a/3.png\)"),
+    ):
+        with pytest.raises(UsageError, match=f"expected images that the model was not trained on, {said}"):
+            calibrate_checkpoint(of_photographs, str(source), part="train")
+    assert of_photographs.read_bytes() == content
+
+
+def test_other_images_are_taken_also_where_those_to_train_on_are_gone(of_photographs, photographs, tmp_path):
+    for source in (photographs / "val", tmp_path / "elsewhere"):
+        if source.name == "elsewhere":
+            photographs.rename(tmp_path / "moved")
+            source.symlink_to(tmp_path / "moved/val")
+        found = calibrate_checkpoint(of_photographs, str(source), part="train")
+        assert found.n == 80
+        assert not any("trained on" in note for note in found.notes)
+
+
+def test_where_the_images_to_train_on_cannot_be_listed_it_is_said(of_photographs, photographs):
+    (photographs / "training").mkdir()
+    found = calibrate_checkpoint(of_photographs, str(photographs / "val"), part="train")
+    (said,) = [note for note in found.notes if "trained on" in note]
+    assert "one folder for train" in said
 
 
 def test_a_wrong_part_or_outputs_that_are_no_numbers_leave_the_checkpoint_alone(overconfident, tmp_path):

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,11 @@ from torch import Tensor
 from visus.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
 from visus.config import absolute
 from visus.data.batching import EvaluationBatches
-from visus.data.images import Skipped
+from visus.data.files import FileImages
+from visus.data.images import Data, Skipped, Split
+from visus.data.sources import open_named
 from visus.devices import select_device
-from visus.errors import DataError, UsageError
+from visus.errors import DataError, UsageError, VisusError, first_of
 from visus.inference import predict_logits
 from visus.ops.calibration_error import (
     Bin,
@@ -36,7 +41,7 @@ from visus.ops.resampling import accelerated_interval, bootstrap, units_of
 from visus.ops.rng import permutation
 from visus.runs import RunFolder
 from visus.scoring import interval_of
-from visus.testing import as_trained, open_part
+from visus.testing import as_trained, choose_part, decode_for
 
 _LOWEST, _HIGHEST = 0.05, 20.0
 _FOLDS = 5
@@ -172,7 +177,9 @@ def _logits(
     """Logits `[N, K]` and labels `[N]` of a part of `source`, as they are without a temperature."""
     chosen = select_device(device)
     plain = replace(checkpoint, document={**checkpoint.document, "temperature": 1.0})
-    data, _ = open_part(plain, source, part, advice=_ADVICE)
+    listed, _ = choose_part(plain, source, part, advice=_ADVICE)
+    notes = _refuse_training_images(plain, listed, source)
+    data = decode_for(plain, listed)
     assert data.test is not None
     batches = EvaluationBatches(data.test, plain.preprocessing, plain.config.get("val_batch_size", 100))
     with as_trained(plain, chosen) as (model, amp):
@@ -182,7 +189,41 @@ def _logits(
         raise DataError(
             f"{checkpoint.path}: expected numbers as outputs, found NaN or infinite ones for {bad} images; take another checkpoint"
         )
-    return logits, labels, data.notes, data.skipped
+    return logits, labels, (*data.notes, *notes), data.skipped
+
+
+def _refuse_training_images(checkpoint: Checkpoint, data: Data, source: str) -> tuple[str, ...]:
+    """`UsageError` where files of the part that is chosen are among those that the model was trained on.
+
+    A note where these cannot be listed; where they are gone, none of them can be here.
+    """
+    trained_on = checkpoint.config.get("data")
+    # Of one source, the parts are others by themselves.
+    if trained_on is None or trained_on == absolute(source) or not Path(trained_on).exists():
+        return ()
+    try:
+        trained = set(_files(open_named(checkpoint.config).train))
+    except VisusError as error:
+        return (f"whether the model was trained on these images was not seen: {error}",)
+    assert data.test is not None
+    pairs = zip(data.test.paths, _files(data.test), strict=False)
+    if known := [path for path, file in pairs if file in trained]:
+        raise UsageError(
+            f"{source}: expected images that the model was not trained on, found {len(known)} of {len(data.test)} that it was "
+            f"({first_of(known, 3)}); take others"
+        )
+    return ()
+
+
+def _files(part: Split | None) -> Iterator[str]:
+    """Where each image of `part` is, whatever links there are to its folder; nothing of images in arrays and archives."""
+    if part is None or not isinstance(part.images, FileImages) or part.images.archive:
+        return
+    real = cache(os.path.realpath)
+    for path in part.paths:
+        # A `Path` for each of a million images takes long.
+        folder, name = os.path.split(os.path.join(part.images.root, path))  # noqa: PTH118
+        yield f"{real(folder)}/{name}"
 
 
 def _cross_fitted(logits: Tensor, labels: Tensor) -> Tensor:

@@ -157,10 +157,16 @@ def split_columns(split: Split) -> Mapping[str, Sequence[Any]]:
     return {name: values.tolist() for name, values in split.columns.items()}
 
 
-def open_part(
+def open_part(checkpoint: Checkpoint, source: str, part: str | None) -> tuple[Data, str]:
+    """As `choose_part`, decoded."""
+    data, fingerprint = choose_part(checkpoint, source, part)
+    return decode_for(checkpoint, data), fingerprint
+
+
+def choose_part(
     checkpoint: Checkpoint, source: str, part: str | None, *, advice: str = "name one of these with --split"
 ) -> tuple[Data, str]:
-    """`source` with only the part to evaluate, as `test`, decoded, its classes brought to the model's; and its fingerprint.
+    """`source` with only the part to evaluate, as `test`, its classes brought to the model's; and its fingerprint.
 
     Only the source that the model was trained on has a validation part made by rule. `UsageError` for a part that is not there,
     which says what to do by `advice`.
@@ -171,8 +177,7 @@ def open_part(
     fingerprint, split = part_fingerprint(chosen), map_classes(chosen, checkpoint.classes)
     absent = [name for index, name in enumerate(split.classes) if not (split.labels == index).any()]
     notes = (*data.notes, *([f"classes without an image here: {', '.join(absent)}"] if absent else []))
-    opened = replace(data, classes=split.classes, train=None, val=None, test=split, notes=notes)
-    return decode_for(checkpoint, opened), fingerprint
+    return replace(data, classes=split.classes, train=None, val=None, test=split, notes=notes), fingerprint
 
 
 def decode_for(

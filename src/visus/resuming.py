@@ -41,7 +41,8 @@ def setting_names(allowed: Collection[str]) -> frozenset[str]:
 def refuse_changes(before: TrainConfig, after: TrainConfig, allowed: Collection[str]) -> None:
     """`UsageError` for a setting that differs and is neither free nor `allowed`."""
     for field in dataclasses.fields(before):
-        name, flag = field.name, f"--{field.name.replace('_', '-')}"
+        name = field.name
+        flag = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
         was, now = getattr(before, name), getattr(after, name)
         if was != now and name not in FREE | set(allowed):
             raise UsageError(

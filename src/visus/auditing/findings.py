@@ -26,7 +26,7 @@ Severity = Literal["high", "medium", "low"]
 """`high` makes a figure wrong, `medium` a model worse, `low` is to be looked at."""
 
 _MEANING: dict[str, str] = {
-    "unreadable": "The file holds no whole image, so nothing is learnt from it.",
+    "unreadable": "The file holds no whole image, or one of more pixels than --max-pixels allows, so nothing is learnt from it.",
     "exact_duplicate": "These files have the same pixels: the image counts as often as it is there.",
     "near_duplicate": "One image seems to be made from the other, so that they say the same thing twice.",
     "leakage": "The image, or nearly the same, is in several parts: a score on the later part is too good.",
@@ -38,7 +38,7 @@ _MEANING: dict[str, str] = {
     "group_leakage": "Images of one group are in several parts: a score on the later part is too good.",
 }
 _ADVICE: dict[str, str] = {
-    "unreadable": "Copy the file again, or leave it out.",
+    "unreadable": "Copy the file again, or leave it out; what is only too large is taken with a higher --max-pixels.",
     "exact_duplicate": "Keep one of them.",
     "near_duplicate": "Look at them, and keep one.",
     "leakage": "Leave it out of the training part.",

@@ -148,6 +148,8 @@ def load_npz(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
     # What is damaged raises almost anything: BadZipFile, zlib.error, ValueError, EOFError, TypeError, MemoryError, ...
     except Exception as error:
         reason = one_line(error)
+        # numpy advises to unpickle whatever is no archive.
+        reason = "it holds objects, or is none" if "pickle" in reason else reason
         raise DataError(
             f"{path}: cannot be read as .npz: {reason}; write it again with numpy.savez, without objects"
         ) from None

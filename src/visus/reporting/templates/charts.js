@@ -51,8 +51,8 @@ function powers(low, high) {
 
 /**
  * Draw lines into `host`, a `.chart`. `spec`: `x` values, `series` of {name, colour, dash, y}, `format` of y, `xFormat`, `xName`,
- * and optionally `domain` [low, high] of y, `xDomain`, `ideal` (draw y = x), `whiskers` ([low, high] for each x), `points`, `mark`
- * (an index that is named `markName`). Returns {show(index), hide()}.
+ * and optionally `domain` [low, high] of y, `xDomain`, `ideal` (draw y = x), `whiskers` ([low, high] for each x), `points`, `steps`,
+ * `mark` (an index that is named `markName`). Returns {show(index), hide()}.
  */
 function drawChart(host, spec) {
   const values = spec.series.flatMap((each) => each.y).filter((value) => value !== null);
@@ -88,7 +88,7 @@ function drawChart(host, spec) {
   (spec.whiskers || []).forEach(([a, b], i) => drawing.append(svg("line", { class: "whisker", x1: px(spec.x[i]), x2: px(spec.x[i]), y1: py(Math.max(a, low)), y2: py(b) })));
   const inside = (value) => Math.min(Math.max(value, low), high);
   for (const each of spec.series) {
-    if (!spec.points) drawing.append(svg("path", { class: "curve", d: linePath(spec.x, each.y, px, (value) => py(inside(value))), style: `stroke:${each.colour}`, ...(each.dash ? { "stroke-dasharray": each.dash } : {}) }));
+    if (!spec.points) drawing.append(svg("path", { class: "curve", d: linePath(spec.x, each.y, px, (value) => py(inside(value)), spec.steps), style: `stroke:${each.colour}`, ...(each.dash ? { "stroke-dasharray": each.dash } : {}) }));
     each.y.forEach((value, i) => {
       const alone = (each.y[i - 1] ?? null) === null && (each.y[i + 1] ?? null) === null;
       if (value !== null && (spec.points || alone)) drawing.append(svg("circle", { class: "dot", cx: px(spec.x[i]), cy: py(inside(value)), r: spec.points ? 4.5 : 4, style: `fill:${each.colour}` }));
@@ -129,10 +129,12 @@ function drawChart(host, spec) {
   return { show, hide, nearest, last: spec.x.length - 1, describe };
 }
 
-function linePath(x, y, px, py) {
+/** The path of a line; with `steps` each value holds from the x before to its own. */
+function linePath(x, y, px, py, steps) {
   let path = "", pen = "M";
   y.forEach((value, i) => {
     if (value === null) { pen = "M"; return; }
+    if (steps && pen === "L") path += `V${py(value).toFixed(1)}`;
     path += `${pen}${px(x[i]).toFixed(1)} ${py(value).toFixed(1)}`;
     pen = "L";
   });

@@ -52,7 +52,7 @@ function training(root, runs) {
   const specs = {
     accuracy: { series: series("accuracy", phases), format: "percent", zoom: true },
     loss: { series: series("loss", phases), format: "number", mayBeLog: true },
-    lr: { series: series("lr", ["train"]), format: "number" },
+    lr: { series: series("lr", ["train"]), format: "number", steps: true },
     images_per_second: { series: series("images_per_second", ["train"]), format: "count" },
   };
   root.querySelectorAll("[data-chart]").forEach((host) => {

@@ -510,6 +510,12 @@ def test_values_of_a_given_item_reach_a_model_that_needs_some():
     assert summary(Asking(), SEQUENCE).remarks[0].count("two inputs, and one, were sent") == 1
 
 
+def test_blocks_alike_are_told_once_whatever_their_numbers_come_after():
+    text = str(summary("vit_b_16", (3, 64, 64)))
+    assert text.count("EncoderBlock") == 1
+    assert "0 to 11" in " ".join(text.split())
+
+
 def test_a_model_by_name_is_built_for_the_size_of_an_image_that_is_given():
     assert summary("vit_b_16", torch.rand(3, 64, 64)).layers == summary("vit_b_16", (3, 64, 64)).layers
     for given in (torch.tensor(1.0), torch.rand(3, 64, 64).to_sparse()):

@@ -59,7 +59,10 @@ def find_batch_size(
     most = max(_SMALLEST, len(prepared.train) // _STEPS_PER_EPOCH // config.accumulate)
     predicted = _predict(config, prepared, device, processes)
     size = _power_of_two(min(predicted, _LARGEST, most // processes.size))
-    say(f"batch size: {predicted} images are predicted to fit on {device}")
+    say(
+        f"batch size: {predicted} images are predicted to fit on {device}; powers of two up to {_LARGEST} are tried that leave "
+        f"{_STEPS_PER_EPOCH} updates in an epoch"
+    )
     while size >= _SMALLEST:
         if reason := _try(config, prepared, device, size):
             say(f"batch size: {size} images do not fit ({reason})")

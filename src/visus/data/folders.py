@@ -51,21 +51,15 @@ def find_parts(tree: Tree) -> dict[str, str]:
     A single folder that holds everything is looked through; one that is called as a part is that part. `DataError` for two folders
     of one part.
     """
-    folder = ""
+    folder, part = "", "train"
     while True:
         folders, files = tree.entries(folder)
         parts = _by_part(folders, tree.path / folder)
         if len(folders) == len(parts) > 1 or _holds_classes(tree, folder, parts.get("train")):
             return {part: join(folder, name) for part, name in parts.items()}
         if len(folders) != 1 or _has_images(files) or _has_images(tree.entries(join(folder, folders[0]))[1]):
-            return {_part_called(folder): folder}
-        folder = join(folder, folders[0])
-
-
-def _part_called(folder: str) -> str:
-    """The part whose name a folder has, or else one that it lies in; `train` where none has."""
-    pieces = (piece.lower() for piece in reversed(folder.split("/")))
-    return next((PARTS[piece] for piece in pieces if piece in PARTS), "train")
+            return {part: folder}
+        folder, part = join(folder, folders[0]), PARTS.get(folders[0].lower(), part)
 
 
 def parts_by_name(names: Sequence[str], source: object) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from itertools import groupby
@@ -135,12 +136,18 @@ def _named(rows: list[Row], above: str, collapse: bool) -> list[Row]:
 
 def _kind(row: Row) -> object:
     """Equal for blocks that differ in their place only."""
-    place = row.name.rpartition(".")[0] if row.name.rpartition(".")[2].isdecimal() else row.name
+    place = row.name.removesuffix(_number(row))
     inside = tuple((each.name, _kind(each), each.times) for each in row.rows)
     return place, row.type, str(row.input_shapes), str(row.shapes), str(row.kernel), row.own, inside
 
 
+def _number(row: Row) -> str:
+    """What its name ends with, as in `blocks.3` and `encoder_layer_3`; nothing where that is no number."""
+    found = re.search(r"\d*$", row.name)
+    return found[0] if found else ""
+
+
 def _together(rows: list[Row]) -> Row:
-    first, last = rows[0].name, rows[-1].name.rpartition(".")[2]
-    name = first if first == rows[-1].name else f"{first} to {last}"
+    first = rows[0].name
+    name = first if first == rows[-1].name else f"{first} to {_number(rows[-1])}"
     return replace(rows[0], name=name, times=len(rows))

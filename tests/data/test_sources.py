@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from visus.data.sources import open_source
+from visus.data.sources import open_named, open_source
 from visus.data.splitting import held_out, held_out_groups
 from visus.errors import DataError, UsageError
 
@@ -52,6 +52,8 @@ def test_where_there_is_a_validation_part_it_is_said_that_nothing_is_set_aside(t
     assert said not in open_source(tmp_path).notes
     for asked in ({"val_fraction": 0.3}, {"split_seed": 1}):
         assert said in open_source(tmp_path, **asked).notes
+        # The settings of a run are given by nobody who looks at its images again.
+        assert said not in open_named({"data": tmp_path, **asked}).notes
         assert said not in open_source("digits", **asked).notes
 
 

@@ -42,6 +42,9 @@ from visus.errors import DataError, UsageError
 Source = str | os.PathLike[str] | MapStyle
 
 _VAL_FRACTION, _SPLIT_SEED = 0.1, 0
+_NOTHING_SET_ASIDE = (
+    "nothing was set aside by --val-fraction and --split-seed, since there is a validation part"
+)
 _SOURCES = (
     "a folder, a table (.csv, .parquet), shards (.tar), an .npz or .zip file, CIFAR's .tar.gz, or `digits`"
 )
@@ -80,13 +83,15 @@ def open_source(
 
 def open_named(settings: Mapping[str, Any]) -> Data:
     """The data that the `settings` of a run name, as values or as text: in the parts that the run had, without what it left out."""
-    return open_source(
+    data = open_source(
         settings["data"],
         val=settings.get("val"),
         val_fraction=float(settings.get("val_fraction", _VAL_FRACTION)),
         split_seed=int(settings.get("split_seed", _SPLIT_SEED)),
         exclude=settings.get("exclude"),
     )
+    # To those who gave the settings it was said when the run began.
+    return replace(data, notes=tuple(note for note in data.notes if note != _NOTHING_SET_ASIDE))
 
 
 def _with_validation_part(
@@ -112,8 +117,7 @@ def _with_validation_part(
             note += f", {_count_groups(held_out)} of {_count_groups(train)} groups"
         return replace(data, train=kept, val=held_out, notes=(*data.notes, note))
     if data.val is not None and val_fraction and (val_fraction, split_seed) != (_VAL_FRACTION, _SPLIT_SEED):
-        note = "nothing was set aside by --val-fraction and --split-seed, since there is a validation part"
-        return replace(data, notes=(*data.notes, note))
+        return replace(data, notes=(*data.notes, _NOTHING_SET_ASIDE))
     return data
 
 

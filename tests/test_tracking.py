@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+import time
 
 import pytest
 from made_runs import make_run, records
@@ -82,8 +83,8 @@ def test_wandb_takes_a_run_offline(run, monkeypatch):
     track("wandb", run, 3)
     (store,) = (run.path / "wandb").glob("offline-run-*/run-*.wandb")
     rows = []
-    for data in log_entries(store.read_bytes()):
-        if (message := Record.FromString(data)).WhichOneof("record_type") == "history":
+    for message in written(store, Record.FromString):
+        if message.WhichOneof("record_type") == "history":
             values = {
                 each.key or each.nested_key[0]: json.loads(each.value_json) for each in message.history.item
             }
@@ -91,6 +92,16 @@ def test_wandb_takes_a_run_offline(run, monkeypatch):
     assert rows == [
         {name: dict(values)[epoch] for name, values in expected(3).items()} for epoch in (1, 2, 3)
     ]
+
+
+def written(store, read):
+    """The records of a wandb file, once the last is there: a process of wandb's own writes it, and may still be at it."""
+    for _ in range(300):
+        found = [read(data) for data in log_entries(store.read_bytes())]
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{store} has no end")
 
 
 def log_entries(content):

@@ -779,8 +779,10 @@ def _bytes(text: str, flag: str = "--fit") -> int:
 
 def _tell(lines: Iterable[str]) -> None:
     """What is for people, on stderr."""
+    from visus.display import CONTROLS
+
     for line in lines:
-        typer.echo(line, err=True)
+        typer.echo(line.translate(CONTROLS), err=True)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from timm.optim import list_optimizers
 from torch import nn
 
 from visus.config import make_config, plain_settings, remake_config
-from visus.errors import UsageError
+from visus.errors import UsageError, VisusError
 from visus.idle import IDLE, UNREACHED, refuse_idle, unreached
 from visus.ops.optim import OptimizerSettings, make_optimizer, takes_momentum
 from visus.training import train
@@ -85,8 +86,12 @@ def test_an_optimizer_that_is_none_is_the_first_thing_to_say_before_images_are_r
     tmp_path, settings, sentence
 ):
     config = make_config(data=str(tmp_path / "nowhere"), **settings)
+    state = torch.get_rng_state()
     with pytest.raises(UsageError, match=sentence):
         train(config)
+    with pytest.raises(VisusError, match="nowhere"):
+        train(make_config(data=str(tmp_path / "nowhere"), model="small"))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_default_is_refused_only_where_it_is_given_by_hand():

@@ -98,8 +98,8 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
     parse_interval(config.checkpoint_every)
     if config.track:
         check_tracker(config.track)
-    # Of nothing: what is refused is refused before images are read.
-    make_optimizer(nn.Linear(1, 1), with_some_rate(config))
+    # What is refused is refused before images are read; of a layer that draws no weights.
+    make_optimizer(nn.Linear(1, 1, device="meta"), with_some_rate(config))
     resolve_model(config.model)
     with joined() as processes:
         if processes.first:

@@ -8,6 +8,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from listening import Listening
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -204,7 +205,7 @@ class Poisoned:
 
 
 def test_a_step_that_is_not_finite_is_left_out_as_though_its_batch_were_not_there():
-    state, told = begin(), Told()
+    state, told = begin(), Listening()
     fit(
         state.model,
         Poisoned(2),
@@ -230,15 +231,6 @@ def test_a_step_that_is_not_finite_is_left_out_as_though_its_batch_were_not_ther
     assert [line for line in told.lines if "left out" in line] == [
         "step 2 left out: its loss or gradient is not finite"
     ]
-
-
-class Told(Display):
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def line(self, text):
-        self.lines.append(text)
 
 
 def test_a_gradient_that_is_not_finite_is_left_out_too():
@@ -322,7 +314,7 @@ PAIRS = [(torch.zeros(10, 1, 2, 2), torch.zeros(10, dtype=torch.int64))]
     ],
 )
 def test_patience_runs_out_where_no_epoch_is_better(right, patience, epochs, best):
-    model, told = Scripted(right), Told()
+    model, told = Scripted(right), Listening()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     state = TrainingState(model, optimizer)
     options = {"optimizer": optimizer, "epochs": len(right), "state": state, "display": told}

@@ -32,6 +32,9 @@ from visus.summaries.tracing import trace
 GOLDEN = Path(__file__).parent / "golden"
 OLD_TORCH = torch.__version__.startswith("2.10.")
 """Of which `docs/summary.md` says what it does not count and does not see."""
+WITH_AVX512 = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="oneDNN takes other space on this processor"
+)
 
 
 def as_in_the_notes(model, input_size, batch_size=-1):
@@ -889,9 +892,7 @@ def test_the_peak_of_a_training_step_is_within_5_percent_of_the_measured(name, i
     assert found.peak_training_mb == pytest.approx(measured / 2**20, rel=0.05)
 
 
-@pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="oneDNN takes other space on this processor"
-)
+@WITH_AVX512
 @pytest.mark.parametrize(
     "layers",
     [
@@ -909,9 +910,7 @@ def test_the_work_space_of_convolutions_is_part_of_the_peak(layers):
     assert found.peak_training_mb == pytest.approx(peak_of_step(model, images, "sgd") / 2**20, rel=0.05)
 
 
-@pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="oneDNN takes other space on this processor"
-)
+@WITH_AVX512
 @pytest.mark.parametrize("threads", [1, 8, 64])
 @pytest.mark.parametrize("kernel", [16, 32])
 def test_the_work_space_of_large_kernels_follows_the_threads_up_to_a_limit(kernel, threads):

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from listening import Listening
 
-from visus.display import Display
 from visus.errors import UsageError, VisusError
 from visus.tuning import Span, read_space, tune
 
@@ -30,17 +30,6 @@ SETTINGS = {
     "threads": 1,
     "split_seed": 0,
 }
-
-
-class Lines(Display):
-    """Keeps what is said."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def line(self, text):
-        self.lines.append(text)
 
 
 def test_a_search_ends_after_its_trials_and_says_what_was_best(tmp_path):
@@ -163,7 +152,7 @@ def test_a_space_that_is_none_is_one_sentence(tmp_path, text, message):
 def test_a_trial_whose_settings_are_refused_has_failed_and_another_takes_its_place(tmp_path, monkeypatch):
     values = iter([{"label_smoothing": 0.1}, {"batch_size": 100}, {"batch_size": 9999}, {"batch_size": 50}])
     monkeypatch.setattr("visus.tuning._suggest", lambda trial, space: next(values))
-    said = Lines()
+    said = Listening()
     settings = {**SETTINGS, "loss": "focal", "out": str(tmp_path)}
     found = tune(settings, {"label_smoothing": [0.0, 0.1]}, trials=2, display=said)
     assert [each.state for each in found.trials] == ["failed", "complete", "failed", "complete"]
@@ -172,7 +161,7 @@ def test_a_trial_whose_settings_are_refused_has_failed_and_another_takes_its_pla
 
 
 def test_where_all_fails_the_search_ends(tmp_path):
-    said = Lines()
+    said = Listening()
     settings = {**SETTINGS, "loss": "focal", "out": str(tmp_path)}
     found = tune(settings, {"label_smoothing": [0.1]}, trials=2, display=said)
     assert ([each.state for each in found.trials], found.best) == (["failed", "failed"], None)

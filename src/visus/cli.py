@@ -234,10 +234,11 @@ def train(
 def _loaded(checkpoint: Path) -> Checkpoint:
     """The weights to use; of a run that has no best ones yet those that it stopped with, which is said."""
     from visus.checkpoint import find_checkpoint, load_checkpoint
+    from visus.runs import RunFolder
 
     path = find_checkpoint(checkpoint)
     loaded = load_checkpoint(path)
-    if checkpoint.is_dir() and path.stem != "best":
+    if checkpoint.is_dir() and path == RunFolder(checkpoint).last:
         _tell(
             [
                 f"{checkpoint}: no epoch of this run is over; the weights after step {loaded.document['step']} are used"

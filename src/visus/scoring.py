@@ -148,7 +148,7 @@ def resample(outcomes: Outcomes, wanted: Wanted) -> dict[str, Any]:
 def _concerned(sums: sparse.csr_array, classes: int) -> list[int]:
     """How many units each class's precision, recall and F1 are figures of, `[3 K]`: those with images that count for it."""
     there, said = (sums[:, place * classes : (place + 1) * classes] > 0 for place in range(2))
-    return [int(count) for each in (said, there, there + said) for count in (each > 0).sum(axis=0)]
+    return [int(count) for each in (said, there, there + said) for count in each.sum(axis=0)]
 
 
 def rank_classes(outcomes: Outcomes, units: Units | None, level: float) -> Rankings:

@@ -58,9 +58,11 @@ def resolve_optimizer(settings: OptimizerSettings) -> OptimizerSettings:
 
 def is_optimizer(name: str) -> bool:
     """Whether there is one of that name."""
+    if name in _DEFAULTS:
+        return True
     from timm.optim import list_optimizers
 
-    return name in _DEFAULTS or name in list_optimizers()
+    return name in list_optimizers()
 
 
 def takes_momentum(name: str) -> bool:

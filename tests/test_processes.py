@@ -12,8 +12,10 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from visus.assembling import check_shares
 from visus.checkpoint import load_checkpoint
@@ -284,3 +286,43 @@ def test_a_signal_to_visus_stops_the_processes_it_started_with_a_checkpoint(tmp_
     assert process.returncode == code, log
     step = int(re.search(r"visus: interrupted at step (\d+); go on with: visus train --resume", log)[1])
     assert load_checkpoint(tmp_path / "a" / "last.safetensors").document["step"] == step
+
+
+@pytest.fixture(scope="module")
+def to_evaluate(tmp_path_factory):
+    """A run, and 45 images of several sizes to evaluate it on, one of them damaged, in a table with groups."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    subprocess.run(
+        command(*SMALL, "--val-batch-size", "10", "--epochs", "1", "--name", "a", "--quiet", out=folder),
+        check=True,
+    )
+    rows = ["path,label,patient"]
+    for place in range(45):
+        pixels = np.random.default_rng(place).integers(0, 256, (8 + place % 5, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{place}.png")
+        rows.append(f"{place}.png,{place % 10},{place // 3}")
+    (folder / "7.png").write_bytes(b"damaged")
+    table = folder / "table.csv"
+    table.write_text("\n".join(rows), encoding="utf-8")
+    return folder / "a", table
+
+
+def evaluate(run, table, size, *options):
+    """What `visus evaluate` says in `size` processes, and the table that it writes."""
+    written = table.parent / f"{size}.csv"
+    launched = [*TORCHRUN, f"--nproc-per-node={size}"] if size > 1 else [sys.executable]
+    evaluating = [*launched, "-m", "visus", "evaluate", run, table, "--predictions", written, *options]
+    done = subprocess.run(evaluating, capture_output=True, text=True, check=False)
+    return done, written
+
+
+def test_several_processes_evaluate_as_one_does(to_evaluate):
+    alone, written = evaluate(*to_evaluate, 1, "--groups", "patient", "--json")
+    assert alone.returncode == 1, alone.stderr
+    for size in (2, 3):
+        several, also_written = evaluate(*to_evaluate, size, "--groups", "patient", "--json")
+        # torchrun would start again whatever does not end with 0.
+        assert several.returncode == 0, several.stderr
+        assert json.loads(several.stdout) == json.loads(alone.stdout)
+        assert also_written.read_bytes() == written.read_bytes()
+        assert several.stderr.count("skipped 7.png") == 1

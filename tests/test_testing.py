@@ -9,7 +9,6 @@ from PIL import Image
 
 import visus
 from visus.checkpoint import load_checkpoint, save_checkpoint
-from visus.cli import main
 from visus.data.attributes import file_attributes
 from visus.data.files import FileImages
 from visus.errors import UsageError
@@ -142,15 +141,6 @@ def test_a_part_without_labels_is_passed_over_and_said(tmp_path):
     assert data.test is None
     assert "test: images in no class folder passed over: 3" in data.notes
     assert len(open_unlabelled(str(tmp_path / "test"))) == 3
-
-
-def test_the_command_is_for_one_process(monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("sys.argv", ["visus", "evaluate", "run", "digits"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert "expected one process, found 2" in capsys.readouterr().err
 
 
 def test_folders_of_classes_and_other_sources_have_labels(tmp_path):

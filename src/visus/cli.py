@@ -356,28 +356,29 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> int:
     """Score a model on DATA."""
+    from visus import launching
     from visus.ops.stopwatch import format_duration
     from visus.plots import check_picture, plot_confusion, plot_reliability
     from visus.scoring import Wanted
     from visus.testing import evaluate_checkpoint
     from visus.unlabelled import open_unlabelled, predict_unlabelled
 
-    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise UsageError(
-            f"visus evaluate: expected one process, found {processes}; start it without torchrun"
-        )
+    if count := launching.processes_to_start(device):
+        return launching.launch(count, sys.argv[1:])
     for each in filter(None, (picture, reliability)):
         check_picture(each)
     began = time.perf_counter()
     loaded = _loaded(checkpoint)
     if unlabelled := open_unlabelled(data):
+        if not launching.is_first():
+            return 0
         said = predict_unlabelled(loaded, data, unlabelled, predictions=predictions, device=device)
         _tell(f"skipped {each.path}: {each.reason}" for each in said.skipped)
         if as_json:
             _print_json(said.to_json())
         else:
             typer.echo(said)
-        return 1 if said.skipped else 0
+        return 1 if said.skipped and launching.may_fail() else 0
     wanted = Wanted(level=ci, method=ci_method, accuracy=wanted_accuracy)
     options: Any = {
         "device": device,
@@ -387,6 +388,9 @@ def evaluate(
         "groups": groups,
     }
     found = evaluate_checkpoint(loaded, data, part=split, **options)
+    failed = bool(found.skipped) and launching.may_fail()
+    if not launching.is_first():
+        return int(failed)
     _tell([*found.notes, *(f"skipped {each.path}: {each.reason}" for each in found.skipped)])
     if picture:
         plot_confusion(
@@ -401,7 +405,7 @@ def evaluate(
     else:
         typer.echo(f"{found.part}: {found.scores}")
     _tell([f"done in {format_duration(time.perf_counter() - began)}"])
-    return 1 if found.skipped else 0
+    return int(failed)
 
 
 @app.command()

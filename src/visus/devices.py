@@ -74,8 +74,10 @@ def device_indices(name: str, asked: str | None = None) -> tuple[int, ...]:
     return indices
 
 
-def own_device(device: str, local_rank: int, local_size: int) -> torch.device:
+def own_device(device: str | torch.device, local_rank: int, local_size: int) -> torch.device:
     """The device of one of `local_size` processes on this machine; `UsageError` where there are too few for them."""
+    if isinstance(device, torch.device):
+        return device
     first = select_device(device)
     if first.type != "cuda":
         return first
@@ -85,7 +87,7 @@ def own_device(device: str, local_rank: int, local_size: int) -> torch.device:
         return torch.device("cuda", indices[local_rank])
     raise UsageError(
         f"expected a device for each process, found {len(indices)} devices for {local_size}; "
-        "start `visus train --device 0,1` from the command line, or torchrun with so many processes"
+        "give --device 0,1 on the command line, or start so many processes with torchrun"
     )
 
 

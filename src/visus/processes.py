@@ -26,6 +26,7 @@ from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from visus.endings import Endings, Peer
+from visus.errors import DataError
 from visus.signals import StopSignal
 
 _LONGEST_WAIT = timedelta(days=7)
@@ -201,6 +202,16 @@ def _launch_of(environment: Path) -> str | None:
         launch = json.loads(environment.read_text(encoding="utf-8")).get("launch")
         return None if launch is None else str(launch)
     return None
+
+
+def refuse_other_data(processes: Processes, source: str, known: object) -> None:
+    """`DataError` where what each of the processes has `known` of the images of `source` is not the same."""
+    found = processes.from_each(known)
+    if differing := [str(rank) for rank, each in enumerate(found) if each != found[0]]:
+        raise DataError(
+            f"{source}: expected the same images in every process, found others in process {', '.join(differing)} than in "
+            "process 0; copy the data again"
+        )
 
 
 class AgreedStop:

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,20 @@ from visus.amp import amp_that_works
 from visus.checkpoint import Checkpoint, rebuild_model
 from visus.config import absolute
 from visus.data.attributes import file_attributes
+from visus.data.batching import Batch as ImageBatch
 from visus.data.batching import EvaluationBatches
+from visus.data.cache import Cache
 from visus.data.images import Data, Skipped, Split, map_classes
 from visus.data.keeping import decode_once
 from visus.data.listing import part_fingerprint
 from visus.data.sources import open_named, read_source
-from visus.devices import available_memory_bytes, computing, select_device
+from visus.devices import available_memory_bytes, computing, default_threads, own_device
 from visus.errors import UsageError, first_of
 from visus.evaluation import Scores, score
 from visus.inference import predict_logits
 from visus.outcomes import Batch, Outcomes, collect, follow
 from visus.preprocessing import Preprocessing
+from visus.processes import ALONE, Processes, joined, refuse_other_data
 from visus.scoring import Wanted
 from visus.tables import WriteColumns, writing_columns
 
@@ -77,28 +82,34 @@ def evaluate_checkpoint(
 
     The threads, kernels, precision and batch size are those of the training run, so that its figures come out again digit for
     digit. `predictions` is a file for every image's probabilities. `groups` names a column of the source: images with the same
-    value there are resampled together. With `tta` every image is seen as its mirror image, too.
+    value there are resampled together. With `tta` every image is seen as its mirror image, too. Of several processes, as `torchrun`
+    starts them, each calls this alike, runs the model on its share of the batches, and gets the same scores.
     Raises `DataError` for classes that the model lacks.
     """
-    device = select_device(device)
-    data, fingerprint = open_part(checkpoint, source, part)
-    split = data.test
-    assert split is not None
-    wanted = wanted or Wanted()
-    if groups is not None:
-        wanted = replace(wanted, groups=_column(split, groups, source))
-    with as_trained(checkpoint, device) as (model, amp):
-        scores = score_split(
-            model,
-            split,
-            checkpoint.preprocessing,
-            batch_size=checkpoint.config.get("val_batch_size", 100),
-            device=device,
-            amp=amp,
-            predictions=predictions,
-            wanted=wanted,
-            tta=tta,
-        )
+    with joined() as processes:
+        own = own_device(device, processes.local_rank, processes.local_size)
+        data, fingerprint = choose_part(checkpoint, source, part)
+        # Of several on one machine one decodes, and the others wait for its file.
+        data = decode_for(checkpoint, data, cache="disk" if processes.local_size > 1 else "auto")
+        refuse_other_data(processes, source, (fingerprint, data.skipped))
+        split = data.test
+        assert split is not None
+        wanted = wanted or Wanted()
+        if groups is not None:
+            wanted = replace(wanted, groups=_column(split, groups, source))
+        with as_trained(checkpoint, own, processes) as (model, amp):
+            scores = score_split(
+                model,
+                split,
+                checkpoint.preprocessing,
+                batch_size=checkpoint.config.get("val_batch_size", 100),
+                device=own,
+                amp=amp,
+                predictions=predictions,
+                wanted=wanted,
+                tta=tta,
+                processes=processes,
+            )
     mirrored = ("probabilities are means over each image and its mirror image",) * tta
     return Evaluation(
         split.name,
@@ -112,10 +123,19 @@ def evaluate_checkpoint(
 
 
 @contextmanager
-def as_trained(checkpoint: Checkpoint, device: torch.device) -> Iterator[tuple[nn.Module, str]]:
-    """The model of `checkpoint` on `device`, and the precision to run it in, under the threads and kernels of its run."""
+def as_trained(
+    checkpoint: Checkpoint, device: torch.device, processes: Processes = ALONE
+) -> Iterator[tuple[nn.Module, str]]:
+    """The model of `checkpoint` on `device`, and the precision to run it in, under the threads and kernels of its run.
+
+    One of several `processes` takes no more threads than its share of the machine's.
+    """
     config = checkpoint.config
-    with computing(threads=config.get("threads"), deterministic=config.get("deterministic", True)):
+    threads = config.get("threads")
+    if processes.size > 1:
+        share = default_threads(processes.local_size)
+        threads = min(threads or share, share)
+    with computing(threads=threads, deterministic=config.get("deterministic", True)):
         model = rebuild_model(checkpoint).to(device).to(memory_format=torch.channels_last)
         yield model, amp_that_works(config.get("amp", "off"), device)
 
@@ -132,35 +152,31 @@ def score_split(
     wanted: Wanted | None = None,
     workers: int | None = None,
     tta: bool = False,
+    processes: Processes = ALONE,
 ) -> Scores:
     """Score `model` on `split`, whose classes are the model's; `predictions` is a file (CSV or Parquet) to write, if any.
 
-    Its columns are `path`, `label` and `prediction` (both by class name), and `p_<class>` for each class.
+    Its columns are `path`, `label` and `prediction` (both by class name), and `p_<class>` for each class. Of several `processes`
+    the first one scores and writes.
     """
-    wanted = wanted or Wanted()
-    brightness: list[Tensor] = []
-    batches = _measured(
-        EvaluationBatches(split, preprocessing, batch_size, workers=workers), preprocessing, brightness
-    )
+    batches = _MeasuredBatches(split, preprocessing, batch_size, processes.rank, processes.size, workers)
     outputs = predict_logits(model, batches, device=device, amp=amp, tta=tta)
-    outcomes = record_outcomes(outputs, split, predictions)
-    columns = {
-        **split_columns(split),
-        **file_attributes(split.images),
-        "brightness": torch.cat(brightness).tolist(),
-    }
-    return score(outcomes, split.classes, replace(wanted, attributes={**columns, **wanted.attributes}))
+    if processes.first:
+        outcomes = record_outcomes(outputs, split, predictions)
+    else:
+        deque(outputs, maxlen=0)
+    brightness = _dealt_back(processes.from_each(batches.brightness))
+    scores = None
+    if processes.first:
+        wanted = wanted or Wanted()
+        columns = {**split_columns(split), **file_attributes(split.images), "brightness": brightness}
+        scores = score(outcomes, split.classes, replace(wanted, attributes={**columns, **wanted.attributes}))
+    return processes.from_first(scores)  # type: ignore[return-value]
 
 
 def split_columns(split: Split) -> Mapping[str, Sequence[Any]]:
     """The columns that the source has for each image besides its path and label."""
     return {name: values.tolist() for name, values in split.columns.items()}
-
-
-def open_part(checkpoint: Checkpoint, source: str, part: str | None) -> tuple[Data, str]:
-    """As `choose_part`, decoded."""
-    data, fingerprint = choose_part(checkpoint, source, part)
-    return decode_for(checkpoint, data), fingerprint
 
 
 def choose_part(
@@ -181,11 +197,15 @@ def choose_part(
 
 
 def decode_for(
-    checkpoint: Checkpoint, data: Data, *, progress: Callable[[int, int], None] | None = None
+    checkpoint: Checkpoint,
+    data: Data,
+    *,
+    cache: Cache = "auto",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Data:
     """`data` decoded as the model of `checkpoint` wants its images; those that cannot be are left out, however many they are.
 
-    `progress(done, total)` is called for each file.
+    `cache` is as for `decode_once`, and `progress(done, total)` is called for each file.
     """
     record = checkpoint.preprocessing
     return decode_once(
@@ -196,7 +216,7 @@ def decode_for(
         max_bad=1.0,
         max_pixels=round(checkpoint.config.get("max_pixels", 100) * 1e6),
         memory_bytes=available_memory_bytes() // 2,
-        cache="auto",
+        cache=cache,
         progress=progress,
     )
 
@@ -218,14 +238,24 @@ def _column(split: Split, name: str, source: str) -> Sequence[Any]:
     return [each if each != "" else (position,) for position, each in enumerate(columns[name])]
 
 
-def _measured(
-    batches: Iterable[Any], preprocessing: Preprocessing, brightness: list[Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """`batches`, passed on, with the mean brightness of every image, 0 to 1, added to a list."""
-    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
-    for images, targets in batches:
-        brightness.append((images.mean(dim=(2, 3)) * std + mean).mean(dim=1))
-        yield images, targets
+@dataclass(frozen=True)
+class _MeasuredBatches(EvaluationBatches):
+    """Those blocks, and the mean brightness, 0 to 1, of the images in each that was read."""
+
+    brightness: list[list[float]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        mean, std = torch.tensor(self.preprocessing.mean), torch.tensor(self.preprocessing.std)
+        for batch in super().__iter__():
+            means = (batch.images.mean(dim=(2, 3)) * std + mean).mean(dim=1)
+            self.brightness.append(means.tolist())
+            yield batch
+
+
+def _dealt_back(blocks: Sequence[Sequence[list[float]]]) -> list[float]:
+    """The values of the blocks of every process in the order of the images: blocks were dealt one after the other."""
+    rounds = zip_longest(*blocks, fillvalue=[])
+    return [value for each in rounds for block in each for value in block]
 
 
 def record_outcomes(

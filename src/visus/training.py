@@ -51,7 +51,7 @@ from visus.devices import (
 )
 from visus.display import Display
 from visus.distillation import find_teacher
-from visus.errors import CheckpointError, DataError, UnreadableError, UsageError
+from visus.errors import CheckpointError, UnreadableError, UsageError
 from visus.files import link, write_json
 from visus.finishing import Run, finish, keep_profile
 from visus.idle import refuse_idle, unreached
@@ -63,9 +63,9 @@ from visus.models.weights import is_file
 from visus.objective import make_loss
 from visus.ops.optim import make_optimizer
 from visus.ops.schedules import make_schedule
-from visus.preparing import Prepared, prepare, prepare_again
+from visus.preparing import prepare, prepare_again
 from visus.probing import compute_features, fed_with_features, trains_head_alone
-from visus.processes import AgreedStop, Processes, find_begun, joined
+from visus.processes import AgreedStop, Processes, find_begun, joined, refuse_other_data
 from visus.profiling import Profile
 from visus.recording import RunRecorder, parse_interval
 from visus.resuming import (
@@ -114,7 +114,8 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
         if config.distill:
             teacher, digest = find_teacher(config.distill, config.distill_digest)
             config = dataclasses.replace(config, distill=teacher, distill_digest=digest)
-        prepared = _prepared_alike(prepare(config, display), processes)
+        prepared = prepare(config, display)
+        refuse_other_data(processes, prepared.data.source, prepared.fingerprint)
         threads = default_threads(processes.local_size)
         asked = config
         config = processes.from_first(
@@ -188,7 +189,7 @@ def _resume(
                 display.line(f"{run.path} has no checkpoint yet; resumed from step 0")
                 prepared = prepare(config, display)
                 model = new_model(config, prepared, device, display.line)
-            _prepared_alike(prepared, processes)
+            refuse_other_data(processes, prepared.data.source, prepared.fingerprint)
             check_shares(config, len(prepared.train), processes)
             state = begin(config, model, device, steps=count_steps(config, prepared))
             loss = make_loss(config, prepared.train, prepared.preprocessing, device)
@@ -221,17 +222,6 @@ def _weights_file(given: str) -> Path:
 def _display(given: Display | None, processes: Processes) -> Display:
     """What people see comes from the first process."""
     return given if given and processes.first else Display(quiet=True)
-
-
-def _prepared_alike(prepared: Prepared, processes: Processes) -> Prepared:
-    """`prepared`; `DataError` where the processes do not have the same data."""
-    found = processes.from_each(prepared.fingerprint)
-    if differing := [str(rank) for rank, each in enumerate(found) if each != found[0]]:
-        raise DataError(
-            f"{prepared.data.source}: expected the same images in every process, found others in process "
-            f"{', '.join(differing)} than in process 0; copy the data again"
-        )
-    return prepared
 
 
 def _own_threads(

@@ -18,6 +18,7 @@ from visus.data.keeping import decode_once
 from visus.data.sources import open_source
 from visus.errors import DataError
 from visus.preparing import prepare
+from visus.training import train
 
 MODES = ["RGB", "L", "RGBA", "P", "CMYK", "1"]
 
@@ -57,6 +58,16 @@ def opened(root, **options):
     return decode_once(open_source(root), resize=32, memory_bytes=10**9, **options)
 
 
+def test_classes_that_nothing_is_validated_on_are_named(tmp_path):
+    for kind, count in {"rows": 20, "columns": 20, "disc": 1}.items():
+        for number in range(count):
+            paint(tmp_path / "data" / kind, kind, number)
+    display = Listening()
+    config = make_config(data=str(tmp_path / "data"), model="small", epochs=1, out=str(tmp_path / "runs"))
+    train(config, display=display)
+    assert "classes without an image to validate on: disc" in display.lines
+
+
 def test_a_folder_of_mixed_files_trains_with_resnet18_and_is_evaluated(folder, tmp_path):
     (folder / "train" / "rows" / "broken.png").write_bytes(b"no image")
     options = [
@@ -79,6 +90,7 @@ def test_a_folder_of_mixed_files_trains_with_resnet18_and_is_evaluated(folder, t
     document = json.loads(done.stdout)
     assert document["skipped"] == 1
     assert "skipped train/rows/broken.png: cannot identify image file" in done.stderr
+    assert done.stderr.endswith("the exit code is 1 for files that could not be used: 1\n")
     assert document["test"]["n"] == 21
     assert document["test"]["accuracy"] > 0.6
     scores = json.loads(visus("evaluate", document["run"], folder, "--json").stdout)

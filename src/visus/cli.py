@@ -228,7 +228,11 @@ def train(
             from visus.reporting.page import report_on
 
             report_on(run.run, display)
-    return 1 if (run.failure or run.skipped) and launching.may_fail() else 0
+        left_out = run.skipped and f"files that could not be used: {run.skipped}"
+        failed = (run.failure or left_out) if launching.may_fail() else None
+        if failed:
+            display.line(f"trained and tested; the exit code is 1 for {failed}")
+    return int(bool(failed))
 
 
 def _loaded(checkpoint: Path) -> Checkpoint:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from visus.amp import resolve_amp
@@ -51,7 +52,7 @@ from visus.devices import (
 )
 from visus.display import Display
 from visus.distillation import find_teacher
-from visus.errors import CheckpointError, UnreadableError, UsageError
+from visus.errors import CheckpointError, UnreadableError, UsageError, first_of
 from visus.files import link, write_json
 from visus.finishing import Run, finish, keep_profile
 from visus.idle import refuse_idle, unreached
@@ -63,7 +64,7 @@ from visus.models.weights import is_file
 from visus.objective import make_loss
 from visus.ops.optim import make_optimizer
 from visus.ops.schedules import make_schedule
-from visus.preparing import prepare, prepare_again
+from visus.preparing import Prepared, prepare, prepare_again
 from visus.probing import compute_features, fed_with_features, trains_head_alone
 from visus.processes import AgreedStop, Processes, find_begun, joined, refuse_other_data
 from visus.profiling import Profile
@@ -385,8 +386,17 @@ def _introduction(assembly: Assembly, iterations: dict[str, int]) -> list[str]:
         f"iterNum: {iterations}",
         f"amp: {config.amp}, threads: {config.threads}, images of {height}x{width}",
         *unreached(config),
+        *_unvalidated(assembly.prepared),
         f"run: {assembly.run.path}",
     ]
+
+
+def _unvalidated(prepared: Prepared) -> list[str]:
+    """A line that names the classes of which no image is validated on, if there are any: no figure tells of them."""
+    names = prepared.val.classes
+    counts = np.bincount(prepared.val.labels, minlength=len(names))
+    absent = [name for name, count in zip(names, counts, strict=True) if not count]
+    return [f"classes without an image to validate on: {first_of(absent)}"] * bool(absent)
 
 
 def _per_process(batch_size: int, processes: Processes) -> str:

@@ -69,11 +69,11 @@ def with_visus(folder: Path, workers: int) -> Callable[[], Iterable[Any]]:
     import itertools
 
     import visus
-    import visus.data
+    from visus.data import batches
 
     data = visus.open_source(folder, val_fraction=0, workers=max(1, workers))
     epochs = itertools.count()
-    return lambda: visus.data.batches(
+    return lambda: batches(
         data.train, batch_size=BATCH_SIZE, img_size=SIZE, augment="standard", epoch=next(epochs)
     )
 

@@ -62,7 +62,7 @@ function confusion(host, data) {
   const totals = data.classes.map((_, t) => data.classes.reduce((sum, __, p) => sum + (counts.get(`${t},${p}`) || 0), 0));
   const few = data.classes.length <= 12 && data.classes.every((name) => [...name].length <= 4);
   const table = html("table", { class: few ? "matrix few" : "matrix", role: "grid", "aria-label": "Confusion matrix: rows are true classes, columns predicted ones"});
-  table.append(html("thead", {}, html("tr", { role: "row" }, html("td", { role: "gridcell" }, html("span", { class: "unseen" }, "true class")), ...data.classes.map((name) => html("th", { scope: "col", role: "columnheader", title: name }, html("span", {}, html("bdi", {}, name)))))));
+  table.append(html("thead", {}, html("tr", { role: "row" }, html("td", { role: "gridcell", class: "corner" }, html("span", {}, "predicted \u2192"), html("span", {}, "true \u2193")), ...data.classes.map((name) => html("th", { scope: "col", role: "columnheader", title: name }, html("span", {}, html("bdi", {}, name)))))));
   const body = html("tbody");
   data.classes.forEach((name, t) => {
     const row = html("tr", { role: "row" }, html("th", { scope: "row", role: "rowheader", title: name }, html("bdi", {}, name)));

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from visus.comparison import Comparison, Pair, PoolPair
+from visus.display import plural
 from visus.score_tables import extent, percent, text_table
 from visus.tested_runs import row_of
 
@@ -65,7 +66,9 @@ def _pair(pair: Pair) -> str:
         for each in pair.flipped[:_SHOWN]
     ]
     if len(pair.flipped) > _SHOWN:
-        lines.append(f"  and {len(pair.flipped) - _SHOWN} more images that flipped (--json has all)")
+        lines.append(
+            f"  and {plural(len(pair.flipped) - _SHOWN, 'more image', 'more images')} that flipped (--json has all)"
+        )
     return "\n".join(lines)
 
 

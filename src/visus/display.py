@@ -32,6 +32,11 @@ CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if
 """For `str.translate`: a file's name may hold an escape sequence; shown as text it moves no cursor."""
 
 
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """`1 image`, `2 images`, `12,345 images`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a phase is."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from visus.display import plural
 from visus.tables import writing_table
 
 Kind = Literal[
@@ -99,6 +100,9 @@ class Audit:
             "form": self.form,
         }
 
+    def _of(self) -> str:
+        return f"{plural(self.images, 'image')}, {plural(len(self.classes), 'class', 'classes')}"
+
     def counts(self) -> dict[str, int]:
         """How many findings there are of each kind."""
         found = Counter(each.kind for each in self.findings)
@@ -116,8 +120,8 @@ class Audit:
     def to_text(self, most: int = _SHOWN) -> str:
         """For people: each kind that was found, what it means, the first `most` findings, what to do, and where all of them are."""
         if not self.findings:
-            return f"{self.images} images, {len(self.classes)} classes: nothing found"
-        lines = [f"{self.images} images, {len(self.classes)} classes: {len(self.findings)} findings"]
+            return f"{self._of()}: nothing found"
+        lines = [f"{self._of()}: {plural(len(self.findings), 'finding')}"]
         for kind, count in self.counts().items():
             lines += ["", f"{kind} ({count}). {_MEANING[kind]}"]
             some = [each for each in self.findings if each.kind == kind]

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from visus.auditing.findings import Finding, some_names
 from visus.auditing.scanning import Pool
+from visus.display import plural
 from visus.ops.confident_learning import estimated_errors, label_doubts
 from visus.ops.logistic import out_of_sample
 
@@ -45,7 +46,7 @@ def find_label_errors(pool: Pool, places: Array, probabilities: Array) -> tuple[
     labels = pool.labels[places]
     if not _judgeable(labels):
         return [], [
-            f"labels of {len(places)} images were not judged: not two of their classes have {_LEAST} each"
+            f"labels of {plural(len(places), 'image')} were not judged: not two of their classes have {_LEAST} each"
         ]
     judged = np.bincount(labels)[labels] >= _LEAST
     if not judged.all():
@@ -53,7 +54,7 @@ def find_label_errors(pool: Pool, places: Array, probabilities: Array) -> tuple[
     majority = np.bincount(labels).max() / len(labels)
     accuracy = (probabilities.argmax(axis=1) == labels).mean()
     note = (
-        f"labels of {len(labels)} images were judged by a model that is right for {100 * accuracy:.1f} % "
+        f"labels of {plural(len(labels), 'image')} were judged by a model that is right for {100 * accuracy:.1f} % "
         "of them without having seen them"
     )
     if accuracy - majority < _SKILL * (1 - majority):

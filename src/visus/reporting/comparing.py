@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from visus.display import plural
 from visus.errors import VisusError
 from visus.reporting.figures import curves
 from visus.reporting.reading import RunResults
 from visus.reporting.verdict import judge
-from visus.reporting.wording import duration, isolated, part_name, plural
+from visus.reporting.wording import duration, isolated, part_name
 
 if TYPE_CHECKING:
     from visus.comparison import Pair

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visus.display import Display
+from visus.display import Display, plural
 from visus.errors import VisusError, one_line
 from visus.reporting import gallery
 from visus.reporting.architecture import examine_model
@@ -31,7 +31,6 @@ from visus.reporting.wording import (
     duration,
     isolated,
     part_name,
-    plural,
 )
 
 if TYPE_CHECKING:

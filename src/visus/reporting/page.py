@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visus.display import Display
+from visus.display import Display, plural
 from visus.errors import UsageError, VisusError, one_line
 from visus.files import write_text
 from visus.reporting.comparing import Difference, compare, differences, in_a_sentence
@@ -18,7 +18,6 @@ from visus.reporting.model_card import CARD, write_card
 from visus.reporting.reading import RunResults, clean, read_run
 from visus.reporting.rendering import as_json, page_template
 from visus.reporting.thumbnails import Draw, drawing
-from visus.reporting.wording import plural
 
 if TYPE_CHECKING:
     from visus.data.images import Data

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from visus.display import plural
 from visus.reporting.audited import describe_findings
 from visus.reporting.reading import PARTS, RunResults, clean
 from visus.reporting.wording import (
@@ -16,7 +17,6 @@ from visus.reporting.wording import (
     part_name,
     percent,
     percent_range,
-    plural,
 )
 
 _MOST_IN_MATRIX = 60

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from visus.display import plural
 from visus.ops.intervals import Interval, wilson
 from visus.reporting.reading import RunResults, clean
-from visus.reporting.wording import count, isolated, part_name, percent, percent_range, plural
+from visus.reporting.wording import count, isolated, part_name, percent, percent_range
 
 Tone = Literal["good", "doubtful", "bad", "unknown"]
 _CALIBRATED = 0.02

@@ -44,11 +44,6 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest:.0f} s"
 
 
-def plural(number: int, one: str, many: str | None = None) -> str:
-    """`1 image`, `2 images`."""
-    return f"{count(number)} {one if number == 1 else many or one + 's'}"
-
-
 def isolated(name: str) -> str:
     """A name between signs that keep its direction of writing to itself."""
     return f"\u2068{name}\u2069"

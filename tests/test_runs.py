@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -107,3 +108,11 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UsageError, match="choose another with --out"):
         check_out(tmp_path / "runs")
+
+
+@pytest.mark.skipif(
+    not Path("/proc").is_dir(), reason="Linux alone has a folder that not even root can write to"
+)
+def test_so_is_one_that_only_seems_to_be_writable():
+    with pytest.raises(UsageError, match="choose another with --out"):
+        check_out("/proc/runs")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -144,8 +145,13 @@ def check_out(out: str | os.PathLike[str]) -> None:
     there = next(each for each in (path, *path.parents) if each.exists())
     if not there.is_dir():
         raise UsageError(f"{there}: expected a folder for runs, found a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"{there}: cannot make a run's folder here; choose another with --out")
+    try:
+        # What permissions say is not all: of `/proc` they say that root may write.
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise UsageError(
+            f"{there}: cannot make a run's folder here ({error.strerror}); choose another with --out"
+        ) from None
 
 
 def create_run(out: str | os.PathLike[str], name: str) -> RunFolder:

@@ -191,7 +191,7 @@ def choose_part(
     data = open_named(config) if config.get("data") == absolute(source) else read_source(source)
     chosen = _choose(data, part, advice)
     fingerprint, split = part_fingerprint(chosen), map_classes(chosen, checkpoint.classes)
-    absent = [name for index, name in enumerate(split.classes) if not (split.labels == index).any()]
+    absent = split.absent_classes
     notes = (*data.notes, *([f"classes without an image here: {', '.join(absent)}"] if absent else []))
     return replace(data, classes=split.classes, train=None, val=None, test=split, notes=notes), fingerprint
 

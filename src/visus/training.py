@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from visus.amp import resolve_amp
@@ -64,7 +63,7 @@ from visus.models.weights import is_file
 from visus.objective import make_loss
 from visus.ops.optim import make_optimizer
 from visus.ops.schedules import make_schedule
-from visus.preparing import Prepared, prepare, prepare_again
+from visus.preparing import prepare, prepare_again
 from visus.probing import compute_features, fed_with_features, trains_head_alone
 from visus.processes import AgreedStop, Processes, find_begun, joined, refuse_other_data
 from visus.profiling import Profile
@@ -375,6 +374,7 @@ def _introduction(assembly: Assembly, iterations: dict[str, int]) -> list[str]:
     """What people see first: what was understood, and the sizes."""
     config, prepared = assembly.config, assembly.prepared
     height, width = prepared.preprocessing.size
+    unseen = prepared.val.absent_classes
     sizes = {"train": len(prepared.train), "val": len(prepared.val)}
     batch_size = default_batch_size(config, prepared.train)
     batch_sizes = {"train": batch_size, "val": config.val_batch_size}
@@ -386,17 +386,9 @@ def _introduction(assembly: Assembly, iterations: dict[str, int]) -> list[str]:
         f"iterNum: {iterations}",
         f"amp: {config.amp}, threads: {config.threads}, images of {height}x{width}",
         *unreached(config),
-        *_unvalidated(assembly.prepared),
+        *([f"classes without an image to validate on: {first_of(unseen)}"] if unseen else []),
         f"run: {assembly.run.path}",
     ]
-
-
-def _unvalidated(prepared: Prepared) -> list[str]:
-    """A line that names the classes of which no image is validated on, if there are any: no figure tells of them."""
-    names = prepared.val.classes
-    counts = np.bincount(prepared.val.labels, minlength=len(names))
-    absent = [name for name, count in zip(names, counts, strict=True) if not count]
-    return [f"classes without an image to validate on: {first_of(absent)}"] * bool(absent)
 
 
 def _per_process(batch_size: int, processes: Processes) -> str:

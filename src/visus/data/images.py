@@ -80,6 +80,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def absent_classes(self) -> list[str]:
+        """Those of `classes` that no image here has, in their order."""
+        absent = np.setdiff1d(np.arange(len(self.classes)), self.labels)
+        return [self.classes[index] for index in absent.tolist()]
+
     def subset(self, positions: npt.NDArray[np.int64], name: str | None = None) -> Split:
         """The images at `positions`, in that order."""
         return replace(

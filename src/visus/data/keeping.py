@@ -398,8 +398,8 @@ def _refuse_too_many(skipped: list[Skipped], total: int, max_bad: float, source:
 
 
 def _refuse_lost_classes(before: Split, after: Split, source: str) -> None:
-    counts = [np.bincount(part.labels, minlength=len(part.classes)) for part in (before, after)]
-    if lost := [name for name, had, has in zip(before.classes, *counts, strict=True) if had and not has]:
+    had_none = set(before.absent_classes)
+    if lost := [name for name in after.absent_classes if name not in had_none]:
         raise DataError(
             f"{source}: expected training images of every class, found none that can be used of {', '.join(lost)}"
         )

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from visus.data import excluding
 from visus.data.addresses import is_address
 from visus.data.agreement import refuse_shared_groups, with_validation
@@ -129,12 +127,11 @@ def _count_groups(split: Split) -> int:
 
 def _with_absent_classes_said(data: Data, train: Split) -> Data:
     """`data`, with a note of classes that have no training image; `DataError` where fewer than two have any."""
-    counts = np.bincount(train.labels, minlength=len(data.classes))
-    present = [name for name, count in zip(data.classes, counts, strict=True) if count]
-    absent = [name for name, count in zip(data.classes, counts, strict=True) if not count]
-    if len(present) < 2:
+    absent = train.absent_classes
+    if len(data.classes) - len(absent) < 2:
         raise DataError(
-            f"{data.source}: expected images of at least two classes, found only {present[0]}; add images of others"
+            f"{data.source}: expected images of at least two classes, found only {data.classes[train.labels[0]]}; "
+            "add images of others"
         )
     note = f"classes without a training image: {', '.join(absent)}"
     return replace(data, notes=(*data.notes, note)) if absent else data

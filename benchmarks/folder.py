@@ -2,12 +2,13 @@
 
     python benchmarks/folder.py [--images 5000] [--processors 1] [--repeats 5]
 
-The photographs are crops of scikit-learn's two, as JPEGs of 500 x 375. Each candidate runs in a process of its own, and with its
-children on `--processors` of the machine's: torchvision's `ImageFolder` under a `DataLoader`, timm's loader (bilinear, without its
-colour jitter), `visus.data.batches` for the first epoch, which decodes every file, writes the decode-once cache and measures mean
-and standard deviation, and for the epoch after it. With one processor the loaders have no workers, which is faster there. Imports
-and listing are not counted. Files come from the page cache of the operating system. Memory is the highest sum of proportional set
-sizes of the process and its children, above what it has when all is imported.
+The photographs are crops of scikit-learn's two, as JPEGs of 500 x 375. Each candidate runs in a process of its own, and with
+its children on `--processors` of the machine's: torchvision's `ImageFolder` under a `DataLoader`, timm's loader (bilinear,
+without its colour jitter), `visus.data.batches` for the first epoch, which decodes every file, writes the decode-once cache and
+measures mean and standard deviation, and for the epoch after it. With one processor the loaders have no workers, which is
+faster there. Imports and listing are not counted. Files come from the page cache of the operating system, and what the one
+before wrote is on the disk when one begins. Memory is the highest sum of proportional set sizes of the process and its
+children, above what it has when all is imported.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -125,7 +127,8 @@ def memory_mb() -> float:
 
 
 def in_a_process(name: str, folder: Path, cache: Path, processors: int) -> list[dict[str, float]]:
-    """`measure`, in a new process with an empty cache."""
+    """`measure`, in a new process with an empty cache, which is gone afterwards."""
+    os.sync()
     cores = sorted(os.sched_getaffinity(0))[:processors]
     command = [sys.executable, __file__, "--candidate", name, "--folder", str(folder)]
     done = subprocess.run(
@@ -136,6 +139,7 @@ def in_a_process(name: str, folder: Path, cache: Path, processors: int) -> list[
         preexec_fn=lambda: os.sched_setaffinity(0, cores),
     )
     found: list[dict[str, float]] = json.loads(done.stdout)
+    shutil.rmtree(cache, ignore_errors=True)
     return found
 
 

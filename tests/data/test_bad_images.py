@@ -31,14 +31,14 @@ PHOTO = Image.fromarray(COLOURS).resize((80, 60), Image.Resampling.BICUBIC)
 DEADLY = """
 import os, signal
 from visus.data import isolated
-whole = isolated.decode_image
+whole = isolated.read_image
 
 def decode(source, **settings):
     if os.path.basename(source).startswith("deadly"):
         os.kill(os.getpid(), signal.SIGSEGV)
     return whole(source, **settings)
 
-isolated.decode_image = decode
+isolated.read_image = decode
 isolated.main()
 """
 

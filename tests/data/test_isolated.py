@@ -19,7 +19,7 @@ from visus.errors import VisusError
 CHILD = """
 import os, re, signal
 from visus.data import isolated
-whole = isolated.decode_image
+whole = isolated.read_image
 
 def decode(source, **settings):
     name = os.path.basename(source) if isinstance(source, str) else ""
@@ -42,7 +42,7 @@ def decode(source, **settings):
         os.write(1, b"p" * 1000)
     return whole(source, **settings)
 
-isolated.decode_image = decode
+isolated.read_image = decode
 isolated.main()
 """
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)

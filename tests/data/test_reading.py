@@ -212,7 +212,7 @@ def test_a_file_that_goes_bad_is_named_when_its_batch_is_due(folder, tmp_path):
 DYING = """
 import os, signal
 from visus.data import isolated
-whole = isolated.decode_image
+whole = isolated.read_image
 
 def decode(source, **settings):
     if os.path.basename(source) == "04.jpg":
@@ -223,7 +223,7 @@ def decode(source, **settings):
             os.kill(os.getpid(), signal.{signal})
     return whole(source, **settings)
 
-isolated.decode_image = decode
+isolated.read_image = decode
 isolated.main()
 """
 

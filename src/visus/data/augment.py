@@ -19,7 +19,7 @@ Augment = Literal["none", "flip", "light", "standard", "trivial", "rand"]
 """A way of cropping and flipping, or a policy of `visus.data.policies` after the one that suits the size."""
 LARGEST_SMALL_SIZE = 64
 """Images of at most so many pixels a side are taken as they are, with light augmentation."""
-FLIPPED = 0.5
+_FLIPPED = 0.5
 """A third random number below this mirrors an image."""
 DRAWS = 48
 """Random numbers that an image has for its augmentation: flip, shift down, shift right, and from the ninth on its crop."""
@@ -41,11 +41,15 @@ def augment(images: Tensor, draws: npt.NDArray[np.float64], how: Cropping) -> Te
     """`images [N, C, H, W]`, changed as `how` says by the `draws [N, 3 or more]` of each.
 
     `flip` mirrors every other one; `light` also pads each side by an eighth with black and crops back at random; `none` leaves
-    them, and so does `standard`, whose images are cropped and flipped one by one when they are read (`random_resized_crop`).
+    them. `standard` mirrors them in place: those were cropped one by one when they were read (`random_resized_crop`).
     """
-    if how in ("none", "standard") or not len(images):
+    if how == "none" or not len(images):
         return images
-    flip = draws[:, 2] < FLIPPED
+    flip = draws[:, 2] < _FLIPPED
+    if how == "standard":
+        for place in np.flatnonzero(flip):
+            images[place] = images[place].flip(2)
+        return images
     if how == "flip":
         mirrored = torch.from_numpy(flip).to(images.device)[:, None, None, None]
         return torch.where(mirrored, images.flip(3), images)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from visus.data.augment import FLIPPED, LARGEST_SMALL_SIZE, Augment, augment, cropping, draw
+from visus.data.augment import LARGEST_SMALL_SIZE, Augment, augment, cropping, draw
 from visus.data.crops import centre_crop, random_resized_crop
 from visus.data.erasing import erase_
 from visus.data.files import FileImages, small_size
@@ -339,7 +339,7 @@ def _read(
 
     def crop(image: Tensor, drawn: Draws) -> Tensor:
         if at_random:
-            return random_resized_crop(image, size, drawn[8:], flip=bool(drawn[2] < FLIPPED))
+            return random_resized_crop(image, size, drawn[8:])
         return centre_crop(image, size)
 
     image_bytes = pixels_bytes(images, size)

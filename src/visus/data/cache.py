@@ -18,13 +18,13 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Literal, NoReturn
 
 import filelock
 import numpy as np
 import numpy.typing as npt
-import PIL
 
 from visus.data.decode import WAY, Pixels
 from visus.data.isolated import DecodeSettings
@@ -301,8 +301,9 @@ def cache_folder() -> Path:
 
 
 def describe_source(source: str, settings: DecodeSettings) -> dict[str, Any]:
-    """What a cache of `source` is about: it serves whoever asks for just this. Another Pillow may give other pixels."""
-    return {"source": source, "pillow": PIL.__version__, "way": WAY, **asdict(settings)}
+    """What a cache of `source` is about: it serves whoever asks for just this. Another Pillow or torch may give other pixels."""
+    versions = {name: version(name) for name in ("pillow", "torch")}
+    return {"source": source, **versions, "way": WAY, **asdict(settings)}
 
 
 def cache_path(about: dict[str, Any]) -> Path:
@@ -346,7 +347,8 @@ def writing_cache(
     for left in _unfinished(path):
         # Of a process that was killed: whoever writes has the lock.
         left.unlink(missing_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    # What a power cut leaves of it is known by its checksums.
+    with replacing(path, durable=False) as temporary, temporary.open("wb") as file:
         writer = CacheWriter(file, limit_bytes, expected)
         yield writer
         writer.finish(about)

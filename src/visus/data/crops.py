@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional
@@ -24,18 +25,18 @@ def centre_crop(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return cropped
 
 
-def random_resized_crop(
-    pixels: Tensor, size: tuple[int, int], draws: npt.NDArray[np.float64], *, flip: bool = False
-) -> Tensor:
-    """A part of an image `[C, h, w]`, 8 to 100 % of its area and 3:4 to 4:3 in shape, resized to `size`, and mirrored with `flip`.
+def random_resized_crop(pixels: Tensor, size: tuple[int, int], draws: npt.NDArray[np.float64]) -> Tensor:
+    """A part of an image `[C, h, w]`, 8 to 100 % of its area and 3:4 to 4:3 in shape, resized to `size`.
 
     `draws [40]` are uniform in [0, 1): torchvision's `RandomResizedCrop`, ten tries and then the middle.
     """
     top, left, height, width = _crop_box(pixels.shape[1], pixels.shape[2], draws)
-    part = pixels[None, :, top : top + height, left : left + width]
+    # Copied by numpy: torch copies with threads of its own, and each of several that did so side by side would hold up the others.
+    part = torch.from_numpy(np.array(pixels.numpy()[:, top : top + height, left : left + width], order="C"))
+    if (height, width) == size:
+        return part
     # What torchvision's resize comes to, without its preparations.
-    resized = interpolate(part, size, mode="bilinear", antialias=True)[0]
-    return resized.flip(2) if flip else resized
+    return interpolate(part[None], size, mode="bilinear", antialias=True)[0]
 
 
 def _crop_box(height: int, width: int, draws: npt.NDArray[np.float64]) -> tuple[int, int, int, int]:

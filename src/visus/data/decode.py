@@ -1,4 +1,4 @@
-"""From a file, or its bytes, to pixels, or one reason why not. Pillow and numpy only: nothing here loads torch.
+"""From a file, or its bytes, to pixels, or one reason why not. `read_image` needs Pillow and numpy only.
 
 Pixels are uint8 `[C, H, W]`, 0 to 255, with the orientation applied and transparency composed on white.
 """
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from visus.data.shrinking import SHRUNK_LATER, shrink, shrunk_size
 from visus.errors import one_line
 
 Pixels = npt.NDArray[np.uint8]
@@ -25,7 +26,7 @@ Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
-WAY = 3
+WAY = 4
 """Of decoding; another number where the same file gives other pixels, so that no cache mixes them."""
 _REDUCED_TO = 2
 """Of the short side that is wanted, what a JPEG must have left when it is decoded at a fraction of its size."""
@@ -84,6 +85,21 @@ def decode_image(
     taken. Raises `UndecodableError` for anything that is not a whole image of at most `max_pixels`; beyond 178 million
     Pillow's own limit holds.
     """
+    image = read_image(
+        source, channels=channels, resize=resize, interpolation=interpolation, max_pixels=max_pixels
+    )
+    return shrink(image, resize)
+
+
+def read_image(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    channels: int,
+    resize: int | None,
+    interpolation: str,
+    max_pixels: int,
+) -> Pixels:
+    """As `decode_image`, but `[H, W, channels]`, and at its own size where `shrink` is to end it."""
     file = _openable(source)
     try:
         with warnings.catch_warnings():
@@ -102,7 +118,9 @@ def decode_image(
                 box: Box = (0, 0, *flat.size)
                 if scale > 1:
                     box = _covered(flat, width / scale, height / scale, _orientation(image))
-        return _as_array(_shrink(flat, resize, interpolation, box, scale))
+                elif interpolation in SHRUNK_LATER:
+                    resize = None
+                return _as_array(_shrink(flat, resize, interpolation, box, scale))
     except UndecodableError:
         raise
     except Image.DecompressionBombError as error:
@@ -131,21 +149,16 @@ def read_size(source: str | os.PathLike[str] | bytes) -> tuple[int, int]:
 def image_to_pixels(image: Image.Image) -> Pixels:
     """An image that is open already, as `[C, H, W]`: grey where its mode is, else RGB. What its EXIF says is left alone."""
     grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith(_DEEP_MODES)
-    return _as_array(_in_mode(image, "L" if grey else "RGB"))
+    return shrink(_as_array(_in_mode(image, "L" if grey else "RGB")), None)
 
 
 def adapt_image(pixels: Pixels, channels: int, resize: int | None, interpolation: str) -> Pixels:
     """An image `[C, H, W]` with `channels` channels, shrunk as `decode_image` does."""
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     flat = image.convert("L" if channels == 1 else "RGB")
-    return _as_array(_shrink(flat, resize, interpolation, (0, 0, *flat.size)))
-
-
-def shrunk_size(width: int, height: int, resize: int) -> tuple[int, int]:
-    """Width and height with the shorter side `resize` long, the other in proportion, rounded down as torchvision does."""
-    if width <= height:
-        return resize, max(1, int(resize * height / width))
-    return max(1, int(resize * width / height)), resize
+    if interpolation not in SHRUNK_LATER:
+        flat = _shrink(flat, resize, interpolation, (0, 0, *flat.size))
+    return shrink(_as_array(flat), resize)
 
 
 def _openable(source: str | os.PathLike[str] | bytes) -> str | os.PathLike[str] | io.BytesIO:
@@ -230,7 +243,7 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     image.load()
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
@@ -278,7 +291,6 @@ def _shrink(
 
 
 def _as_array(image: Image.Image) -> Pixels:
+    """`[H, W, C]`."""
     array = np.asarray(image)
-    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    # Pillow's own memory is read-only, and torch warns of that.
-    return np.require(array, requirements=["C", "W"])
+    return array[..., None] if array.ndim == 2 else array

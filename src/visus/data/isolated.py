@@ -27,7 +27,8 @@ from typing import IO, Any, cast
 import numpy as np
 
 from visus.data.ahead import in_order
-from visus.data.decode import Pixels, UndecodableError, decode_image, read_size
+from visus.data.decode import Pixels, UndecodableError, decode_image, read_image, read_size
+from visus.data.shrinking import shrink
 from visus.errors import PeerLost
 from visus.processors import processors
 
@@ -128,13 +129,13 @@ class Decoder:
 
     def _read_pixels(self, answers: BufferedReader) -> Pixels:
         shape = _SHAPE.unpack(_exactly(answers, _SHAPE.size))
-        if shape[0] != self._settings.channels or shape[1] * shape[2] > self._settings.max_pixels:
+        if shape[2] != self._settings.channels or shape[0] * shape[1] > self._settings.max_pixels:
             raise ValueError
-        pixels = np.empty(shape, dtype=np.uint8)
+        image = np.empty(shape, dtype=np.uint8)
         # The buffered reader goes on until the array is full or the child is gone.
-        if answers.readinto(pixels.reshape(-1).data) != pixels.nbytes:
+        if answers.readinto(image.reshape(-1).data) != image.nbytes:
             raise EOFError
-        return pixels
+        return shrink(image, self._settings.resize)
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._closed:
@@ -354,11 +355,11 @@ def _answer(what: bytes, content: bytes, settings: dict[str, Any]) -> list[bytes
         if what[:1] == b"s":
             size = struct.pack("<2Q", *read_size(source))
             return [_ANSWER.pack(_SIZE, len(size)), size]
-        pixels = decode_image(source, **settings)
+        image = read_image(source, **settings)
     except UndecodableError as error:
         reason = str(error).encode("utf-8", "replace")[:1000]
         return [_ANSWER.pack(_REFUSED if error.lasting else _UNREADABLE, len(reason)), reason]
-    return [_ANSWER.pack(_PIXELS, pixels.nbytes), _SHAPE.pack(*pixels.shape), pixels.reshape(-1).data]
+    return [_ANSWER.pack(_PIXELS, image.nbytes), _SHAPE.pack(*image.shape), image.reshape(-1).data]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""The end of decoding: what a whole image is shrunk with."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from visus.data.shrinking import shrink
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+BITS = """
+import hashlib
+import numpy as np
+from visus.data.shrinking import shrink
+
+random, digest = np.random.default_rng(0), hashlib.sha256()
+for channels in (1, 3):
+    for _ in range(20):
+        image = random.integers(0, 256, (*random.integers(33, 300, 2), channels), np.uint8)
+        digest.update(shrink(image, 32).tobytes())
+print(digest.hexdigest())
+"""
+THREADS = """
+import os
+import numpy as np
+import torch
+from visus.data.crops import random_resized_crop
+from visus.data.shrinking import shrink
+
+torch.set_num_threads(4)
+before, random = len(os.listdir("/proc/self/task")), np.random.default_rng(0)
+for height, width in [(500, 375), (256, 256)]:
+    image = torch.from_numpy(shrink(random.integers(0, 256, (height, width, 3), np.uint8), 256))
+    for _ in range(50):
+        random_resized_crop(image, (224, 224), random.random(40))
+# Of 100 % of the area, and square: as it is.
+random_resized_crop(image, (256, 256), np.tile([1.0, 0.5, 0.0, 0.0], 10))
+print(len(os.listdir("/proc/self/task")) - before)
+image.add(1)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+def printed(code, **environment):
+    """What a process of its own prints."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
+    return done.stdout
+
+
+@pytest.mark.parametrize("resize", [None, 70, 71])
+def test_an_image_that_is_small_enough_keeps_its_pixels(resize):
+    small = shrink(IMAGE, resize)
+    np.testing.assert_array_equal(small, IMAGE.transpose(2, 0, 1))
+    assert small.flags["C_CONTIGUOUS"]
+    assert small.flags["WRITEABLE"]
+    assert not np.shares_memory(small, IMAGE)
+
+
+def test_of_an_even_surface_every_pixel_stays():
+    np.testing.assert_array_equal(shrink(np.full((90, 70, 3), 201, np.uint8), 32), np.full((3, 41, 32), 201))
+
+
+def test_memory_that_cannot_be_written_is_taken_without_a_warning(recwarn):
+    fixed = IMAGE.copy()
+    fixed.flags.writeable = False
+    np.testing.assert_array_equal(shrink(fixed, 32), shrink(IMAGE, 32))
+    assert not recwarn.list
+
+
+def test_bits_are_the_same_without_vector_instructions():
+    assert printed(BITS) == printed(BITS, ATEN_CPU_CAPABILITY="default")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux shows them")
+def test_an_image_is_shrunk_and_cropped_without_threads_of_torch():
+    """They would spin beside the threads that read, and hold them up."""
+    none, some = map(int, printed(THREADS, OMP_NUM_THREADS="4").split())
+    assert none == 0
+    assert some > 0

@@ -108,7 +108,7 @@ def _ranked(
     found = ranking(scores, positive)
     scarcer = min(positive.sum(), (~positive).sum())
     near = shrunk(found.auroc, scarcer), None
-    spread = ranking_variances(found, positive, units=units)
+    spread = ranking_variances(found, scores, positive, units=units)
     return [
         _holds(bounded_interval(*pair, scarcer, at=at), true)
         for pair, at, true in zip(zip(found[:2], spread, strict=True), near, truth, strict=True)

@@ -165,7 +165,7 @@ def rank_classes(outcomes: Outcomes, units: Units | None, level: float) -> Ranki
         positive = outcomes.labels == place
         found = ranking(scores, positive)
         figures[place], influence = found[:2], np.stack(found[2:])
-        spread[place] = ranking_variances(found, positive, level=level, units=units)
+        spread[place] = ranking_variances(found, scores, positive, level=level, units=units)
         plain += influence / len(ranked)
         weighted += influence * shares[place]
         scarcer = n * min(shares[place], 1 - shares[place])

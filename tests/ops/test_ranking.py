@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from visus.ops.intervals import bounded_interval
+from visus.ops.intervals import bounded_interval, of_few
 from visus.ops.ranking import Ranking, ranking, ranking_variances, shrunk
 
 
@@ -68,7 +68,9 @@ def test_the_least_variance_is_the_published_one():
     area = (0.893 * 52 - 0.5) / 51
     certain = Ranking(area, 1.0, np.zeros(109), np.zeros(109))
     assert shrunk(area, 51) == pytest.approx(0.893)
-    assert np.sqrt(ranking_variances(certain, np.arange(109) < 51)[0]) == pytest.approx(0.032, abs=1e-3)
+    assert np.sqrt(ranking_variances(certain, np.zeros(109), np.arange(109) < 51)[0]) == pytest.approx(
+        0.032, abs=1e-3
+    )
 
 
 def test_the_variance_over_groups_is_obuchowskis():
@@ -86,9 +88,36 @@ def test_the_variance_over_groups_is_obuchowskis():
     expected = 12 / 11 * ((mine / positive.sum() + others / (~positive).sum()) ** 2).sum()
     student = (stats.t.ppf(0.975, 11) / stats.norm.ppf(0.975)) ** 2
     found = ranking(scores, positive)
-    assert ranking_variances(found, positive, units=groups)[0] == pytest.approx(student * expected, rel=0.02)
-    squares = (np.bincount(groups, found.average_precision_influence) ** 2).sum()
-    assert ranking_variances(found, positive, units=groups)[1] == pytest.approx(student * 12 / 11 * squares)
+    variance = ranking_variances(found, scores, positive, units=groups)[0]
+    assert variance == pytest.approx(student * expected, rel=0.02)
+
+
+@pytest.mark.parametrize("values", [7, 10**9])
+@pytest.mark.parametrize("groups", [12, 250])
+def test_the_precision_over_few_groups_varies_as_it_does_without_each(groups, values):
+    random = np.random.default_rng(0)
+    units, positive = np.arange(groups).repeat(4), np.arange(4 * groups) % 3 == 0
+    # One group without a positive image, another with most.
+    positive[:4], positive[4:8] = False, True
+    scores = random.normal(positive + random.normal(size=groups)[units])
+    scores = np.round(scores * values) / values
+    found = ranking(scores, positive)
+    if groups > 200:
+        expected = (np.bincount(units, found.average_precision_influence) ** 2).sum()
+    else:
+        without = [
+            average_precision_score(positive[units != each], scores[units != each]) for each in range(groups)
+        ]
+        expected = (groups - 1) * np.var(without)
+    growth = of_few(groups - 1)
+    assert ranking_variances(found, scores, positive, units=units)[1] == pytest.approx(growth * expected)
+
+
+def test_groups_that_alone_hold_all_positive_images_are_not_left_out():
+    scores, positive = np.array([0.9, 0.1, 0.3, 0.2]), np.array([True, False, False, False])
+    units = np.array([0, 0, 1, 2])
+    found = ranking(scores, positive)
+    assert np.isfinite(ranking_variances(found, scores, positive, units=units)).all()
 
 
 @pytest.mark.parametrize("positives", [2, 10])
@@ -98,8 +127,9 @@ def test_intervals_of_the_area_hold_the_truth_about_as_often_as_they_say(positiv
     positive = np.arange(5 * positives) < positives
     for area in (0.7, 0.9, 0.98):
         for _ in range(300):
-            found = ranking(random.exponential(np.where(positive, area / (1 - area), 1)), positive)
-            variance = ranking_variances(found, positive)[0]
+            scores = random.exponential(np.where(positive, area / (1 - area), 1))
+            found = ranking(scores, positive)
+            variance = ranking_variances(found, scores, positive)[0]
             low, high = bounded_interval(found.auroc, variance, positives, at=shrunk(found.auroc, positives))
             held.append(low <= area <= high)
     assert 0.935 <= np.mean(held) <= 0.975

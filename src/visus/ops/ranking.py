@@ -65,11 +65,11 @@ def ranking_variances(
 ) -> tuple[float, float]:
     """The variances of both areas, for an interval at `level`; `units [N]` are images that belong together, numbered from 0.
 
-    From the derivatives; that of the average precision over at most 200 units from the figures without each of them (the jackknife:
-    Tukey, 1958), since a few derivatives spread too little. It grows by `of_few`, of the scarcer kind of image or of the units that
-    hold some. Scores that tell the images apart nearly always leave next to no variance to see; that of the area under the ROC curve
-    is therefore at least what Hanley and McNeil (1982) have for the area `shrunk`, and grows by `of_few` with `units` only: with
-    both, its interval held the truth too often.
+    From the derivatives; that of the average precision over at most 200 units from the figures without each of them (the
+    jackknife: Tukey, 1958), since a few derivatives spread too little. It grows by `of_few`, of the scarcer kind of image or of
+    the units that hold some. Scores that tell the images apart nearly always leave next to no variance to see; that of the area
+    under the ROC curve is therefore at least what Hanley and McNeil (1982) have for the area `shrunk`, and grows by `of_few` with
+    `units` only: with both, its interval held the truth too often.
     """
     positives, negatives = int(positive.sum()), int((~positive).sum())
     scarcer = min(positives, negatives)
@@ -77,7 +77,7 @@ def ranking_variances(
     roc, precision = (float((each**2).sum()) for each in together)
     among = scarcer if units is None else len(np.unique(units[positive == (scarcer == positives)]))
     growth = of_few(max(2, among), level)
-    if units is not None and 1 < len(without := _precisions_without_each(scores, positive, units)):
+    if units is not None and len(without := _precisions_without_each(scores, positive, units)) > 1:
         precision = float(((without - without.mean()) ** 2).sum()) * (len(without) - 1) / len(without)
     area = shrunk(found.auroc, scarcer)
     expected = area * (1 - area)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+_FEW_NAMES = 12
+
 
 class VisusError(Exception):
     """One sentence for the user: what was expected, what was found and where, what to do."""
@@ -75,8 +77,10 @@ def one_line(error: BaseException) -> str:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a mistyped name, with the five nearest of `known`."""
+    """The error for a mistyped name, with the five nearest of `known`, or all where they are few."""
     known = list(known)
+    if len(known) <= _FEW_NAMES:
+        return UsageError(f"unknown {kind} {name!r}; expected one of {', '.join(known)}")
     by_lowercase = {each.lower(): each for each in known}
     nearest = difflib.get_close_matches(name.lower(), by_lowercase, n=5, cutoff=0.4)
     choices = [by_lowercase[each] for each in nearest] or known[:5]

@@ -16,7 +16,7 @@ from visus.data.keeping import decode_once
 from visus.data.listing import fingerprint, part_fingerprint
 from visus.data.sources import open_source
 from visus.devices import available_memory_bytes
-from visus.display import Display
+from visus.display import Display, plural
 from visus.errors import DataError, UsageError
 from visus.models.hollow import check_weights
 from visus.models.weights import pretrained_preprocessing
@@ -95,8 +95,11 @@ def _open_parts(config: TrainConfig) -> tuple[Data, Split]:
         exclude=config.exclude,
     )
     if data.train is None or data.val is None or not len(data.val):
+        count = sum(len(part) for part in (data.train, data.val) if part)
         raise DataError(
-            f"{data.source}: expected images to train and to validate on, found too few; raise --val-fraction"
+            f"{data.source}: expected images to train and to validate on, found {plural(count, 'image')} of "
+            f"{plural(len(data.classes), 'class', 'classes')}, of which --val-fraction {config.val_fraction:g} leaves none for one "
+            "of the two; change it, or name others with --val"
         )
     return data, data.train
 

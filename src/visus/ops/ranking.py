@@ -78,7 +78,8 @@ def ranking_variances(
     among = scarcer if units is None else len(np.unique(units[positive == (scarcer == positives)]))
     growth = of_few(max(2, among), level)
     if units is not None and len(without := _precisions_without_each(scores, positive, units)) > 1:
-        precision = float(((without - without.mean()) ** 2).sum()) * (len(without) - 1) / len(without)
+        changes = without - found.average_precision
+        precision = float((changes**2).mean()) * (len(without) - 1)
     area = shrunk(found.auroc, scarcer)
     expected = area * (1 - area)
     expected += (positives - 1) * (area / (2 - area) - area**2)

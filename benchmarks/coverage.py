@@ -20,7 +20,7 @@ from visus.ops import resampling
 from visus.ops.calibration_error import calibration_error_interval
 from visus.ops.intervals import bounded_interval, wilson
 from visus.ops.paired import mcnemar, paired_interval
-from visus.ops.ranking import ranking, ranking_variances, shrunk
+from visus.ops.ranking import pulls, ranking, ranking_variances, shrunk
 from visus.outcomes import ByClass, Outcomes
 from visus.scoring import Wanted, balanced_interval, class_scores, resample
 
@@ -108,7 +108,8 @@ def _ranked(
     found = ranking(scores, positive)
     scarcer = min(positive.sum(), (~positive).sum())
     near = shrunk(found.auroc, scarcer), None
-    spread = ranking_variances(found, scores, positive, units=units)
+    pulled = pulls(found, scores, positive, units)
+    spread = ranking_variances(found, pulled, positive, units=units)
     return [
         _holds(bounded_interval(*pair, scarcer, at=at), true)
         for pair, at, true in zip(zip(found[:2], spread, strict=True), near, truth, strict=True)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
@@ -21,7 +22,7 @@ from torch import nn
 from visus.errors import DataError, UsageError
 from visus.evaluation import evaluate, predict_labels
 from visus.inference import eval_mode, predict_logits
-from visus.ops.intervals import wilson
+from visus.ops.intervals import bounded_interval, of_few, wilson
 from visus.outcomes import ByClass
 from visus.scoring import Wanted
 
@@ -305,3 +306,23 @@ def test_the_mirror_image_is_seen_too_and_probabilities_are_averaged():
     ((found, _),) = predict_logits(model, [(same, torch.zeros(6))], tta=True)
     ((plain, _),) = predict_logits(model, [(same, torch.zeros(6))])
     torch.testing.assert_close(found, plain.log_softmax(1))
+
+
+def test_the_mean_average_precision_over_few_groups_varies_as_it_does_without_each():
+    random = np.random.default_rng(0)
+    groups, labels = np.arange(12).repeat(8), np.arange(96) % 3
+    scores = random.random((96, 3)) + (np.arange(3) == labels[:, None]) + random.normal(size=(12, 3))[groups]
+    wanted = Wanted(groups=groups.tolist())
+    found = evaluate(
+        nn.Identity(), [(torch.from_numpy(scores), torch.from_numpy(labels))], wanted=wanted
+    ).to_json()
+    probabilities = special.softmax(scores, axis=1)
+
+    def mean_precision(kept):
+        return np.mean([average_precision_score(labels[kept] == k, probabilities[kept, k]) for k in range(3)])
+
+    whole = mean_precision(groups >= 0)
+    without = np.array([mean_precision(groups != each) for each in range(12)])
+    expected = bounded_interval(whole, of_few(12) * 11 * np.mean((without - whole) ** 2), 96)
+    assert found["macro"]["average_precision"] == pytest.approx(whole)
+    assert found["macro"]["average_precision_ci95"] == pytest.approx(expected)

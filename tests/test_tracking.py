@@ -130,7 +130,7 @@ def test_a_tracker_that_fails_is_said_once_and_stops_nothing(run, monkeypatch):
 
 
 def test_a_mistyped_tracker_is_named_and_a_missing_one_says_what_to_install(monkeypatch):
-    with pytest.raises(UsageError, match="nearest are tensorboard"):
+    with pytest.raises(UsageError, match="expected one of tensorboard, mlflow, wandb"):
         check_tracker("tensorbord")
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(UsageError, match=r"pip install 'visus\[track\]'"):

@@ -19,7 +19,7 @@ import filelock
 import numpy as np
 import numpy.typing as npt
 
-from visus.data.decode import UndecodableError
+from visus.data.decode import WAY, UndecodableError
 from visus.data.encoding import EncodedImage, Recoding, encode_images
 from visus.data.images import Data, Skipped, Split
 from visus.data.listing import fingerprint
@@ -109,7 +109,7 @@ def pack_source(
     about = {
         "format": _FORMAT,
         "shard_bytes": shard_bytes,
-        "recoding": recoding and asdict(recoding),
+        "recoding": recoding and {**asdict(recoding), "way": WAY},
         "data": fingerprint(data),
     }
     with _claimed(folder, about):

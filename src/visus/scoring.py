@@ -23,7 +23,7 @@ from visus.ops.intervals import (
     of_few,
     share_interval,
 )
-from visus.ops.ranking import ranking, ranking_variances, shrunk
+from visus.ops.ranking import pulls, ranking, ranking_variances, shrunk
 from visus.ops.resampling import (
     Floats,
     Units,
@@ -157,17 +157,17 @@ def rank_classes(outcomes: Outcomes, units: Units | None, level: float) -> Ranki
     shares = np.bincount(outcomes.labels, minlength=outcomes.classes) / n
     per_class = [dict[str, Any](zip(_RANKING_KEYS, [None] * 4, strict=True)) for _ in shares]
     figures, spread, near = np.zeros((3, outcomes.classes, 2))
-    plain, weighted = np.zeros((2, n)), np.zeros((2, n))
+    plain = weighted = np.zeros((2, n if units is None else int(units.max()) + 1))
     ranked = np.flatnonzero((shares > 0) & (shares < 1))
     for place in ranked.tolist():
         # An output that is no number is below all that are.
         scores = np.nan_to_num(outcomes.probabilities.column(place), nan=-1.0)
         positive = outcomes.labels == place
         found = ranking(scores, positive)
-        figures[place], influence = found[:2], np.stack(found[2:])
-        spread[place] = ranking_variances(found, scores, positive, level=level, units=units)
-        plain += influence / len(ranked)
-        weighted += influence * shares[place]
+        figures[place], pulled = found[:2], pulls(found, scores, positive, units)
+        spread[place] = ranking_variances(found, pulled, positive, level=level, units=units)
+        plain = plain + pulled / len(ranked)
+        weighted = weighted + pulled * shares[place]
         scarcer = n * min(shares[place], 1 - shares[place])
         near[place] = shrunk(found.auroc, scarcer), found.average_precision
         per_class[place] = _ranked(figures[place], spread[place], near[place], scarcer, level)
@@ -175,12 +175,13 @@ def rank_classes(outcomes: Outcomes, units: Units | None, level: float) -> Ranki
         return Rankings(per_class, per_class[0], per_class[0])
     mean = shares @ figures
     # Another image of a class adds to its weight, too.
-    weighted += (figures[outcomes.labels].T - mean[:, None]) / n
+    by_weight = (figures[outcomes.labels].T - mean[:, None]) / n
+    weighted = weighted + (by_weight if units is None else [np.bincount(units, each) for each in by_weight])
     # At least what the classes have each for itself: see `ranking_variances`.
     least = spread[ranked].sum(axis=0) / len(ranked) ** 2, shares**2 @ spread
     spreads = (
-        np.maximum(_variances(plain, units, level), least[0]),
-        np.maximum(_variances(weighted, units, level), least[1]),
+        np.maximum(_variances(plain, units is not None, level), least[0]),
+        np.maximum(_variances(weighted, units is not None, level), least[1]),
     )
     return Rankings(
         per_class,
@@ -297,11 +298,9 @@ def _ranked(figures: Floats, spread: Floats, near: Floats, n: float, level: floa
     return dict(zip(_RANKING_KEYS, pairs, strict=True))
 
 
-def _variances(influences: Floats, units: Units | None, level: float) -> Floats:
-    if units is None:
-        return np.asarray((influences**2).sum(axis=1))
-    together = np.stack([np.bincount(units, each) for each in influences])
-    return np.asarray(of_few(together.shape[1], level) * (together**2).sum(axis=1))
+def _variances(pulled: Floats, grouped: bool, level: float) -> Floats:
+    growth = of_few(pulled.shape[1], level) if grouped else 1.0
+    return np.asarray(growth * (pulled**2).sum(axis=1))
 
 
 def _f1(share: float) -> float:

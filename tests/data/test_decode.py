@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, JpegImagePlugin
 
-from visus.data.decode import UndecodableError, decode_image, shrunk_size
+from visus.data import decode
+from visus.data.decode import UndecodableError, decode_image, read_image, shrunk_size
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
 PHOTO = Image.fromarray(COLOURS).resize((80, 60), Image.Resampling.BICUBIC)
@@ -109,6 +110,27 @@ def test_it_is_shrunk_as_torchvision_does_and_never_enlarged(tmp_path, interpola
         np.testing.assert_array_equal(shrunk, pillows)
     assert decode_image(path, resize=100).shape == (3, 60, 80)
     assert shrunk_size(10_000, 1, 1) == (10_000, 1)
+
+
+def test_only_an_image_of_some_size_is_left_to_whoever_asked():
+    for side, left in [(2048, (2048, 2048, 1)), (2049, (32, 32, 1))]:
+        file = io.BytesIO()
+        Image.linear_gradient("L").resize((side, side)).save(file, "PNG", compress_level=1)
+        options = {"channels": 1, "resize": 32, "interpolation": "bilinear"}
+        assert read_image(file.getvalue(), **options, max_pixels=10**8).shape == left
+        # Both filters see the same gradient.
+        found = decode_image(file.getvalue(), **options)[0, :, 0].astype(int)
+        np.testing.assert_allclose(np.diff(found[1:-1]), 8, atol=1)
+
+
+def test_want_of_memory_is_no_fault_of_the_file(tmp_path, monkeypatch):
+    def torch_has_none(image, resize):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes")
+
+    monkeypatch.setattr(decode, "shrink", torch_has_none)
+    with pytest.raises(UndecodableError, match="can't allocate memory") as caught:
+        decode_image(saved(tmp_path, PHOTO, "png"), resize=32)
+    assert not caught.value.lasting
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path):

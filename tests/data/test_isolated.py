@@ -217,3 +217,17 @@ def test_children_load_no_torch():
     code = "import sys, visus.data.isolated, visus.data.cache; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_child_whose_answer_finds_no_memory_is_replaced(child, monkeypatch):
+    def has_none(decoder, answers):
+        raise MemoryError
+
+    paths = [child(name) for name in ("a", "b")]
+    with Decoder(DecodeSettings(resize=10)) as decoder:
+        with monkeypatch.context() as patched:
+            patched.setattr(Decoder, "_read_pixels", has_none)
+            with pytest.raises(UndecodableError, match="no memory is left") as caught:
+                decoder.decode(paths[0])
+        assert not caught.value.lasting
+        assert decoder.decode(paths[1]).shape == (3, 10, 12)

@@ -139,8 +139,8 @@ def test_a_head_of_two_layers_stays_new(tmp_path):
     assert found == ["head.weight", "head.bias", "head_dist.weight", "head_dist.bias"]
 
 
-def test_a_name_that_nobody_knows_gets_the_nearest():
-    with pytest.raises(UsageError, match=r"'IMAGENET1K_V9'; the nearest are IMAGENET1K_V1"):
+def test_a_name_that_nobody_knows_gets_those_that_are_known():
+    with pytest.raises(UsageError, match=r"'IMAGENET1K_V9'; expected one of default, IMAGENET1K_V1"):
         build_model("resnet18", 7, weights="IMAGENET1K_V9")
     with pytest.raises(CheckpointError, match=r"missing\.pth"):
         build_model("resnet18", 7, weights="missing.pth")

@@ -31,6 +31,9 @@ WAY = 4
 _REDUCED_TO = 2
 """Of the short side that is wanted, what a JPEG must have left when it is decoded at a fraction of its size."""
 
+_HANDED_OVER = 2**22
+"""Pixels of an image, at most, that is shrunk where it is asked for, and not where it is decoded."""
+
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "box": Image.Resampling.BOX,
@@ -88,7 +91,16 @@ def decode_image(
     image = read_image(
         source, channels=channels, resize=resize, interpolation=interpolation, max_pixels=max_pixels
     )
-    return shrink(image, resize)
+    return end_decoding(image, resize)
+
+
+def end_decoding(image: Pixels, resize: int | None) -> Pixels:
+    """`[channels, H, W]` of what `read_image` has left; `UndecodableError` where there is no memory for it."""
+    try:
+        return shrink(image, resize)
+    # Torch has no kind of its own for that.
+    except (MemoryError, RuntimeError) as error:
+        raise UndecodableError(one_line(error), lasting=False) from None
 
 
 def read_image(
@@ -99,7 +111,9 @@ def read_image(
     interpolation: str,
     max_pixels: int,
 ) -> Pixels:
-    """As `decode_image`, but `[H, W, channels]`, and at its own size where `shrink` is to end it."""
+    """As `decode_image`, but `[H, W, channels]`, and of its own size where `end_decoding` is to shrink it: with some filters, and
+    where it is not so large that it had better not be handed from one process to another.
+    """
     file = _openable(source)
     try:
         with warnings.catch_warnings():
@@ -118,7 +132,7 @@ def read_image(
                 box: Box = (0, 0, *flat.size)
                 if scale > 1:
                     box = _covered(flat, width / scale, height / scale, _orientation(image))
-                elif interpolation in SHRUNK_LATER:
+                elif _is_shrunk_later(width, height, interpolation):
                     resize = None
                 return _as_array(_shrink(flat, resize, interpolation, box, scale))
     except UndecodableError:
@@ -156,9 +170,13 @@ def adapt_image(pixels: Pixels, channels: int, resize: int | None, interpolation
     """An image `[C, H, W]` with `channels` channels, shrunk as `decode_image` does."""
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     flat = image.convert("L" if channels == 1 else "RGB")
-    if interpolation not in SHRUNK_LATER:
+    if not _is_shrunk_later(*flat.size, interpolation):
         flat = _shrink(flat, resize, interpolation, (0, 0, *flat.size))
     return shrink(_as_array(flat), resize)
+
+
+def _is_shrunk_later(width: int, height: int, interpolation: str) -> bool:
+    return interpolation in SHRUNK_LATER and width * height <= _HANDED_OVER
 
 
 def _openable(source: str | os.PathLike[str] | bytes) -> str | os.PathLike[str] | io.BytesIO:

@@ -2,7 +2,7 @@
 
 Each child has one file at a time, so that the one it died of is known. Requests and answers are frames on its standard input and
 output: a letter, a length, and that many bytes. The children are Python processes of their own, not multiprocessing's: those would
-load the caller's main module again, and torch with it. This module loads Pillow and numpy only.
+load the caller's main module again, and torch with it. They load Pillow and numpy only; what they leave to do, the caller ends.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from visus.data.ahead import in_order
-from visus.data.decode import Pixels, UndecodableError, decode_image, read_image, read_size
-from visus.data.shrinking import shrink
+from visus.data.decode import Pixels, UndecodableError, decode_image, end_decoding, read_image, read_size
 from visus.errors import PeerLost
 from visus.processors import processors
 
@@ -78,9 +77,9 @@ class Decoder:
 
     def decode(self, source: Source) -> Pixels:
         """As `decode_image`."""
-        pixels = self._ask(b"d", source)
-        assert isinstance(pixels, np.ndarray)
-        return pixels
+        image = self._ask(b"d", source)
+        assert isinstance(image, np.ndarray)
+        return end_decoding(image, self._settings.resize)
 
     def size(self, source: Source) -> tuple[int, int]:
         """As `read_size`."""
@@ -97,7 +96,7 @@ class Decoder:
             process = self._running()
             try:
                 return self._exchange(process, what, source)
-            except (OSError, EOFError, ValueError) as error:
+            except (OSError, EOFError, ValueError, MemoryError) as error:
                 reason = self._end(error)
                 # A child may have been killed for want of memory, or stopped with the whole machine: the file gets a second one.
                 if lost:
@@ -105,7 +104,10 @@ class Decoder:
         raise AssertionError
 
     def _exchange(self, process: subprocess.Popen[bytes], what: bytes, source: Source) -> Any:
-        """One request and its answer; `OSError`, `EOFError` or `ValueError` where the child is no more, or has lost its way."""
+        """One request and its answer; `OSError`, `EOFError` or `ValueError` where the child is no more, or has lost its way.
+
+        `MemoryError` where there is no room for its answer.
+        """
         assert process.stdin
         assert process.stdout
         kind, content = (b"b", source) if isinstance(source, bytes) else (b"f", os.fsencode(source))
@@ -135,7 +137,7 @@ class Decoder:
         # The buffered reader goes on until the array is full or the child is gone.
         if answers.readinto(image.reshape(-1).data) != image.nbytes:
             raise EOFError
-        return shrink(image, self._settings.resize)
+        return image
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._closed:
@@ -153,7 +155,8 @@ class Decoder:
         assert process.stdout
         with contextlib.suppress(subprocess.TimeoutExpired):
             # One that died has closed its end just now.
-            process.wait(0.0 if self._closed or isinstance(error, ValueError | TimeoutError) else 10.0)
+            lost = isinstance(error, ValueError | TimeoutError | MemoryError)
+            process.wait(0.0 if self._closed or lost else 10.0)
         code = process.poll()
         process.kill()
         process.wait()
@@ -162,6 +165,8 @@ class Decoder:
                 pipe.close()
         if isinstance(error, TimeoutError):
             return UndecodableError(f"decoding takes longer than {self._seconds:g} s")
+        if isinstance(error, MemoryError):
+            return UndecodableError("no memory is left for it", lasting=False)
         return _obituary(None if isinstance(error, ValueError) else code, self._seconds)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 SHRUNK_LATER = ("bilinear",)
-"""The filters of `shrink`; with others `decode.read_image` shrinks by itself."""
+"""The filter of `shrink`; with others `decode.read_image` shrinks by itself."""
 
 
 def shrink(image: npt.NDArray[np.uint8], resize: int | None) -> npt.NDArray[np.uint8]:

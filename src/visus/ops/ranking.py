@@ -55,31 +55,44 @@ def ranking(scores: npt.NDArray[np.floating], positive: Bools) -> Ranking:
     return Ranking(results[0][0], results[1][0], influences[0], influences[1])
 
 
+def pulls(
+    found: Ranking, scores: npt.NDArray[np.floating], positive: Bools, units: Units | None = None
+) -> Floats:
+    """How far each image, or each unit of `units [N]` from 0, pulls both areas `[2, U]`: squares add up to the variances.
+
+    The derivatives, and their sums over units. That of the average precision over at most 200 units is how far it is from the one
+    without the unit (the jackknife: Tukey, 1958), since the derivatives of a few spread too little.
+    """
+    if units is None:
+        return np.stack(found[2:])
+    sums: Floats = np.stack([np.bincount(units, each) for each in found[2:]])
+    if (count := sums.shape[1]) <= _FEW_UNITS:
+        changes = found.average_precision - _precisions_without_each(scores, positive, units, count)
+        # Without a unit that has all positive images there is no such figure.
+        sums[1] = np.nan_to_num(changes) * np.sqrt((count - 1) / count)
+    return sums
+
+
 def ranking_variances(
     found: Ranking,
-    scores: npt.NDArray[np.floating],
+    pulled: Floats,
     positive: Bools,
     *,
     level: float = 0.95,
     units: Units | None = None,
 ) -> tuple[float, float]:
-    """The variances of both areas, for an interval at `level`; `units [N]` are images that belong together, numbered from 0.
+    """The variances of both areas, for an interval at `level`, from `pulls`; `units [N]` are images that belong together.
 
-    From the derivatives; that of the average precision over at most 200 units from the figures without each of them (the
-    jackknife: Tukey, 1958), since a few derivatives spread too little. It grows by `of_few`, of the scarcer kind of image or of
-    the units that hold some. Scores that tell the images apart nearly always leave next to no variance to see; that of the area
-    under the ROC curve is therefore at least what Hanley and McNeil (1982) have for the area `shrunk`, and grows by `of_few` with
-    `units` only: with both, its interval held the truth too often.
+    That of the average precision grows by `of_few`, of the scarcer kind of image or of the units that hold some. Scores that tell
+    the images apart nearly always leave next to no variance to see; that of the area under the ROC curve is therefore at least
+    what Hanley and McNeil (1982) have for the area `shrunk`, and grows by `of_few` with `units` only: with both, its interval held
+    the truth too often.
     """
     positives, negatives = int(positive.sum()), int((~positive).sum())
     scarcer = min(positives, negatives)
-    together = [each if units is None else np.bincount(units, each) for each in found[2:]]
-    roc, precision = (float((each**2).sum()) for each in together)
+    roc, precision = (float((each**2).sum()) for each in pulled)
     among = scarcer if units is None else len(np.unique(units[positive == (scarcer == positives)]))
     growth = of_few(max(2, among), level)
-    if units is not None and len(without := _precisions_without_each(scores, positive, units)) > 1:
-        changes = without - found.average_precision
-        precision = float((changes**2).mean()) * (len(without) - 1)
     area = shrunk(found.auroc, scarcer)
     expected = area * (1 - area)
     expected += (positives - 1) * (area / (2 - area) - area**2)
@@ -89,26 +102,33 @@ def ranking_variances(
     return max(roc, expected / (positives * negatives)), growth * precision
 
 
-def _precisions_without_each(scores: npt.NDArray[np.floating], positive: Bools, units: Units) -> Floats:
-    """The average precision without the images of each unit, of those without which there are positive ones; none of many units."""
-    if units.max() >= _FEW_UNITS:
-        return np.empty(0)
-    own, owners = np.sort(scores[positive]), units[positive][np.argsort(scores[positive])]
+def _precisions_without_each(
+    scores: npt.NDArray[np.floating], positive: Bools, units: Units, count: int
+) -> Floats:
+    """The average precision without the images of each of `count` units; NaN where no positive one is left."""
+    order = np.argsort(scores[positive])
+    own, owners = scores[positive][order], units[positive][order]
     # Among the positive images, in order: how many lie at the score of each image, or below it.
     passed = np.searchsorted(own, scores, side="right")
-    images, hits = _at_least(passed, len(own)), _at_least(passed[positive], len(own))
-    found = []
-    for unit in range(int(units.max()) + 1):
-        inside, kept = units == unit, owners != unit
-        left_images = images - _at_least(passed[inside], len(own))
-        left_hits = hits - _at_least(passed[inside & positive], len(own))
-        found += [(left_hits[kept] / left_images[kept]).mean()] if kept.any() else []
-    return np.array(found)
+    images, hits = (_at_least(each, len(own)) for each in (passed, passed[positive]))
+    found = np.full(count, np.nan)
+    for unit, inside in enumerate(np.split(np.argsort(units, kind="stable"), _ends(units, count))):
+        kept = owners != unit
+        if kept.any():
+            left_images = images - _at_least(passed[inside], len(own))
+            left_hits = hits - _at_least(passed[inside[positive[inside]]], len(own))
+            found[unit] = (left_hits[kept] / left_images[kept]).mean()
+    return found
 
 
 def _at_least(passed: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.intp]:
     """How many images lie at the score of each of `count` positive ones, in order, or above it, by how many each has `passed`."""
     return np.bincount(passed, minlength=count + 1)[:0:-1].cumsum()[::-1]
+
+
+def _ends(units: Units, count: int) -> npt.NDArray[np.intp]:
+    """Where the images of each unit but the last end, when they are sorted by units."""
+    return np.cumsum(np.bincount(units, minlength=count))[:-1]
 
 
 def shrunk(area: float, images: float) -> float:

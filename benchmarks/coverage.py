@@ -21,6 +21,7 @@ from visus.ops.calibration_error import calibration_error_interval
 from visus.ops.intervals import bounded_interval, wilson
 from visus.ops.paired import mcnemar, paired_interval
 from visus.ops.ranking import pulls, ranking, ranking_variances, shrunk
+from visus.ops.slices import slice_scores
 from visus.outcomes import ByClass, Outcomes
 from visus.scoring import Wanted, balanced_interval, class_scores, resample
 
@@ -196,6 +197,26 @@ def groups(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
     return found
 
 
+def slices(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
+    """How often one of five slices is named beyond chance though none is worse, on groups of 10 images that are alike."""
+    found = {}
+    for count in (20, 40, 100, 300):
+        units = np.arange(count).repeat(10)
+        for accuracy in (0.7, 0.9, 0.97):
+            named = np.zeros(2)
+            for _ in range(repeats):
+                skill = random.beta(4 * accuracy, 4 - 4 * accuracy, count).repeat(10)
+                correct = random.random(len(units)) < skill
+                across = random.integers(0, 5, len(units))
+                whole = random.permutation(np.arange(count) % 5).repeat(10)
+                named += [
+                    any(each.beyond_chance for each in slice_scores({"x": values}, correct, units=units))
+                    for values in (across, whole)
+                ]
+            found[f"{count} groups, accuracy {accuracy:.0%}"] = (named / repeats).tolist()
+    return found
+
+
 def _outcomes(random: np.random.Generator, margin: float, rare: bool, n: int) -> Outcomes:
     weights = 2.0 ** -np.arange(5) if rare else np.ones(5)
     labels = random.choice(5, n, p=weights / weights.sum())
@@ -252,6 +273,7 @@ SECTIONS: dict[str, tuple[Callable[..., dict[str, list[float]]], list[str]]] = {
     "calibration": (calibration, ["honest", "3 points too high", "10 points too high"]),
     "averages": (averages, ["balanced accuracy", "macro precision", "macro F1", "loss", "Brier"]),
     "groups": (groups, ["groups resampled", "Wilson's"]),
+    "slices": (slices, ["slices cut across groups", "slices of whole groups"]),
 }
 """Each with the headings of its columns."""
 

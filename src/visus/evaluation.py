@@ -199,12 +199,13 @@ def _calibration(outcomes: Outcomes, units: Units | None, level: float) -> dict[
         none = dict.fromkeys(("ece", "ece_plain", "smooth_ece"), math.nan)
         return {**none, "ece_ci95": None, "reliability": []}
     told = outcomes.confidences[has], outcomes.correct[has]
+    together = None if units is None else units[has]
     return {
         "ece": debiased_calibration_error(*told),
         "ece_plain": plain_calibration_error(*told),
         "smooth_ece": smooth_calibration_error(*told),
-        "ece_ci95": calibration_error_interval(*told, level, None if units is None else units[has]),
-        "reliability": reliability_bins(*told, level),
+        "ece_ci95": calibration_error_interval(*told, level, together),
+        "reliability": reliability_bins(*told, level, together),
     }
 
 

@@ -6,6 +6,7 @@ from scipy import stats
 
 from visus.ops.intervals import (
     bounded_interval,
+    interval_over,
     mean_share_interval,
     of_few,
     share_at_least,
@@ -65,3 +66,20 @@ def test_intervals_of_shares_hold_the_truth_as_often_as_they_say():
             inside = [low <= p <= high for low, high in (wilson(int(each), n) for each in counts)]
             held.append(times @ inside / 500)
     assert 0.94 <= np.mean(held) <= 0.97
+
+
+@pytest.mark.parametrize("groups", [10, 40])
+def test_a_share_over_groups_is_in_its_interval_about_as_often_as_that_says(groups):
+    random, held = np.random.default_rng(0), []
+    units = np.arange(groups).repeat(10)
+    for _ in range(1000):
+        correct = random.random(len(units)) < random.beta(4, 1, groups).repeat(10)
+        low, high = interval_over(correct, units)
+        held.append(low <= 0.8 <= high)
+    assert 0.93 <= np.mean(held) <= 0.97
+
+
+def test_a_share_over_groups_that_are_all_alike_says_as_much_as_so_many_images():
+    units = np.arange(20).repeat(5)
+    assert interval_over(np.ones(100, bool), units) == pytest.approx(wilson(20, 20))
+    assert interval_over(np.ones(5, bool), np.zeros(5, np.int64)) == pytest.approx(wilson(1, 1))

@@ -37,8 +37,26 @@ def test_chance_alone_names_one_seldom(together):
         correct = (random.random(40) < 0.6).repeat(together)
         found = slice_scores({"x": values}, correct, units=None if together == 1 else units)
         alarms += any(each.beyond_chance for each in found)
-    # The z-test of few groups errs more often than it says, Fisher's less often.
-    assert alarms <= (10 if together == 1 else 40)
+    assert alarms <= 10
+
+
+def test_a_slice_of_one_group_is_never_beyond_chance_and_its_interval_is_wide():
+    units, values = np.arange(10).repeat(20), np.array(["a"] * 20 + ["b"] * 180)
+    (alone, rest) = slice_scores({"x": values}, values == "b", units=units)
+    assert (alone.value, alone.p, alone.beyond_chance) == ("a", 1.0, False)
+    assert alone.ci95[1] > 0.7
+    assert rest.ci95[0] < 0.75
+
+
+def test_intervals_of_slices_count_groups():
+    random = np.random.default_rng(0)
+    units, values = np.arange(20).repeat(50), random.choice(["a", "b"], 1000)
+    correct = random.random(1000) < random.beta(4, 1, 20).repeat(50)
+    lengths = [
+        [high - low for low, high in (each.ci95 for each in slice_scores({"x": values}, correct, units=how))]
+        for how in (None, units)
+    ]
+    assert min(np.divide(lengths[1], lengths[0])) > 2
 
 
 def test_empty_tiny_and_whole_slices_are_passed_over():

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, optimize, stats
 
-from visus.ops.intervals import Interval, wilson
+from visus.ops.intervals import Interval, interval_over
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -37,22 +37,16 @@ class Bin:
     """Of the accuracy."""
 
 
-def reliability_bins(confidences: Floats, correct: Bools, level: float = 0.95) -> list[Bin]:
-    """15 bins of equally many images (fewer of fewer than 30), with Wilson's intervals."""
+def reliability_bins(
+    confidences: Floats, correct: Bools, level: float = 0.95, units: npt.NDArray[np.int64] | None = None
+) -> list[Bin]:
+    """15 bins of equally many images (fewer of fewer than 30); `units [N]` are images that belong together."""
     found = []
     for members in _equal_mass(confidences):
-        inside, right = confidences[members], int(correct[members].sum())
-        n = len(members)
-        found.append(
-            Bin(
-                float(inside[0]),
-                float(inside[-1]),
-                n,
-                float(inside.mean()),
-                right / n,
-                wilson(right, n, level),
-            )
-        )
+        inside, right = confidences[members], correct[members]
+        interval = interval_over(right, None if units is None else units[members], level)
+        means = float(inside.mean()), float(right.mean())
+        found.append(Bin(float(inside[0]), float(inside[-1]), len(members), *means, interval))
     return found
 
 

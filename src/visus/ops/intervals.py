@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 _ROUNDING = 1e-15
@@ -26,6 +28,21 @@ def share_interval(
     """The interval for the proportion `correct` of `n`, `n` at least 1; `exact` is Clopper and Pearson's, never too short."""
     interval = stats.binomtest(correct, n).proportion_ci(level, method=method)
     return float(interval.low), float(interval.high)
+
+
+def interval_over(
+    correct: npt.NDArray[np.bool_], units: npt.NDArray[np.int64] | None, level: float = 0.95
+) -> Interval:
+    """The interval for the share of `correct [n]`: Wilson's, or where those with the same number in `units [n]` belong together by
+    `bounded_interval`, the variance summed over units and multiplied by `of_few`; one unit counts as one image.
+    """
+    if units is None:
+        return wilson(int(correct.sum()), len(correct), level)
+    share, (_, own) = float(correct.mean()), np.unique(units, return_inverse=True)
+    sums = np.bincount(own, correct - share) / len(correct)
+    count = len(sums)
+    variance = float((sums**2).sum()) * of_few(count, level) if count > 1 else 0.0
+    return bounded_interval(share, variance, count, level)
 
 
 def share_at_least(correct: int, n: int, level: float = 0.95) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from visus.ops.intervals import Interval, wilson
+from visus.ops.intervals import Interval, interval_over
 from visus.ops.significance import holm
 
 Bools = npt.NDArray[np.bool_]
@@ -59,8 +59,8 @@ def slice_scores(
     """The accuracy of every slice: the images with one value of an attribute `[N]`, of at least 5, where there are others too.
 
     Whether a slice is worse than the rest is asked of Fisher's exact test, one-sided; where images belong together (`units [N]`),
-    of a z-test whose variance is summed over units. A slice is beyond chance where its p-value, corrected for all that were
-    looked at, is at most 1 - `level`.
+    of a t-test whose variance is summed over units, with as many degrees of freedom as the slice or the rest has units, less one. A
+    slice is beyond chance where its p-value, corrected for all that were looked at, is at most 1 - `level`.
     """
     found = []
     for column, values in attributes.items():
@@ -70,8 +70,10 @@ def slice_scores(
         for place, (name, n, right) in enumerate(zip(names, sizes.tolist(), rights.tolist(), strict=True)):
             if n < _FEWEST or n == len(correct):
                 continue
-            p = _fisher(right, n, correct) if units is None else _z_test(inverse == place, correct, units)
-            found.append((column, str(name), n, right, p))
+            inside = inverse == place
+            p = _fisher(right, n, correct) if units is None else _t_test(inside, correct, units)
+            interval = interval_over(correct[inside], None if units is None else units[inside], level)
+            found.append((column, str(name), n, right, interval, p))
     adjusted = holm([each[-1] for each in found])
     total, everyone = int(correct.sum()), len(correct)
     return [
@@ -81,13 +83,13 @@ def slice_scores(
             n,
             right,
             right / n,
-            wilson(right, n, level),
+            interval,
             (total - right) / (everyone - n),
             p,
             corrected,
             corrected <= 1 - level,
         )
-        for (column, name, n, right, p), corrected in zip(found, adjusted.tolist(), strict=True)
+        for (column, name, n, right, interval, p), corrected in zip(found, adjusted.tolist(), strict=True)
     ]
 
 
@@ -151,10 +153,13 @@ def _fisher(right: int, n: int, correct: Bools) -> float:
     return float(stats.hypergeom.cdf(right, len(correct), int(correct.sum()), n))
 
 
-def _z_test(inside: Bools, correct: Bools, units: npt.NDArray[np.int64]) -> float:
+def _t_test(inside: Bools, correct: Bools, units: npt.NDArray[np.int64]) -> float:
     here, there = correct[inside].mean(), correct[~inside].mean()
+    count = min(len(np.unique(units[inside])), len(np.unique(units[~inside])))
+    if count < 2:
+        return 1.0
     influence = np.where(inside, (correct - here) / inside.sum(), -(correct - there) / (~inside).sum())
-    variance = float((np.bincount(units, influence) ** 2).sum())
+    variance = float((np.bincount(units, influence) ** 2).sum()) * count / (count - 1)
     if variance == 0:
         return 1.0 if here >= there else 0.0
-    return float(stats.norm.cdf((here - there) / variance**0.5))
+    return float(stats.t.cdf((here - there) / variance**0.5, count - 1))

@@ -6,6 +6,7 @@ import torch
 
 from visus.devices import (
     computing,
+    copy_to,
     describe_device,
     describe_devices,
     noting_nondeterminism,
@@ -90,3 +91,24 @@ def test_operations_without_a_deterministic_kernel_are_noted():
         with pytest.warns(UserWarning, match="something else"):
             warnings.warn("something else", UserWarning, stacklevel=1)
     assert found == {"put_"}
+
+
+def test_what_stays_on_the_cpu_is_not_copied():
+    images = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    assert copy_to(images, torch.device("cpu"), torch.channels_last) is images
+
+
+def test_what_goes_to_cuda_is_pinned_first(monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: done.append("pinned") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, **how: done.append((device.type, how)))
+    copy_to(torch.zeros(2), torch.device("cuda"))
+    assert done == ["pinned", ("cuda", {"non_blocking": True, "memory_format": torch.preserve_format})]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_pinned_copies_hold_the_same_values_in_the_same_layout():
+    images = torch.randn(8, 3, 32, 32).to(memory_format=torch.channels_last)
+    copied = copy_to(images, torch.device("cuda"), torch.channels_last)
+    assert copied.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(copied.cpu(), images)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from visus.errors import UsageError
 from visus.processors import processors
@@ -89,6 +90,15 @@ def own_device(device: str | torch.device, local_rank: int, local_size: int) -> 
         f"expected a device for each process, found {len(indices)} devices for {local_size}; "
         "give --device 0,1 on the command line, or start so many processes with torchrun"
     )
+
+
+def copy_to(
+    tensor: Tensor, device: torch.device, layout: torch.memory_format = torch.preserve_format
+) -> Tensor:
+    """`tensor` on `device`; to CUDA it goes from pinned memory, so that neither this process nor the device waits for the copy."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True, memory_format=layout)
 
 
 def default_threads(local_size: int) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from visus.amp import autocast
 from visus.data.batching import EvaluationBatches
+from visus.devices import copy_to
 
 
 @contextmanager
@@ -58,12 +59,12 @@ def _predict(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     for images, targets in batches:
         layout = torch.channels_last if images.dim() == 4 else torch.preserve_format
-        images = images.to(device, non_blocking=True, memory_format=layout)
+        images = copy_to(images, device, layout)
         with precision:
             logits = model(images)
             mirrored = model(images.flip(-1)) if tta else None
         logits = logits.float() if mirrored is None else _mean_of_two(logits.float(), mirrored.float())
-        yield logits, targets.to(device, non_blocking=True)
+        yield logits, copy_to(targets, device)
 
 
 def _mean_of_two(logits: Tensor, others: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from visus.amp import autocast, make_scaler
 from visus.checkpoint import iterate_parts
 from visus.data.batching import Batch, TrainingBatches
+from visus.devices import copy_to
 from visus.display import Display, Progress
 from visus.errors import DataError, Interrupted, NonFiniteError, UsageError
 from visus.models.adapt import train_mode
@@ -254,9 +255,9 @@ def to_batch(item: Any, device: torch.device) -> Batch:
     """A batch, or any pair of images and targets, on `device`; images `[N, C, H, W]` in channels-last layout."""
     images, targets = item
     layout = torch.channels_last if images.dim() == 4 else torch.preserve_format
-    images = images.to(device, non_blocking=True, memory_format=layout)
+    images = copy_to(images, device, layout)
     indices = item.indices if isinstance(item, Batch) else torch.full((len(images),), -1)
-    return Batch(images, targets.to(device, non_blocking=True), indices)
+    return Batch(images, copy_to(targets, device), indices)
 
 
 def _ignore(_: str) -> None:

@@ -13,8 +13,10 @@ from visus.display import Display
 from visus.errors import UsageError
 from visus.files import write_json
 from visus.ops.paired import mcnemar, paired_interval
-from visus.reporting.comparing import in_a_sentence
+from visus.ops.significance import holm
+from visus.reporting.comparing import differences, in_a_sentence
 from visus.reporting.page import report_on, write_report
+from visus.reporting.reading import read_run
 from visus.reporting.rendering import as_json
 
 
@@ -216,9 +218,20 @@ def test_a_difference_in_a_sentence(only_a, only_b, expected):
     pair = SimpleNamespace(
         difference=(only_b - only_a) / 40,
         difference_ci95=paired_interval(40, only_a, only_b),
-        mcnemar_p=mcnemar(only_a, only_b),
+        p_adjusted=mcnemar(only_a, only_b),
     )
     assert in_a_sentence(pair, "a") == expected
+
+
+def test_differences_of_several_runs_are_corrected_for_their_number(tmp_path):
+    source = make_images(tmp_path, list("abcd"), 400)
+    runs = [
+        make_run(tmp_path / str(seed), list("abcd"), source=source, wrong=0.3, seed=seed) for seed in range(4)
+    ]
+    found = differences([read_run(each) for each in runs])
+    plain = [each.mcnemar_p for each in found]
+    assert [each.p_adjusted for each in found] == pytest.approx(list(holm(plain)))
+    assert any(each.p_adjusted > each.mcnemar_p for each in found)
 
 
 def test_a_report_asked_of_no_run_or_into_no_folder_is_refused(tmp_path):

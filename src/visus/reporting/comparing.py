@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from visus.display import plural
@@ -19,7 +20,7 @@ _LATEST = 3
 _ALPHA = 0.05
 _LEAD = (
     "Differences are those on the same images, in pairs: they show more than two intervals beside one another do, "
-    "which may overlap although one run is better."
+    "which may overlap although one run is better. The p-values of several are corrected for their number (Holm)."
 )
 
 
@@ -28,8 +29,12 @@ Difference: TypeAlias = "Pair | str"
 
 
 def differences(results: Sequence[RunResults]) -> list[Difference]:
-    """Of each run but the first."""
-    return [_difference(results[0], other) for other in results[1:]]
+    """Of each run but the first; their p-values corrected by Holm's method for as many as could be compared."""
+    from visus.ops.significance import holm
+
+    found = [_difference(results[0], other) for other in results[1:]]
+    adjusted = iter(holm([each.mcnemar_p for each in found if not isinstance(each, str)]).tolist())
+    return [each if isinstance(each, str) else replace(each, p_adjusted=next(adjusted)) for each in found]
 
 
 def compare(results: Sequence[RunResults], found: Sequence[Difference] | None = None) -> dict[str, Any]:
@@ -67,7 +72,7 @@ def _in_a_cell(pair: Difference) -> str:
     low, high = pair.difference_ci95
     return (
         f"{100 * pair.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), {_beyond(pair)} "
-        f"(McNemar, p = {pair.mcnemar_p:.2g}); {pair.only_b} images are right here alone, {pair.only_a} there"
+        f"(McNemar, p = {pair.p_adjusted:.2g}); {pair.only_b} images are right here alone, {pair.only_a} there"
     )
 
 
@@ -84,7 +89,7 @@ def in_a_sentence(pair: Difference, first: str) -> str:
 
 
 def _beyond(pair: Pair) -> str:
-    return "beyond chance" if pair.mcnemar_p < _ALPHA else "not beyond chance"
+    return "beyond chance" if pair.p_adjusted < _ALPHA else "not beyond chance"
 
 
 def progress(results: RunResults) -> str:

@@ -95,7 +95,7 @@ def test_operations_without_a_deterministic_kernel_are_noted():
 
 def test_what_stays_on_the_cpu_is_not_copied():
     images = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
-    assert copy_to(images, torch.device("cpu"), torch.channels_last) is images
+    assert copy_to(images, torch.device("cpu")) is images
 
 
 def test_what_goes_to_cuda_is_pinned_first(monkeypatch):
@@ -109,6 +109,6 @@ def test_what_goes_to_cuda_is_pinned_first(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_pinned_copies_hold_the_same_values_in_the_same_layout():
     images = torch.randn(8, 3, 32, 32).to(memory_format=torch.channels_last)
-    copied = copy_to(images, torch.device("cuda"), torch.channels_last)
+    copied = copy_to(images, torch.device("cuda"))
     assert copied.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(copied.cpu(), images)

@@ -92,10 +92,12 @@ def own_device(device: str | torch.device, local_rank: int, local_size: int) -> 
     )
 
 
-def copy_to(
-    tensor: Tensor, device: torch.device, layout: torch.memory_format = torch.preserve_format
-) -> Tensor:
-    """`tensor` on `device`; to CUDA it goes from pinned memory, so that neither this process nor the device waits for the copy."""
+def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, images `[N, C, H, W]` in channels-last layout.
+
+    To CUDA it goes from pinned memory, so that neither this process nor the device waits for the copy.
+    """
+    layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True, memory_format=layout)

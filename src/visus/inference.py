@@ -58,8 +58,7 @@ def _predict(
     tta: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     for images, targets in batches:
-        layout = torch.channels_last if images.dim() == 4 else torch.preserve_format
-        images = copy_to(images, device, layout)
+        images = copy_to(images, device)
         with precision:
             logits = model(images)
             mirrored = model(images.flip(-1)) if tta else None

@@ -254,10 +254,8 @@ def _is_over(state: TrainingState, epochs: int, patience: int | None) -> bool:
 def to_batch(item: Any, device: torch.device) -> Batch:
     """A batch, or any pair of images and targets, on `device`; images `[N, C, H, W]` in channels-last layout."""
     images, targets = item
-    layout = torch.channels_last if images.dim() == 4 else torch.preserve_format
-    images = copy_to(images, device, layout)
     indices = item.indices if isinstance(item, Batch) else torch.full((len(images),), -1)
-    return Batch(images, copy_to(targets, device), indices)
+    return Batch(copy_to(images, device), copy_to(targets, device), indices)
 
 
 def _ignore(_: str) -> None:

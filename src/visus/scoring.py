@@ -29,6 +29,7 @@ from visus.ops.resampling import (
     Units,
     accelerated_interval,
     bootstrap,
+    sums_over,
     units_of,
     variances,
 )
@@ -157,7 +158,7 @@ def rank_classes(outcomes: Outcomes, units: Units | None, level: float) -> Ranki
     shares = np.bincount(outcomes.labels, minlength=outcomes.classes) / n
     per_class = [dict[str, Any](zip(_RANKING_KEYS, [None] * 4, strict=True)) for _ in shares]
     figures, spread, near = np.zeros((3, outcomes.classes, 2))
-    plain = weighted = np.zeros((2, n if units is None else int(units.max()) + 1))
+    plain, weighted = np.zeros((2, 2, n if units is None else int(units.max()) + 1))
     ranked = np.flatnonzero((shares > 0) & (shares < 1))
     for place in ranked.tolist():
         # An output that is no number is below all that are.
@@ -166,8 +167,8 @@ def rank_classes(outcomes: Outcomes, units: Units | None, level: float) -> Ranki
         found = ranking(scores, positive)
         figures[place], pulled = found[:2], pulls(found, scores, positive, units)
         spread[place] = ranking_variances(found, pulled, positive, level=level, units=units)
-        plain = plain + pulled / len(ranked)
-        weighted = weighted + pulled * shares[place]
+        plain += pulled / len(ranked)
+        weighted += pulled * shares[place]
         scarcer = n * min(shares[place], 1 - shares[place])
         near[place] = shrunk(found.auroc, scarcer), found.average_precision
         per_class[place] = _ranked(figures[place], spread[place], near[place], scarcer, level)
@@ -175,13 +176,12 @@ def rank_classes(outcomes: Outcomes, units: Units | None, level: float) -> Ranki
         return Rankings(per_class, per_class[0], per_class[0])
     mean = shares @ figures
     # Another image of a class adds to its weight, too.
-    by_weight = (figures[outcomes.labels].T - mean[:, None]) / n
-    weighted = weighted + (by_weight if units is None else [np.bincount(units, each) for each in by_weight])
+    weighted += sums_over(units, (figures[outcomes.labels].T - mean[:, None]) / n)
     # At least what the classes have each for itself: see `ranking_variances`.
     least = spread[ranked].sum(axis=0) / len(ranked) ** 2, shares**2 @ spread
     spreads = (
-        np.maximum(_variances(plain, units is not None, level), least[0]),
-        np.maximum(_variances(weighted, units is not None, level), least[1]),
+        np.maximum(_variances(plain, units, level), least[0]),
+        np.maximum(_variances(weighted, units, level), least[1]),
     )
     return Rankings(
         per_class,
@@ -298,8 +298,8 @@ def _ranked(figures: Floats, spread: Floats, near: Floats, n: float, level: floa
     return dict(zip(_RANKING_KEYS, pairs, strict=True))
 
 
-def _variances(pulled: Floats, grouped: bool, level: float) -> Floats:
-    growth = of_few(pulled.shape[1], level) if grouped else 1.0
+def _variances(pulled: Floats, units: Units | None, level: float) -> Floats:
+    growth = 1.0 if units is None else of_few(pulled.shape[1], level)
     return np.asarray(growth * (pulled**2).sum(axis=1))
 
 

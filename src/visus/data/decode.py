@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from visus.data.shrinking import SHRUNK_LATER, shrink, shrunk_size
+from visus.data.shrinking import shrink, shrunk_size
 from visus.errors import one_line
 
 Pixels = npt.NDArray[np.uint8]
@@ -111,8 +111,8 @@ def read_image(
     interpolation: str,
     max_pixels: int,
 ) -> Pixels:
-    """As `decode_image`, but `[H, W, channels]`, and of its own size where `end_decoding` is to shrink it: with some filters, and
-    where it is not so large that it had better not be handed from one process to another.
+    """As `decode_image`, but `[H, W, channels]`, and of its own size where `end_decoding` is to shrink it: with the bilinear
+    filter, and where it is not so large that it had better not be handed from one process to another.
     """
     file = _openable(source)
     try:
@@ -132,8 +132,6 @@ def read_image(
                 box: Box = (0, 0, *flat.size)
                 if scale > 1:
                     box = _covered(flat, width / scale, height / scale, _orientation(image))
-                elif _is_shrunk_later(width, height, interpolation):
-                    resize = None
                 return _as_array(_shrink(flat, resize, interpolation, box, scale))
     except UndecodableError:
         raise
@@ -170,13 +168,7 @@ def adapt_image(pixels: Pixels, channels: int, resize: int | None, interpolation
     """An image `[C, H, W]` with `channels` channels, shrunk as `decode_image` does."""
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     flat = image.convert("L" if channels == 1 else "RGB")
-    if not _is_shrunk_later(*flat.size, interpolation):
-        flat = _shrink(flat, resize, interpolation, (0, 0, *flat.size))
-    return shrink(_as_array(flat), resize)
-
-
-def _is_shrunk_later(width: int, height: int, interpolation: str) -> bool:
-    return interpolation in SHRUNK_LATER and width * height <= _HANDED_OVER
+    return shrink(_as_array(_shrink(flat, resize, interpolation, (0, 0, *flat.size))), resize)
 
 
 def _openable(source: str | os.PathLike[str] | bytes) -> str | os.PathLike[str] | io.BytesIO:
@@ -301,8 +293,13 @@ def _covered(image: Image.Image, width: float, height: float, orientation: int) 
 def _shrink(
     image: Image.Image, resize: int | None, interpolation: str, box: Box, scale: int = 1
 ) -> Image.Image:
-    """`box` of an image that was decoded at 1 / `scale` of its size, with its shorter side `resize` long."""
+    """`box` of an image that was decoded at 1 / `scale` of its size, with its shorter side `resize` long.
+
+    The whole image where that is for `shrink` to do.
+    """
     width, height = round((box[2] - box[0]) * scale), round((box[3] - box[1]) * scale)
+    if scale == 1 and interpolation == "bilinear" and width * height <= _HANDED_OVER:
+        return image
     if resize is None or min(width, height) <= resize:
         return image
     return image.resize(shrunk_size(width, height, resize), _FILTERS[interpolation], box)

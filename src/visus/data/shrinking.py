@@ -10,9 +10,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-SHRUNK_LATER = ("bilinear",)
-"""The filter of `shrink`; with others `decode.read_image` shrinks by itself."""
-
 
 def shrink(image: npt.NDArray[np.uint8], resize: int | None) -> npt.NDArray[np.uint8]:
     """An image `[H, W, C]` as `[C, H, W]`, shrunk so that its shorter side is `resize` long, bilinear and antialiased.

@@ -38,9 +38,8 @@ def interval_over(
     """
     if units is None:
         return wilson(int(correct.sum()), len(correct), level)
-    share, (_, own) = float(correct.mean()), np.unique(units, return_inverse=True)
-    sums = np.bincount(own, correct - share) / len(correct)
-    count = len(sums)
+    share, count = float(correct.mean()), int(np.count_nonzero(np.bincount(units)))
+    sums = np.bincount(units, correct - share) / len(correct)
     variance = float((sums**2).sum()) * of_few(count, level) if count > 1 else 0.0
     return bounded_interval(share, variance, count, level)
 

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from visus.ops.intervals import of_few
+from visus.ops.resampling import Units, sums_over
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-Units = npt.NDArray[np.int64]
 
 _FEW_UNITS = 200
 """Up to so many, each is left out in its turn."""
@@ -63,10 +63,8 @@ def pulls(
     The derivatives, and their sums over units. That of the average precision over at most 200 units is how far it is from the one
     without the unit (the jackknife: Tukey, 1958), since the derivatives of a few spread too little.
     """
-    if units is None:
-        return np.stack(found[2:])
-    sums: Floats = np.stack([np.bincount(units, each) for each in found[2:]])
-    if (count := sums.shape[1]) <= _FEW_UNITS:
+    sums = sums_over(units, np.stack(found[2:]))
+    if units is not None and (count := sums.shape[1]) <= _FEW_UNITS:
         changes = found.average_precision - _precisions_without_each(scores, positive, units, count)
         # Without a unit that has all positive images there is no such figure.
         sums[1] = np.nan_to_num(changes) * np.sqrt((count - 1) / count)
@@ -112,7 +110,8 @@ def _precisions_without_each(
     passed = np.searchsorted(own, scores, side="right")
     images, hits = (_at_least(each, len(own)) for each in (passed, passed[positive]))
     found = np.full(count, np.nan)
-    for unit, inside in enumerate(np.split(np.argsort(units, kind="stable"), _ends(units, count))):
+    ends = np.cumsum(np.bincount(units))[:-1]
+    for unit, inside in enumerate(np.split(np.argsort(units, kind="stable"), ends)):
         kept = owners != unit
         if kept.any():
             left_images = images - _at_least(passed[inside], len(own))
@@ -124,11 +123,6 @@ def _precisions_without_each(
 def _at_least(passed: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.intp]:
     """How many images lie at the score of each of `count` positive ones, in order, or above it, by how many each has `passed`."""
     return np.bincount(passed, minlength=count + 1)[:0:-1].cumsum()[::-1]
-
-
-def _ends(units: Units, count: int) -> npt.NDArray[np.intp]:
-    """Where the images of each unit but the last end, when they are sorted by units."""
-    return np.cumsum(np.bincount(units, minlength=count))[:-1]
 
 
 def shrunk(area: float, images: float) -> float:

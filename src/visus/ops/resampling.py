@@ -43,6 +43,11 @@ def units_of(n: int, groups: Sequence[Any] | npt.NDArray[Any] | None = None, mos
     return dealt[units].astype(np.int64)
 
 
+def sums_over(units: Units | None, values: Floats) -> Floats:
+    """`values [M, N]` of images summed over `units [N]`: `[M, U]`; without units each image is one."""
+    return values if units is None else np.stack([np.bincount(units, each) for each in values])
+
+
 def bootstrap(sums: sparse.csr_array, statistic: Callable[[Floats], Floats], *, seed: int = _SEED) -> Floats:
     """2,000 samples `[R, S]` of the figures that `statistic` makes of sums, `[R, M] -> [R, S]`.
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from visus.ops.intervals import Interval, interval_over
+from visus.ops.intervals import Interval, interval_over, wilson
 from visus.ops.significance import holm
 
 Bools = npt.NDArray[np.bool_]
@@ -70,9 +70,12 @@ def slice_scores(
         for place, (name, n, right) in enumerate(zip(names, sizes.tolist(), rights.tolist(), strict=True)):
             if n < _FEWEST or n == len(correct):
                 continue
-            inside = inverse == place
-            p = _fisher(right, n, correct) if units is None else _t_test(inside, correct, units)
-            interval = interval_over(correct[inside], None if units is None else units[inside], level)
+            if units is None:
+                p, interval = _fisher(right, n, correct), wilson(right, n, level)
+            else:
+                inside = inverse == place
+                p = _t_test(inside, correct, units)
+                interval = interval_over(correct[inside], units[inside], level)
             found.append((column, str(name), n, right, interval, p))
     adjusted = holm([each[-1] for each in found])
     total, everyone = int(correct.sum()), len(correct)
@@ -155,7 +158,7 @@ def _fisher(right: int, n: int, correct: Bools) -> float:
 
 def _t_test(inside: Bools, correct: Bools, units: npt.NDArray[np.int64]) -> float:
     here, there = correct[inside].mean(), correct[~inside].mean()
-    count = min(len(np.unique(units[inside])), len(np.unique(units[~inside])))
+    count = min(np.count_nonzero(np.bincount(units[each])) for each in (inside, ~inside))
     if count < 2:
         return 1.0
     influence = np.where(inside, (correct - here) / inside.sum(), -(correct - there) / (~inside).sum())

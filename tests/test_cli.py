@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -77,6 +78,9 @@ def test_training_ends_with_one_document(finished):
     low, high = document["test"]["accuracy_ci95"]
     assert low < document["test"]["accuracy"] < high
     assert "dataSize: {'train': 1295, 'val': 143}" in log
+    assert re.search(
+        r"\nimages of 8x8, in memory\nstep: amp \w+, \d+ threads?, channels last, sgd, fused\n", log
+    )
     assert "Epoch 10/10" in log
     for path in document["checkpoints"].values():
         assert Path(path).is_absolute()

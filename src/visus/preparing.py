@@ -10,6 +10,7 @@ from functools import cached_property
 from visus.config import TrainConfig, default_batch_size
 from visus.data.augment import LARGEST_SMALL_SIZE, cropping
 from visus.data.batching import batch_sizes, measure_preprocessing
+from visus.data.counts import PixelCounts
 from visus.data.files import FileImages, small_size
 from visus.data.images import Data, Split
 from visus.data.keeping import decode_once
@@ -67,12 +68,17 @@ def prepare(config: TrainConfig, display: Display) -> Prepared:
     # Before files are decoded, so that nobody waits for a refusal.
     _check_batch(config, part, size)
     _check_weights(config, part, size)
+    channels = part.images.channels
     interpolation: Interpolation = pretrained.interpolation if pretrained else "bilinear"
-    data = _decode(data, part.images.channels, config, size, resize, interpolation, display)
+    counts = PixelCounts(channels, size)
+    data = _decode(
+        data, channels, config, size, resize, interpolation, display, None if pretrained else counts
+    )
     if pretrained is None:
         assert data.train is not None
-        return Prepared(data, measure_preprocessing(data.train, size, resize, config.workers), tested)
-    record = pretrained.for_channels(part.images.channels)
+        record = measure_preprocessing(data.train, size, resize, config.workers, counts=counts)
+        return Prepared(data, record, tested)
+    record = pretrained.for_channels(channels)
     return Prepared(data, replace(record, size=size, resize=resize), tested)
 
 
@@ -162,12 +168,13 @@ def _decode(
     resize: int | None,
     interpolation: str,
     display: Display,
+    counts: PixelCounts | None = None,
 ) -> Data:
     # Larger training images serve crops of random size only: others would show a smaller part of them than evaluation does.
     random_size = cropping(config.augment or "standard", size) == "standard" and resize is not None
     if config.cache_size and not (random_size and isinstance(data.train and data.train.images, FileImages)):
         display.line("--cache-size changes nothing: no crops of random size are made of files")
-    # Processes on one machine share a file, and would each have a copy in memory.
+    # Processes on one machine share a file, but each has a copy of what is in memory.
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     data = decode_once(
         data,
@@ -178,10 +185,11 @@ def _decode(
         max_bad=config.max_bad,
         max_pixels=round(config.max_pixels * 1e6),
         memory_bytes=available_memory_bytes() // (2 * sharing),
-        cache="disk" if config.cache == "auto" and sharing > 1 else config.cache,
+        cache=config.cache,
         workers=config.workers,
         progress=lambda done, total: display.count("decoded", done, total),
         say=display.line,
+        counts=counts,
     )
     for each in data.skipped:
         display.line(f"skipped {each.path}: {each.reason}")

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ def evaluate_checkpoint(
         own = own_device(device, processes.local_rank, processes.local_size)
         data, fingerprint = choose_part(checkpoint, source, part)
         # Of several on one machine one decodes, and the others wait for its file.
-        data = decode_for(checkpoint, data, cache="disk" if processes.local_size > 1 else "auto")
+        data = decode_for(checkpoint, data, cache="disk" if processes.local_size > 1 else "found")
         refuse_other_data(processes, source, (fingerprint, data.skipped))
         split = data.test
         assert split is not None
@@ -200,7 +200,7 @@ def decode_for(
     checkpoint: Checkpoint,
     data: Data,
     *,
-    cache: Cache = "auto",
+    cache: Cache | Literal["found"] = "found",
     progress: Callable[[int, int], None] | None = None,
 ) -> Data:
     """`data` decoded as the model of `checkpoint` wants its images; those that cannot be are left out, however many they are.

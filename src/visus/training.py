@@ -42,6 +42,7 @@ from visus.config import (
 )
 from visus.data.batching import EvaluationBatches
 from visus.data.foreign import Transform
+from visus.data.images import ArrayImages
 from visus.devices import (
     computing,
     default_threads,
@@ -49,7 +50,7 @@ from visus.devices import (
     noting_nondeterminism,
     own_device,
 )
-from visus.display import Display
+from visus.display import Display, plural
 from visus.distillation import find_teacher
 from visus.errors import CheckpointError, UnreadableError, UsageError, first_of
 from visus.files import link, write_json
@@ -384,11 +385,28 @@ def _introduction(assembly: Assembly, iterations: dict[str, int]) -> list[str]:
         f"dataSize: {sizes}",
         f"batchSize: {batch_sizes}{_per_process(batch_size, assembly.processes)}",
         f"iterNum: {iterations}",
-        f"amp: {config.amp}, threads: {config.threads}, images of {height}x{width}",
+        f"images of {height}x{width}{_workers(assembly)}",
+        _step(assembly),
         *unreached(config),
         *([f"classes without an image to validate on: {first_of(unseen)}"] if unseen else []),
         f"run: {assembly.run.path}",
     ]
+
+
+def _workers(assembly: Assembly) -> str:
+    """How many decode or read files; what is in memory needs none."""
+    if isinstance(assembly.prepared.train.images, ArrayImages):
+        return ", in memory"
+    return f", cache: {assembly.config.cache}, workers: {assembly.config.workers}"
+
+
+def _step(assembly: Assembly) -> str:
+    """What a step is made of, as it was chosen for this machine or asked for."""
+    config = assembly.config
+    fused = ", fused" if assembly.state.optimizer.defaults.get("fused") else ""
+    compiled = ", compiled" if config.compile else ""
+    threads = plural(config.threads or 1, "thread")
+    return f"step: amp {config.amp}, {threads}, channels last, {config.optimizer}{fused}{compiled}"
 
 
 def _per_process(batch_size: int, processes: Processes) -> str:

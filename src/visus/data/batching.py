@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from visus.data.augment import LARGEST_SMALL_SIZE, Augment, augment, cropping, draw
+from visus.data.counts import PixelCounts
 from visus.data.crops import centre_crop, random_resized_crop
 from visus.data.erasing import erase_
 from visus.data.files import FileImages, small_size
@@ -250,15 +251,12 @@ def _kept(
         record_size = size or own
         if record_size is None:
             raise _several_sizes()
-        part = split
+        part, counts = split, PixelCounts(images.channels, record_size)
         if images.decoded is None:
-            part = keep_part(
-                split,
-                None if record_size == own else round(min(record_size) * RESIZE_RATIO),
-                available_memory_bytes() // 2,
-            )
+            resize = None if record_size == own else round(min(record_size) * RESIZE_RATIO)
+            part = keep_part(split, resize, available_memory_bytes() // 2, counts)
         resize = part.images.resize if isinstance(part.images, FileImages) else None
-        record = measure_preprocessing(part, record_size, resize, images.keeping.workers)
+        record = measure_preprocessing(part, record_size, resize, images.keeping.workers, counts=counts)
         there = set(part.paths) if len(part) < len(split) else None
         places = [place for place, path in enumerate(split.paths) if there is None or path in there]
         images.seen[size] = part, record, torch.tensor(places)
@@ -293,35 +291,42 @@ def measure_preprocessing(
     size: tuple[int, int] | None = None,
     resize: int | None = None,
     workers: int | None = None,
+    *,
+    counts: PixelCounts | None = None,
 ) -> Preprocessing:
     """The record for `split`: its images' own size, or the middle `size` of each; mean and standard deviation of each channel.
 
-    Exact, from counts of each pixel value over all images. A channel that never changes gets a standard deviation of 1.
-    `UsageError` where no size is given and the images have different ones.
+    Exact, from counts of each pixel value over all images: from `counts`, where all of these were counted as they were decoded.
+    A channel that never changes gets a standard deviation of 1. `UsageError` where no size is given and the images have
+    different ones.
     """
     size = size or split.images.size
     if size is None:
         raise _several_sizes()
-    counts = [torch.zeros(256, dtype=torch.int64) for _ in range(split.images.channels)]
-    at_once = max(1, _MEASURED_AT_ONCE // pixels_bytes(split.images, size))
-    blocks = np.split(np.arange(len(split)), range(at_once, len(split), at_once))
-    with closing(_read(split.images, _undrawn(blocks), size, False, workers)) as read:
-        for pixels in read:
-            for channel, count in enumerate(counts):
-                count += torch.bincount(pixels[:, channel].flatten(), minlength=256)
-    values = torch.arange(256, dtype=torch.float64) / 255
-    means = [float((count * values).sum() / count.sum()) for count in counts]
-    variances = [
-        float((count * (values - mean) ** 2).sum() / count.sum())
-        for count, mean in zip(counts, means, strict=True)
-    ]
-    return Preprocessing(
-        size=size,
-        resize=resize,
-        channels=split.images.channels,
-        mean=tuple(means),
-        std=tuple(variance**0.5 or 1.0 for variance in variances),
-    )
+    if counts is None or counts.images != len(split):
+        counts = _count(split.images, size, workers)
+    mean, std = counts.mean_and_std()
+    return Preprocessing(size=size, resize=resize, channels=split.images.channels, mean=mean, std=std)
+
+
+def _count(images: Images, size: tuple[int, int], workers: int | None) -> PixelCounts:
+    counts, image_bytes = PixelCounts(images.channels, size), pixels_bytes(images, size)
+    at_once = max(1, _MEASURED_AT_ONCE // image_bytes)
+    blocks = np.split(np.arange(len(images)), range(at_once, len(images), at_once))
+    if isinstance(images, ArrayImages) and images.size == size:
+        for positions in blocks:
+            counts.add_all(images.pixels[torch.from_numpy(positions)])
+        return counts
+
+    def count(pixels: Tensor, _: Draws) -> Tensor:
+        counts.add(pixels.numpy())
+        return pixels[:0]
+
+    counted = read_batches(images, _undrawn(blocks), count, workers=workers, image_bytes=image_bytes)
+    with closing(counted):
+        for _ in counted:
+            pass
+    return counts
 
 
 def _several_sizes() -> UsageError:

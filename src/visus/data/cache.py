@@ -123,20 +123,21 @@ def _map(
 
 
 class MemoryWriter:
-    """Takes decoded images into memory, up to `limit_bytes`; `OverflowError` beyond."""
+    """Takes about `expected` decoded images into memory."""
 
-    def __init__(self, channels: int, limit_bytes: int) -> None:
+    def __init__(self, channels: int, limit_bytes: int, expected: int) -> None:
         self._channels = channels
         self._limit_bytes = limit_bytes
+        self._expected = expected
+        self._taken = 0
         self._blocks: list[npt.NDArray[np.uint8]] = []
         self._end = 0
         self._places: list[tuple[int, int, int, int]] = []
 
     def add(self, pixels: Pixels) -> None:
-        """The next image, `[channels, H, W]`."""
-        self._limit_bytes -= pixels.nbytes
-        if self._limit_bytes < 0:
-            raise OverflowError
+        """The next image, `[channels, H, W]`; `OverflowError` where they get longer than they may, as soon as that shows."""
+        self._taken += pixels.nbytes
+        _check_room(self._taken, len(self._places) + 1, self._expected, self._limit_bytes)
         if not self._blocks or self._end + pixels.nbytes > len(self._blocks[-1]):
             # Memory that nothing was written to is not taken from the machine yet.
             self._blocks.append(np.empty(max(_BLOCK_BYTES, pixels.nbytes), dtype=np.uint8))
@@ -210,9 +211,7 @@ class CacheWriter:
         if isinstance(result, str):
             self._reasons[name] = result
             return self._rows.add(-1, 0, 0, 0, size, time)
-        share = max(1.0, self._expected / self._count) if self._count >= _ENOUGH else 1.0
-        if (self._end + result.nbytes) * share > self._limit_bytes:
-            raise OverflowError
+        _check_room(self._end + result.nbytes, self._count, self._expected, self._limit_bytes)
         flat = result.reshape(-1).data
         self._file.write(flat)
         self._rows.add(self._end, *result.shape[1:], zlib.crc32(flat), size, time)
@@ -231,6 +230,13 @@ class CacheWriter:
         self._file.write(index)
         self._file.write(described)
         self._file.write(_FOOTER.pack(self._end, len(index), len(described), crc, _MAGIC))
+
+
+def _check_room(taken_bytes: int, count: int, expected: int, limit_bytes: int) -> None:
+    """`OverflowError` where `expected` images will take more than they may, as `count` of them tell."""
+    share = max(1.0, expected / count) if count >= _ENOUGH else 1.0
+    if taken_bytes * share > limit_bytes:
+        raise OverflowError
 
 
 class _Rows:

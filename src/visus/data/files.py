@@ -17,7 +17,7 @@ from visus.data.archives import Archive
 from visus.data.cache import Cache, DamagedCacheError, Index, Stamps, StoredImages
 from visus.data.decode import Pixels, UndecodableError, decode_image
 from visus.data.images import Data, Images
-from visus.data.isolated import Decoder, Decoders, DecodeSettings, decode_in_order
+from visus.data.isolated import Decoder, Decoders, DecodeSettings, Watch, decode_in_order
 from visus.data.names import take
 from visus.errors import DataError, UsageError
 
@@ -146,10 +146,10 @@ class FileImages:
 
 
 def decode_all(
-    images: FileImages, workers: int | None = None
+    images: FileImages, workers: int | None = None, watch: Watch | None = None
 ) -> Generator[Pixels | UndecodableError, None, None]:
-    """The images in order, each decoded in a child process, or why it cannot be."""
-    return decode_in_order(len(images), images.source, images.settings, workers)
+    """The images in order, each decoded in a child process, or why it cannot be; for `watch` see `decode_in_order`."""
+    return decode_in_order(len(images), images.source, images.settings, workers, watch)
 
 
 def with_keeping(data: Data, keeping: Keeping) -> Data:

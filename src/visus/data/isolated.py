@@ -34,6 +34,8 @@ from visus.processors import processors
 Source = str | bytes
 """A file's path, or all its bytes."""
 
+Watch = Callable[[int, Pixels], None]
+
 _FILES_PER_PROCESS = 100
 """A further process takes 0.2 s to start, in which another one decodes some fifty photographs."""
 _MOST_SECONDS = 60.0
@@ -240,27 +242,37 @@ def _close_all(decoders: list[Decoder], owner: int) -> None:
 
 
 def decode_in_order(
-    count: int, read: Callable[[int], Source], settings: DecodeSettings, processes: int | None = None
+    count: int,
+    read: Callable[[int], Source],
+    settings: DecodeSettings,
+    processes: int | None = None,
+    watch: Watch | None = None,
 ) -> Generator[Pixels | UndecodableError, None, None]:
     """The pixels of `read(0)` to `read(count - 1)`, or why there are none; decoded by as many `processes` as pay, if not given.
 
-    With 0 processes they are decoded in this one. `read` is called in threads, and may raise `UndecodableError`. A few images are
-    held at a time, however many there are.
+    With 0 processes they are decoded in this one. `read` is called in threads, and may raise `UndecodableError`; so is `watch`,
+    with each position and its pixels, in any order. A few images are held at a time, however many there are.
     """
     wanted = processors() if processes is None else processes
     threads = min(wanted, 1 + count // _FILES_PER_PROCESS)
     with Decoders() as decoders:
+        decode = decoders.decode if threads else _decode_here
 
         def attempt(position: int) -> Pixels | UndecodableError:
             try:
-                if not threads:
-                    return decode_image(read(position), **vars(settings))
-                return decoders.decode(read(position), settings)
+                pixels = decode(read(position), settings)
             except UndecodableError as error:
                 return error
+            if watch:
+                watch(position, pixels)
+            return pixels
 
         with closing(in_order(attempt, range(count), threads, 4 * threads)) as results:
             yield from results
+
+
+def _decode_here(source: Source, settings: DecodeSettings) -> Pixels:
+    return decode_image(source, **vars(settings))
 
 
 def _start(arguments: list[str]) -> subprocess.Popen[bytes]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from array import array
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +30,7 @@ from visus.data.cache import (
     room_bytes,
     writing_cache,
 )
+from visus.data.counts import PixelCounts
 from visus.data.decode import Pixels, UndecodableError
 from visus.data.files import FileImages, decode_all
 from visus.data.images import ArrayImages, Data, Skipped, Split
@@ -39,17 +39,32 @@ from visus.data.names import find_names, join_names, take
 from visus.errors import DataError
 
 _MAX_BAD = 0.01
+_TRIED: dict[Cache | Literal["found"], tuple[Cache, ...]] = {
+    "auto": ("disk", "ram"),
+    "found": ("ram",),
+    "disk": ("disk",),
+    "ram": ("ram",),
+    "off": (),
+}
+"""Where pixels are kept, if they can be."""
 
 
 @dataclass(frozen=True)
 class _Means:
     """What `decode_once` may use, and whom it tells."""
 
-    cache: Cache
+    cache: Cache | Literal["found"]
     memory_bytes: int
     workers: int | None
     progress: Callable[[int, int], None]
     say: Callable[[str], None]
+    counts: PixelCounts | None = None
+    counted: int = 0
+    """How many of the files, the first ones, `counts` are taken of."""
+
+
+class _NotKept(Exception):
+    """Why pixels cannot be kept where they were to be."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +87,21 @@ def decode_once(
     max_bad: float = _MAX_BAD,
     max_pixels: int = 100_000_000,
     memory_bytes: int,
-    cache: Cache = "ram",
+    cache: Cache | Literal["found"] = "ram",
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
+    counts: PixelCounts | None = None,
 ) -> Data:
     """`data` with every file decoded once, in child processes: bad ones left out and listed, pixels kept as `cache` says.
 
     `ram` keeps them while they take at most `memory_bytes`; `disk` in a file that later runs use instead of decoding; `off` not at
-    all; `auto` takes `disk` where such a file is there, else `ram` where they fit, else `disk`. What cannot be kept is decoded each
-    time: the pixels are always the same. `cache_size` is the short side of the training images, `resize` where it is not given.
-    Arrays get their channels and their size in the same way. More than `max_bad` of the set bad, or a class without an image left
-    to train on, is a `DataError`. `progress(done, total)` is called for each file, `say` with a line for people.
+    all; `auto` takes `disk` where there can be such a file, else `ram` where they fit; `found` takes `disk` where there is one
+    already, else `ram`. What cannot be kept is decoded each time: the pixels are always the same. `cache_size` is the short side of
+    the training images, `resize` where it is not given. Arrays get their channels and their size in the same way. More than
+    `max_bad` of the set bad, or a class without an image left to train on, is a `DataError`. `progress(done, total)` is called for
+    each file, `say` with a line for people; `counts` are taken of each file to train on, but of those that an earlier run has
+    decoded.
     """
     every = {name: getattr(data, name) for name in ("train", "val", "test")}
     sides = {"train": resize if cache_size is None else None if cache_size == "full" else cache_size}
@@ -108,7 +126,8 @@ def decode_once(
     means = _Means(cache, memory_bytes, workers, progress or _ignore, say or _ignore)
     skipped: list[Skipped] = []
     for names in _of_one_source(parts):
-        whole, bad, kept_bytes = _decode_parts([parts[name] for name in names], means)
+        some = replace(means, counts=counts if names[0] == "train" else None)
+        whole, bad, kept_bytes = _decode_parts([parts[name] for name in names], some)
         parts.update(zip(names, whole, strict=True))
         skipped += bad
         means = replace(means, memory_bytes=means.memory_bytes - kept_bytes)
@@ -122,8 +141,8 @@ def decode_once(
     return replace(data, **parts, skipped=(*data.skipped, *skipped))
 
 
-def keep_part(part: Split, resize: int | None, memory_bytes: int) -> Split:
-    """A part of files, decoded once and kept as its `keeping` says (`auto`: on disk), without those that are no images.
+def keep_part(part: Split, resize: int | None, memory_bytes: int, counts: PixelCounts) -> Split:
+    """A part of files, decoded once, counted, and kept as its `keeping` says, without those that are no images.
 
     With `off` it is left to whoever reads to find these. A warning counts them; `DataError` for more than one in a hundred.
     """
@@ -132,15 +151,16 @@ def keep_part(part: Split, resize: int | None, memory_bytes: int) -> Split:
     if cache == "off":
         return replace(part, images=replace(images, resize=resize, decoded=None))
     data = decode_once(
-        Data(str(images.root), part.classes, val=part),
+        Data(str(images.root), part.classes, train=part),
         channels=images.channels,
         resize=resize,
         interpolation=images.interpolation,
         max_pixels=images.max_pixels,
         memory_bytes=memory_bytes,
-        cache="disk" if cache == "auto" else cache,
+        cache=cache,
         workers=workers,
         max_bad=_MAX_BAD,
+        counts=counts,
     )
     if data.skipped:
         first = data.skipped[0]
@@ -149,8 +169,8 @@ def keep_part(part: Split, resize: int | None, memory_bytes: int) -> Split:
             f"{first.path}: {first.reason}",
             stacklevel=3,
         )
-    assert data.val is not None
-    return data.val
+    assert data.train is not None
+    return data.train
 
 
 def _of_one_source(parts: dict[str, Split]) -> list[list[str]]:
@@ -168,6 +188,7 @@ def _decode_parts(parts: list[Split], means: _Means) -> tuple[list[Split], list[
     files = replace(images[0], paths=join_names([each.paths for each in images]))
     stamps, unreadable = files.stamps()
     readable = np.setdiff1d(np.arange(len(files)), list(unreadable))
+    means = replace(means, counted=int(np.searchsorted(readable, len(images[0]))))
     decoded = _decode(files.subset(readable), stamps.subset(readable), means)
     reasons = {files.paths[place]: reason for place, reason in unreadable.items()} | decoded.reasons
     good = _without(files.paths, reasons)
@@ -200,74 +221,66 @@ def _with_pixels(part: Split, good: Index, decoded: StoredImages | None, ranks: 
 
 
 def _decode(files: FileImages, stamps: Stamps, means: _Means) -> _Decoded:
-    """Decode `files` and keep them as `means` say."""
-    if means.cache == "disk" or (means.cache == "auto" and _is_cached(files)):
-        return _decode_to_disk(files, stamps, means)
-    if means.cache == "off":
-        return _Decoded(_reasons_against(files, means))
-    head, reasons, done = _decode_to_memory(files, means)
-    bounds = f"{_shown(means.memory_bytes)} of memory may be used"
-    if done == len(files):
-        if means.cache == "auto":
-            means.say(f"cache: ram, {_shown(head.nbytes)} of decoded images ({bounds})")
-        return _Decoded(reasons, head)
-    if means.cache == "auto":
-        good = _without(files.paths[:done], reasons)
-        places = np.where(good, np.cumsum(good) - 1, -1)
-        begun = Entries(files.paths[:done], stamps.subset(np.arange(done)), head, places, reasons)
-        means.say(f"cache: {_shown(head.nbytes * len(files) // max(1, done))} of decoded images, {bounds}")
-        return _decode_to_disk(files, stamps, means, begun)
-    means.say(f"cache: off, images are decoded each time: they take more than the memory there is ({bounds})")
-    return _Decoded(reasons | _reasons_against(files.subset(np.arange(done, len(files))), means))
+    """Decode `files` and keep them as `means` say, or can."""
+    tried = _TRIED["disk" if means.cache == "found" and _is_cached(files) else means.cache]
+    for place in tried:
+        try:
+            if place == "disk":
+                return _decode_to_disk(files, stamps, means)
+            return _decode_to_memory(files, means)
+        except _NotKept as reason:
+            off = "off, images are decoded each time" if place == tried[-1] else f"not on {place}"
+            means.say(f"cache: {off}: {reason}")
+        if means.counts:
+            means.counts.clear()
+    with closing(_decoded(files, np.arange(len(files)), means)) as results:
+        pairs = zip(files.paths, results, strict=True)
+        return _Decoded({path: str(result) for path, result in pairs if isinstance(result, UndecodableError)})
 
 
-def _decode_to_memory(files: FileImages, means: _Means) -> tuple[StoredImages, dict[str, str], int]:
-    """As many as fit into memory, why others are left out, and how many files these are together."""
-    writer = MemoryWriter(files.channels, means.memory_bytes)
+def _decode_to_memory(files: FileImages, means: _Means) -> _Decoded:
+    """Raises `_NotKept` where they take more than they may."""
+    writer = MemoryWriter(files.channels, means.memory_bytes, len(files))
     reasons: dict[str, str] = {}
-    with closing(_counted(files, means)) as results:
-        for done, (path, result) in enumerate(zip(files.paths, results, strict=True)):
+    bounds = f"{_shown(means.memory_bytes)} of memory may be used"
+    with closing(_decoded(files, np.arange(len(files)), means)) as results:
+        for path, result in zip(files.paths, results, strict=True):
             if isinstance(result, UndecodableError):
                 reasons[path] = str(result)
                 continue
             try:
                 writer.add(result)
             except OverflowError:
-                return writer.finish(), reasons, done
-    return writer.finish(), reasons, len(files)
+                raise _NotKept(f"they take more than the memory there is ({bounds})") from None
+    images = writer.finish()
+    means.say(f"cache: ram, {_shown(images.nbytes)} of decoded images ({bounds})")
+    return _Decoded(reasons, images)
 
 
-def _reasons_against(files: FileImages, means: _Means) -> dict[str, str]:
-    """Why those are left out that must be, by their paths; all are decoded to know it."""
-    with closing(_counted(files, means)) as results:
-        pairs = zip(files.paths, results, strict=True)
-        return {path: str(result) for path, result in pairs if isinstance(result, UndecodableError)}
-
-
-def _decode_to_disk(
-    files: FileImages, stamps: Stamps, means: _Means, begun: Entries | None = None
-) -> _Decoded:
-    """Use the cache file, brought up to date first; `begun` is what was decoded already. Without a cache where it cannot be."""
+def _decode_to_disk(files: FileImages, stamps: Stamps, means: _Means) -> _Decoded:
+    """Use the cache file, brought up to date first. Raises `_NotKept` where there can be none."""
     try:
         path = cache_path(describe_source(files.identity, files.settings))
         with locked(path, lambda: means.say("cache: another process decodes these images; waiting for it")):
-            return _use_cache(path, files, stamps, means, begun)
+            return _use_cache(path, files, stamps, means)
     except OverflowError:
         reason = f"they take more than half of the free disk ({_shown(room_bytes(path.parent))})"
     except (OSError, DamagedCacheError) as error:
         reason = f"no cache can be written ({getattr(error, 'strerror', None) or error})"
-    means.say(f"cache: off, images are decoded each time: {reason}")
-    return _Decoded(_reasons_against(files, means))
+    raise _NotKept(reason)
 
 
-def _use_cache(
-    path: Path, files: FileImages, stamps: Stamps, means: _Means, begun: Entries | None
-) -> _Decoded:
-    entries = _read_earlier(path, files.channels, means) or begun
+def _is_cached(files: FileImages) -> bool:
+    with suppress(OSError):
+        return cache_path(describe_source(files.identity, files.settings)).exists()
+    return False
+
+
+def _use_cache(path: Path, files: FileImages, stamps: Stamps, means: _Means) -> _Decoded:
+    earlier = entries = _read_earlier(path, files.channels, means)
     found = np.full(len(files), -1) if entries is None else entries.find(files.paths, stamps)
     passing: dict[str, str] = {}
-    earlier = entries is not None and entries is not begun
-    if entries is None or entries is begun or (found < 0).any():
+    if entries is None or (found < 0).any():
         passing = _write_cache(path, files, stamps, means, entries, found)
         entries = read_cache(path, files.channels)
         found = entries.find(files.paths, stamps)
@@ -318,8 +331,7 @@ def _write_cache(
                 missing.append(place)
             else:
                 add(place, result)
-        rest = files.subset(np.array(missing))
-        with closing(_counted(rest, means)) as results:
+        with closing(_decoded(files, np.array(missing), means)) as results:
             for place, decoded in zip(missing, results, strict=True):
                 if not isinstance(decoded, UndecodableError):
                     add(place, decoded)
@@ -363,16 +375,18 @@ def _recall(entries: Entries | None, known: int, name: str) -> Pixels | str | No
         return None
 
 
-def _counted(files: FileImages, means: _Means) -> Generator[Pixels | UndecodableError, None, None]:
-    for done, result in enumerate(decode_all(files, means.workers), start=1):
+def _decoded(
+    files: FileImages, places: Index, means: _Means
+) -> Generator[Pixels | UndecodableError, None, None]:
+    """Those of `files` at `places`, as `decode_all` gives them, counted on the way."""
+
+    def count(position: int, pixels: Pixels) -> None:
+        if means.counts and places[position] < means.counted:
+            means.counts.add(pixels)
+
+    for done, result in enumerate(decode_all(files.subset(places), means.workers, count), start=1):
         yield result
-        means.progress(done, len(files))
-
-
-def _is_cached(files: FileImages) -> bool:
-    with contextlib.suppress(OSError):
-        return cache_path(describe_source(files.identity, files.settings)).exists()
-    return False
+        means.progress(done, len(places))
 
 
 def _files(part: Split) -> FileImages:

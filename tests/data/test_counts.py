@@ -1,0 +1,50 @@
+"""Counts of pixel values: mean and standard deviation follow from them exactly."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from visus.data.counts import PixelCounts
+from visus.data.crops import centre_crop
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9))
+@settings(max_examples=50, deadline=None)
+def test_mean_and_standard_deviation_are_those_of_the_middles(seed, channels, height, width):
+    random = np.random.default_rng(seed)
+    images = [random.integers(0, 256, (channels, *random.integers(1, 20, 2)), np.uint8) for _ in range(4)]
+    counts = PixelCounts(channels, (height, width))
+    for image in images:
+        counts.add(image)
+    middles = torch.stack([centre_crop(torch.from_numpy(image), (height, width)) for image in images])
+    values = middles.numpy().transpose(1, 0, 2, 3).reshape(channels, -1) / 255
+    means, deviations = counts.mean_and_std()
+    assert means == pytest.approx(values.mean(axis=1).tolist())
+    stds = values.std(axis=1)
+    assert deviations == pytest.approx(np.where(stds > 0, stds, 1).tolist())
+    at_once = PixelCounts(channels, (height, width))
+    at_once.add_all(middles)
+    assert (at_once.mean_and_std(), at_once.images) == ((means, deviations), 4)
+
+
+def test_threads_lose_none():
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (400, 3, 16, 16), np.uint8)
+    counts, expected = PixelCounts(3, (16, 16)), PixelCounts(3, (16, 16))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(counts.add, images))
+    expected.add_all(torch.from_numpy(images))
+    assert counts.images == 400
+    assert counts.mean_and_std() == expected.mean_and_std()
+
+
+def test_after_a_clearance_it_begins_again():
+    counts = PixelCounts(1, (2, 2))
+    counts.add(np.full((1, 4, 4), 255, np.uint8))
+    counts.clear()
+    counts.add(np.zeros((1, 4, 4), np.uint8))
+    assert (counts.images, counts.mean_and_std()) == (1, ((0.0,), (1.0,)))

@@ -13,6 +13,7 @@ import json
 import os
 import statistics
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,14 @@ def main() -> None:
             seconds(asked, here)
 
 
-def link_drawings(source: Path, target: Path) -> dict[str, int]:
-    """Folders `train/` and `test/` of links, every third drawing for testing."""
+def link_drawings(
+    source: Path, target: Path, classes: Iterable[str] = CLASSES, most: int = MOST
+) -> dict[str, int]:
+    """Folders `train/` and `test/` of links, at most `most` of a class, every third drawing for testing."""
     counts = {"train": 0, "test": 0}
-    for name in CLASSES:
+    for name in classes:
         files = sorted((source / name).rglob("*.png"))
-        for index, file in enumerate(files[:: max(1, len(files) // MOST)][:MOST]):
+        for index, file in enumerate(files[:: max(1, len(files) // most)][:most]):
             part = "test" if index % 3 == 0 else "train"
             place = target / part / name.replace("/", "-")
             place.mkdir(parents=True, exist_ok=True)

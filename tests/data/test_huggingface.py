@@ -14,7 +14,6 @@ from visus.data.sources import open_source, read_source
 from visus.errors import DataError, UsageError
 
 datasets = pytest.importorskip("datasets")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def png(number):

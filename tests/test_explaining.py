@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from captum.attr import LayerAttribution, LayerGradCam
 from scipy.stats import spearmanr
 from sklearn.datasets import load_sample_images
 from torch import nn
@@ -13,7 +14,7 @@ from torch.nn import functional
 from visus.data.batching import EvaluationBatches, measure_preprocessing, normalise
 from visus.data.sources import open_source
 from visus.errors import UsageError
-from visus.explaining import explain
+from visus.explaining import _grad_cam, _last_places, explain
 from visus.models.build import build_model
 from visus.models.weights import pretrained_preprocessing
 
@@ -69,6 +70,44 @@ def test_of_a_net_that_ends_in_averaging_and_a_linear_layer_it_is_the_class_acti
         fine = functional.interpolate(coarse[:, None], (8, 8), mode="bilinear")[:, 0]
         expected = fine / fine.amax(dim=(1, 2), keepdim=True).clamp_min(1e-30)
     torch.testing.assert_close(explain(model, images, labels), expected, rtol=1e-3, atol=1e-4)
+
+
+def check_against_captum(model, layer, images, targets):
+    """Kokhlikyan et al., Captum: A unified and generic model interpretability library for PyTorch, 2020."""
+    size = images.shape[2:]
+    coarse = LayerGradCam(model.eval(), layer).attribute(images, targets, relu_attributions=True).detach()
+    places = _last_places(model, (1, *images.shape[1:]))
+    torch.testing.assert_close(_grad_cam(model, places, images, targets).relu(), coarse, rtol=1e-4, atol=1e-6)
+    fine = LayerAttribution.interpolate(coarse, size, "bilinear")[:, 0]
+    tops = fine.amax(dim=(1, 2), keepdim=True)
+    # Most maps have something in them, and not the same everywhere.
+    assert (fine < tops / 2).flatten(1).any(dim=1).float().mean() > 0.5
+    torch.testing.assert_close(
+        explain(model, images, targets), fine / tops.clamp_min(1e-30), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_maps_of_the_small_net_are_captums(trained):
+    model, images, labels = trained
+    # Of 8 x 8 pixels the last layer has four places, about as bright.
+    check_against_captum(model, model.features, functional.interpolate(images, (32, 32)), labels)
+
+
+def test_maps_of_a_residual_net_are_captums():
+    torch.manual_seed(0)
+    model = build_model("torchvision/resnet18", 7)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    check_against_captum(model, model.layer4, torch.randn(7, 3, 128, 128), torch.arange(7))
+
+
+def test_maps_of_a_net_that_weighs_places_differently_are_captums():
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(3, 16, 3, stride=2), nn.ReLU(), nn.Conv2d(16, 8, 3, stride=2), nn.ReLU()]
+    model = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(8 * 7 * 7, 5))
+    check_against_captum(model, model[3], torch.randn(5, 3, 32, 32), torch.arange(5))
 
 
 def test_without_targets_it_is_the_class_that_the_model_says(trained):

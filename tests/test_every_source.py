@@ -2,6 +2,7 @@
 
 import csv
 import zipfile
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -26,7 +27,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """The same 50 images: a folder, a zip, tables, and shards on disk and at an address."""
+    """The same 50 images: a folder, a zip, tables, shards on disk and at an address, and a Hugging Face data set."""
     root = tmp_path_factory.mktemp("sources")
     names = {}
     for label, kind in enumerate(KINDS):
@@ -58,7 +59,30 @@ def sources(tmp_path_factory):
         table = pyarrow.table({"path": [name for name, _ in rows], "label": [kind for _, kind in rows]})
         parquet.write_table(table, root / "folder" / "table.parquet")
         found["parquet"] = str(root / "folder" / "table.parquet")
+    save_huggingface(open_source(found["folder"]), root / "huggingface")
+    found["huggingface"] = str(root / "huggingface")
     return found
+
+
+def save_huggingface(data, folder):
+    """Images and labels of `data`, whose rows have no names: a part of their own would be another one, so theirs is given."""
+    datasets = pytest.importorskip("datasets")
+    kinds = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(data.classes))}
+    )
+    parts = {
+        name: {
+            "image": [
+                {"bytes": Path(part.images.source(place)).read_bytes(), "path": None}
+                for place in range(len(part))
+            ],
+            "label": part.labels.tolist(),
+        }
+        for name, part in (("train", data.train), ("validation", data.val))
+    }
+    datasets.DatasetDict(
+        {name: datasets.Dataset.from_dict(rows, features=kinds) for name, rows in parts.items()}
+    ).save_to_disk(folder)
 
 
 def opened(source, cache="off"):
@@ -72,11 +96,13 @@ def expected(sources):
     return data, record, list(TrainingBatches(data.train, record, 8, "light")(1))
 
 
-@pytest.mark.parametrize("kind", ["zip", "csv", "parquet", "shards", "memory"])
+@pytest.mark.parametrize("kind", ["zip", "csv", "parquet", "shards", "memory", "huggingface"])
 def test_every_source_gives_the_same_batches_from_any_step_on(sources, expected, kind):
     folder, record, batches = expected
     data = opened(sources[kind])
-    assert list(data.val.paths) == list(folder.val.paths)
+    names = list(map(str, range(len(folder.val)))) if kind == "huggingface" else list(folder.val.paths)
+    assert list(data.val.paths) == names
+    assert data.val.labels.tolist() == folder.val.labels.tolist()
     assert measure_preprocessing(data.train, (12, 12)) == record
     for start in (0, 3):
         found = list(TrainingBatches(data.train, record, 8, "light")(1, start))
@@ -86,7 +112,7 @@ def test_every_source_gives_the_same_batches_from_any_step_on(sources, expected,
             assert torch.equal(one.targets, other.targets)
 
 
-@pytest.mark.parametrize("kind", ["csv", "shards", "memory"])
+@pytest.mark.parametrize("kind", ["csv", "shards", "memory", "huggingface"])
 def test_two_processes_share_each_batch_and_count_each_image_once(sources, expected, kind):
     _, record, batches = expected
     data = opened(sources[kind])
@@ -126,7 +152,7 @@ def run(source, out, **settings):
 def test_every_source_ends_in_the_same_weights_killed_or_not(sources, tmp_path, monkeypatch):
     done = run(sources["folder"], tmp_path / "folder")
     expected = done.to_json()["digest"]
-    for kind in ("csv", "shards"):
+    for kind in ("csv", "shards", "huggingface"):
         due = RunRecorder.due
 
         def ask(recorder, now, due=due):

@@ -234,6 +234,33 @@ def test_a_run_of_one_goes_on_with_four_and_back(tmp_path):
         assert found["loss"] == pytest.approx(whole["loss"], rel=1e-3)
 
 
+def test_two_processes_learn_from_a_hugging_face_data_set_what_one_does(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    random = np.random.default_rng(0)
+    labels = [number % 2 for number in range(60)]
+    images = [
+        Image.fromarray(random.integers(90 * label, 166 + 90 * label, (8, 8, 3), np.uint8))
+        for label in labels
+    ]
+    datasets.Dataset.from_dict({"image": images, "label": labels}).save_to_disk(tmp_path / "set")
+    options = ["train", tmp_path / "set", "--model", "small", "-b", "9", "--epochs", "2", "--lr", "0.001"]
+    options += ["--cache", "off", "--workers", "1", "--amp", "off", "--threads", "1", "--quiet", "--json"]
+    found = {}
+    for processes in (None, 2):
+        out = tmp_path / f"runs of {processes}"
+        launched = command(*options, "--name", "a", out=out, processes=processes)
+        done = subprocess.run(launched, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found[processes] = RunFolder(out / "a").records()
+    assert [each["n"] for each in found[None]] == [54, 6] * 2
+    for one, two in zip(found[None], found[2], strict=True):
+        assert [two[key] for key in ("epoch", "phase", "n", "accuracy")] == [
+            one[key] for key in ("epoch", "phase", "n", "accuracy")
+        ]
+        # Sums in another order.
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
 @pytest.mark.slow
 def test_a_run_of_one_goes_on_with_two(tmp_path):
     options = [*SMALL, "--epochs", "2", "--name", "a", "--quiet"]

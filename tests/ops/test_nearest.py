@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visus.ops.nearest import near_codes, permute_bits, sign_codes
+from visus.ops.nearest import near_codes, permute_bits, sign_codes, unit_rows
 
 
 def changed(code, bits):
@@ -36,6 +36,13 @@ def test_a_heap_of_equal_codes_costs_no_more_than_others():
 def test_bits_change_places_and_none_is_lost(code, order):
     (result,) = permute_bits(np.array([code], dtype=np.uint64), np.array(order))
     assert [int(result) >> place & 1 for place in range(64)] == [code >> bit & 1 for bit in order]
+
+
+def test_rows_are_brought_to_length_1_and_nothing_stays_nothing():
+    rows = np.array([[3, 4], [-1e-3, 0], [0, 0], [1e-30, 0]], dtype=np.float32)
+    unit = unit_rows(rows)
+    np.testing.assert_allclose(unit, [[0.6, 0.8], [-1, 0], [0, 0], [1e-24, 0]], rtol=1e-6)
+    assert unit.dtype == np.float32
 
 
 @pytest.mark.parametrize("angle", [0.2, 0.5, 1.0])

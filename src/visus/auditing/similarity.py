@@ -12,13 +12,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from visus.auditing.scanning import SIDE, Bytes
-from visus.ops.nearest import near_codes, sign_codes
+from visus.ops.nearest import near_codes, sign_codes, unit_rows
 from visus.ops.scratch import scratch_array
 
 Floats = npt.NDArray[np.float32]
@@ -85,7 +84,7 @@ class Whitening:
 
     def of_means(self, means: Floats) -> Floats:
         """Of thumbnails that are `[N, 16, 16]` already."""
-        return _unit((_described(means) - self.mean) @ self.axes)
+        return unit_rows((_described(means) - self.mean) @ self.axes)
 
 
 def fit_whitening(grey: Floats) -> Whitening:
@@ -225,7 +224,7 @@ def near_vectors(vectors: Floats, places: Places) -> list[tuple[int, int, float]
     """As `near_pairs`, by the features `vectors [N, D]` of the images at `places` that a trained model gave them."""
     if len(places) < 2:
         return []
-    unit = _unit(vectors - vectors.mean(axis=0))
+    unit = unit_rows(vectors - vectors.mean(axis=0))
     codes = sign_codes(unit)
     rows = _candidates(codes, codes, np.arange(len(codes)))
     for some in _parts(len(rows), _AT_ONCE):
@@ -275,15 +274,10 @@ def _nearest_of(rows: Candidates) -> Candidates:
     return rows[np.arange(len(rows)) - starts < _CANDIDATES]
 
 
-def _unit(rows: npt.NDArray[Any]) -> Floats:
-    unit: Floats = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
-    return unit
-
-
 def _described(means: Floats) -> Floats:
     """`[N, 256]`, of `[N, 16, 16]`: of mean 0 and length 1, whatever an image's brightness and contrast."""
     rows = means.reshape(len(means), _GRID**2)
-    return _unit(rows - rows.mean(axis=1, keepdims=True))
+    return unit_rows(rows - rows.mean(axis=1, keepdims=True))
 
 
 def _means(grey: Floats, margins: Floats) -> Floats:

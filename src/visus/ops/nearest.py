@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,12 @@ def permute_bits(codes: Codes, order: Places) -> Codes:
     for place, bit in enumerate(order):
         result |= ((codes >> np.uint64(bit)) & np.uint64(1)) << np.uint64(place)
     return result
+
+
+def unit_rows(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """`rows [N, D]`, float32, brought to length 1; what is shorter than 1e-6, as rounding leaves of nothing, stays short."""
+    unit: npt.NDArray[np.float32] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+    return unit
 
 
 def sign_codes(vectors: npt.NDArray[np.float32], seed: int = 0) -> Codes:

@@ -22,6 +22,7 @@ from visus.display import Display
 from visus.errors import DataError, UsageError
 from visus.explaining import explain, passes_for
 from visus.features import Features, embed
+from visus.ops.nearest import unit_rows
 from visus.overlays import overlay
 from visus.reporting.gallery import spread
 from visus.reporting.reading import RunResults, clean
@@ -132,7 +133,7 @@ def _device_of(checkpoint: Checkpoint) -> torch.device:
 
 def _nearest(features: Features, others: Features, train: Split) -> list[tuple[tuple[str, str, float], ...]]:
     """For each image the training images most like it; none where its features are no numbers."""
-    (unit, known), (theirs, usable) = _unit(features), _unit(others)
+    (unit, known), (theirs, usable) = _directions(features), _directions(others)
     similar = np.where(known[:, None] & usable, unit @ theirs.T, -np.inf)
     order = np.argsort(-similar, axis=1, kind="stable")[:, :_NEAREST]
     return [
@@ -145,8 +146,7 @@ def _nearest(features: Features, others: Features, train: Split) -> list[tuple[t
     ]
 
 
-def _unit(features: Features) -> tuple[Features, npt.NDArray[np.bool_]]:
+def _directions(features: Features) -> tuple[Features, npt.NDArray[np.bool_]]:
     """Each brought to length 1, and which of them are numbers; zeros in the place of the others."""
     finite = np.asarray(np.isfinite(features).all(axis=1))
-    numbers: Features = np.where(finite[:, None], features, np.float32(0))
-    return numbers / np.maximum(np.linalg.norm(numbers, axis=1, keepdims=True), 1e-30), finite
+    return unit_rows(np.where(finite[:, None], features, np.float32(0))), finite

@@ -1,11 +1,14 @@
 """Checks one by one: a case in which what was planted is named and nothing else, and one in which there is nothing to say."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from visus.auditing import whole
+from visus.auditing.findings import write_fix_list
 from visus.auditing.plain_checks import find_imbalance, find_odd_images
 from visus.auditing.scanning import Pool, pool_images, scan_images
 from visus.auditing.shortcuts import find_shortcuts
@@ -26,15 +29,26 @@ def test_the_largest_and_the_smallest_class_are_named_from_ten_times_on():
     (found,) = find_imbalance(pool_of([250, 30, 300]))
     assert found.message.startswith("cat has 300 images, bee 30; always saying cat is right for 51.7 %")
     assert (found.kind, found.severity, found.figure) == ("imbalance", "medium", 10.0)
+    # Thirty images are not the fault of any of them.
+    assert found.paths == found.drop == ()
     assert find_imbalance(pool_of([250, 30, 299])) == []
 
 
 def test_classes_of_fewer_than_20_images_are_named():
     (found,) = find_imbalance(pool_of([19, 40, 3]))[1:]
     assert found.message == "2 classes have fewer than 20 images: ant, cat"
+    assert found.paths == (*map(str, range(19)), "59", "60", "61")
     (found,) = find_imbalance(pool_of([20, 19, 20]))
     assert found.message == "1 class has fewer than 20 images: bee"
+    assert found.paths == tuple(map(str, range(20, 39)))
     assert find_imbalance(pool_of([20, 20, 20])) == []
+
+
+def test_a_class_that_is_tiny_beside_others_is_named_twice_with_its_files_and_none_of_them_is_left_out():
+    ratio, tiny = find_imbalance(pool_of([200, 3, 7]))
+    assert ratio.paths == ("200", "201", "202")
+    assert tiny.paths == tuple(map(str, range(200, 210)))
+    assert ratio.drop == tiny.drop == ()
 
 
 def test_of_several_parts_the_training_images_are_counted_and_of_none_all():
@@ -42,6 +56,7 @@ def test_of_several_parts_the_training_images_are_counted_and_of_none_all():
     assert find_imbalance(pool_of([30, 30, 30], enough * 3)) == []
     (found,) = find_imbalance(pool_of([30, 30, 30], enough + few + enough))
     assert found.message == "1 class has fewer than 20 images: bee"
+    assert found.paths == tuple(map(str, range(30, 45)))
     assert find_imbalance(pool_of([30, 30, 30], 2)) == []
 
 
@@ -143,6 +158,8 @@ def test_a_class_of_another_size_format_or_mode_is_given_away_by_it(tmp_path, wh
 
     first, *others = find_shortcuts(*folder_of(tmp_path, save))
     assert first.message.startswith("size in pixels, format and mode give away bee: 100 % of its images")
+    assert len(first.paths) == 24
+    assert all(name.startswith("bee/") for name in first.paths)
     # The length of a file may follow from these; no other class is named, and nothing in the image.
     assert all(each.message.startswith("the length of the file gives away bee") for each in others)
 
@@ -152,8 +169,13 @@ def test_a_format_is_a_shortcut_from_half_of_a_class_on(tmp_path, share, named):
     def save(image, path, label):
         image.save(f"{path}.bmp" if label == 1 and int(path.name) < 40 * share else f"{path}.png")
 
-    found = [each.message.split(":")[0] for each in find_shortcuts(*folder_of(tmp_path, save))]
-    assert found == ["size in pixels, format and mode give away bee"] * named
+    found = find_shortcuts(*folder_of(tmp_path, save))
+    assert [each.message.split(":")[0] for each in found] == [
+        "size in pixels, format and mode give away bee"
+    ] * named
+    # Those that have it, and no other.
+    assert all(len(each.paths) == 24 for each in found)
+    assert all(re.fullmatch(r"bee/\d\d\.bmp", name) for each in found for name in each.paths)
 
 
 def test_the_length_of_the_file_alone_is_a_shortcut(tmp_path):
@@ -165,27 +187,79 @@ def test_the_length_of_the_file_alone_is_a_shortcut(tmp_path):
     assert (found.kind, found.severity, found.figure) == ("shortcut", "high", 1.0)
 
 
-def noisy(pattern):
-    """300 noisy images of three classes, to each of which its `pattern [3, 32, 32]` is added; what is said, to the figures."""
+def noisy(pattern, marked=slice(None)):
+    """300 noisy images of three classes, to those `marked` of which their class's `pattern [3, 32, 32]` is added; what is found."""
     labels = np.arange(300) % 3
-    noise = np.random.default_rng(0).normal(0, 40, (300, 32, 32))
-    images = np.repeat((128 + noise + pattern[labels])[..., None], 3, axis=3)
-    return [each.message.split(" of ")[0] for each in find_shortcuts(*scanned(images, labels))]
+    images = 128 + np.random.default_rng(0).normal(0, 40, (300, 32, 32))
+    images[marked] += pattern[labels][marked]
+    return find_shortcuts(*scanned(np.repeat(images[..., None], 3, axis=3), labels))
+
+
+def figures(found):
+    """What is said, to the figures."""
+    return [each.message.split(" of ")[0] for each in found]
 
 
 RING = np.pad(np.zeros((24, 24)), 4, constant_values=1.0)
 PATTERNS = np.kron(np.random.default_rng(1).choice([-1.0, 1.0], (3, 16, 16)), np.ones((2, 2)))
+BRIGHTNESS = np.array([-40, 0, 40])[:, None, None] * np.ones((32, 32))
+MARK = np.pad(np.ones((3, 3)), ((28, 1), (28, 1)))
 
 
 def test_a_class_that_is_brighter_is_given_away_by_the_mean_colour():
-    found = noisy(np.array([0, 8, 0])[:, None, None] * np.ones((32, 32)))
+    found = figures(noisy(np.array([0, 8, 0])[:, None, None] * np.ones((32, 32))))
     assert found[0] == "the mean colour gives away bee: 100 %"
     assert not any(word in message for message in found for word in ("ant", "cat"))
 
 
+def test_a_watermark_names_the_files_that_have_it():
+    """All bees but every fiftieth."""
+    marked = np.flatnonzero((np.arange(300) % 3 == 1) & (np.arange(300) % 50 != 1))
+    (found,) = noisy(np.array([0, 100, 0])[:, None, None] * MARK, marked)
+    assert found.message.startswith("at the bottom right, a 64th of the image gives away bee")
+    assert len(set(found.paths)) == 24
+    assert set(map(int, found.paths)) <= set(marked)
+    assert found.drop == ()
+
+
 def test_a_border_that_tells_the_class_is_named():
     (found,) = noisy(12 * PATTERNS * RING)
-    assert found.startswith("the border alone tells the class")
+    assert found.message.startswith("the border alone tells the class")
+    # Of each class in turn, and none to be left out.
+    assert [{int(name) % 3 for name in found.paths[i : i + 3]} for i in range(0, 24, 3)] == [{0, 1, 2}] * 8
+    assert found.drop == ()
+
+
+def shares(message):
+    """By what was measured: per cent."""
+    alone = re.match(r"(.*?) alone tells the class of ([0-9.]+) %", message)
+    left = re.search(r"what is left without it that of ([0-9.]+) %", message)
+    others = re.findall(r"[(;] ?(?:linear models; )?([^;(]+?) alone: ([0-9.]+) %", message)
+    return {alone[1]: float(alone[2]), "left": float(left[1]), **{what: float(n) for what, n in others}}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "what", "as_good"),
+    [
+        (BRIGHTNESS, "the mean colour", "the border"),
+        (
+            np.array([100, -100, 0])[:, None, None] * MARK,
+            "a 64th of the image at the bottom right",
+            "the border",
+        ),
+        (40 * PATTERNS * RING, "the border", "a 64th of the image at the middle right"),
+    ],
+    ids=["brightness", "a watermark in the border", "a strong border"],
+)
+def test_of_what_tells_the_class_as_well_that_is_named_without_which_nothing_is_told(pattern, what, as_good):
+    *_, found = noisy(pattern)
+    assert found.message.startswith(f"{what} alone tells the class")
+    measured = shares(found.message)
+    assert len(measured) == 4
+    assert min(measured[what], measured[as_good]) >= 98
+    # By chance it were a third.
+    assert measured["left"] < 40
+    assert [each.message for each in noisy(pattern)][-1] == found.message
 
 
 @pytest.mark.parametrize(
@@ -195,6 +269,20 @@ def test_a_border_that_tells_the_class_is_named():
 )
 def test_a_border_that_tells_less_than_the_whole_or_little_is_no_shortcut(pattern):
     assert noisy(pattern) == []
+
+
+def test_files_that_give_a_class_away_are_on_no_list_of_what_to_leave_out(tmp_path):
+    def save(image, path, label):
+        image.save(f"{path}.png", compress_level=0 if label == 1 else 6)
+
+    folder_of(tmp_path, save)
+    found = whole.audit(tmp_path, workers=1, pictures=tmp_path / "found.png")
+    assert [(each.kind, len(each.paths)) for each in found.findings] == [("shortcut", 24)]
+    write_fix_list(found, tmp_path / "fix.csv")
+    assert (tmp_path / "fix.csv").read_text().splitlines() == ["path,kind,reason"]
+    # A row of four thumbnails, as of any other kind.
+    sheet = np.asarray(Image.open(tmp_path / "found.png"))
+    assert (sheet[40:100, 12:380].std(axis=(0, 2)) > 0).mean() > 0.9
 
 
 def features(count=400, size=64):

@@ -72,7 +72,15 @@ def test_exact_copies_of_a_set_stand_beside_what_is_said_of_them(tmp_path):
     results = read_run(run)
     page = describe_run(results, Place(draw=open_pictures(results.config)))
     pictures = page["data"]["pictures"]
-    messages = [each for group in page["audit"] for each in group["messages"] if each["pictures"]]
+    (tiny,) = [each for group in page["audit"] if group["kind"] == "Imbalance" for each in group["messages"]]
+    assert len(tiny["pictures"]) == 6
+    messages = [
+        each
+        for group in page["audit"]
+        if group["kind"] != "Imbalance"
+        for each in group["messages"]
+        if each["pictures"]
+    ]
     assert messages
     for message in messages:
         (first, _), (second, _) = message["pictures"]

@@ -63,7 +63,7 @@ class Finding:
     message: str
     """One sentence, with the figures."""
     paths: tuple[str, ...] = ()
-    """Every file concerned."""
+    """Every file concerned; of a shortcut those that it gives away most surely."""
     figure: float | None = None
     """What the finding rests on; the message says what it is."""
     drop: tuple[str, ...] = ()

@@ -40,9 +40,11 @@ def find_unreadable(pool: Pool, reasons: dict[int, str]) -> list[Finding]:
 
 
 def find_imbalance(pool: Pool) -> list[Finding]:
-    """Tiny classes, and classes of very different sizes, in the training part or else in the whole."""
+    """Tiny classes, and classes of very different sizes, in the training part or else in the whole; with the files of tiny ones."""
     inside = pool.parts == 0 if (pool.parts == 0).any() else np.ones(len(pool), dtype=np.bool_)
     counts = np.bincount(pool.labels[inside], minlength=len(pool.classes))
+    tiny = counts < _TINY
+    concerned = inside & tiny[pool.labels]
     findings = []
     largest, smallest = int(counts.argmax()), int(counts.argmin())
     ratio = counts[largest] / max(1, counts[smallest])
@@ -51,11 +53,13 @@ def find_imbalance(pool: Pool) -> list[Finding]:
             f"{pool.classes[largest]} has {counts[largest]} images, {pool.classes[smallest]} {counts[smallest]}; "
             f"always saying {pool.classes[largest]} is right for {100 * counts[largest] / counts.sum():.1f} %"
         )
-        findings.append(Finding("imbalance", "medium", message, figure=float(ratio)))
-    if tiny := [name for name, count in zip(pool.classes, counts, strict=True) if count < _TINY]:
-        have = "class has" if len(tiny) == 1 else "classes have"
-        message = f"{len(tiny)} {have} fewer than {_TINY} images: {some_names(tiny, 5)}"
-        findings.append(Finding("imbalance", "medium", message, figure=float(counts.min())))
+        names = _names(pool, concerned & (pool.labels == smallest))
+        findings.append(Finding("imbalance", "medium", message, names, float(ratio)))
+    if tiny.any():
+        classes = [pool.classes[number] for number in np.flatnonzero(tiny)]
+        have = "class has" if len(classes) == 1 else "classes have"
+        message = f"{len(classes)} {have} fewer than {_TINY} images: {some_names(classes, 5)}"
+        findings.append(Finding("imbalance", "medium", message, _names(pool, concerned), float(counts.min())))
     return findings
 
 
@@ -101,8 +105,12 @@ def find_odd_images(pool: Pool, scan: Scan) -> list[Finding]:
     return [each for each in found if each is not None]
 
 
+def _names(pool: Pool, flags: Flags) -> tuple[str, ...]:
+    return tuple(pool.names[place] for place in np.flatnonzero(flags))
+
+
 def _odd(pool: Pool, flags: Flags, what: str, severity: Severity, *, drop: bool = False) -> Finding | None:
-    names = tuple(pool.names[place] for place in np.flatnonzero(flags))
+    names = _names(pool, flags)
     if not names:
         return None
     message = f"{what}: {len(names)} of {len(pool)} images ({some_names(names)})"

@@ -5,6 +5,7 @@ Each question is a linear model, judged on images that it was not fitted on. `N`
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,31 @@ _GIVEN_AWAY = 0.95
 """Share of a class that a cell finds at 1 % false alarms from which on it is said; trousers between their legs reach 0.91."""
 _OF_FILE, _OF_COLOUR = 0.5, 0.8
 """The same for size, format and mode, which say nothing of a subject, and for length of file and mean colour, which may."""
+_NAMED = 24
+"""Files that a finding names: what gives them away is seen on these."""
 _ROWS = ("top", "upper middle", "middle", "lower middle", "bottom")
 _COLUMNS = ("left", "left of the middle", "middle", "right of the middle", "right")
 
 Array = npt.NDArray[Any]
 
 
+@dataclass(frozen=True)
+class _Looked:
+    """At some images of classes that are large enough."""
+
+    files: list[str]
+    labels: Array
+    """`[N]`, numbers of `classes`."""
+    classes: list[str]
+    thumbs: Bytes
+    """`[N, 32, 32, 3]`."""
+
+
 def find_shortcuts(pool: Pool, scan: Scan) -> list[Finding]:
-    """A finding for each class, or for all, that something beside the subject gives away."""
+    """A finding for each class, or for all, that something beside the subject gives away.
+
+    It names the files of which that is surest and right, 24 at most, the surest first; none of them is to be left out.
+    """
     places = np.flatnonzero(scan.readable)
     places = places[:: -(-max(1, len(places)) // _MOST)]
     counts = np.bincount(pool.labels[places], minlength=len(pool.classes))
@@ -41,36 +59,61 @@ def find_shortcuts(pool: Pool, scan: Scan) -> list[Finding]:
     if len(large) < 2:
         return []
     places = places[np.isin(pool.labels[places], large)]
-    labels = np.searchsorted(large, pool.labels[places])
-    names = [pool.classes[number] for number in large]
+    looked = _Looked(
+        [pool.names[place] for place in places],
+        np.searchsorted(large, pool.labels[places]),
+        [pool.classes[number] for number in large],
+        scan.thumbs[places],
+    )
+    by_cells, cell = _by_cells(looked)
     return [
-        *_by_numbers(labels, names, _file_facts(scan, places), "size in pixels, format and mode", _OF_FILE),
-        *_by_numbers(labels, names, _length(scan, places), "the length of the file", _OF_COLOUR),
-        *_by_numbers(labels, names, _colour(scan, places), "the mean colour", _OF_COLOUR),
-        *_by_cells(labels, names, scan.thumbs, places),
-        *_by_border(labels, names, scan.thumbs, places),
+        *_by_numbers(looked, _file_facts(scan, places), "size in pixels, format and mode", _OF_FILE),
+        *_by_numbers(looked, _length(scan, places), "the length of the file", _OF_COLOUR),
+        *_by_numbers(looked, _colour(looked.thumbs), "the mean colour", _OF_COLOUR),
+        *by_cells,
+        *_by_border(looked, cell),
     ]
+
+
+def _surest(scores: Array, right: Array, labels: Array) -> Array:
+    """Places of images that are `right`, 24 at most: the best scores `[N]` first, of each class in turn."""
+    order = np.lexsort((-scores, labels))
+    order = order[right[order]]
+    rank = np.arange(len(order)) - np.searchsorted(labels[order], labels[order])
+    return order[np.lexsort((-scores[order], rank))][:_NAMED]
+
+
+def _shortcut(looked: _Looked, message: str, share: float, scores: Array, right: Array) -> Finding:
+    names = tuple(looked.files[place] for place in _surest(scores, right, looked.labels))
+    return Finding("shortcut", "high", message, names, share)
+
+
+def _found(scores: Array, inside: Array) -> Array:
+    """Which of the images `inside` have a score higher than 99 % of the others have, `[N]`."""
+    bound = np.quantile(scores[~inside], 1 - _FALSE_ALARMS, method="higher")
+    found: Array = inside & (scores > bound)
+    return found
 
 
 def found_share(scores: Array, inside: Array) -> float:
     """The share of the images `inside` with a score higher than 99 % of the others have: 0.01 by chance."""
-    bound = np.quantile(scores[~inside], 1 - _FALSE_ALARMS, method="higher")
-    return float((scores[inside] > bound).mean())
+    return float(_found(scores, inside)[inside].mean())
 
 
-def _by_numbers(labels: Array, names: list[str], facts: Array, what: str, limit: float) -> list[Finding]:
+def _by_numbers(looked: _Looked, facts: Array, what: str, limit: float) -> list[Finding]:
     spread = facts.std(axis=0)
     facts = (facts - facts.mean(axis=0))[:, spread > 1e-9] / spread[spread > 1e-9]
     if not facts.shape[1]:
         return []
-    probabilities = out_of_sample(facts, labels, len(names), penalty=_PENALTY)
+    probabilities = out_of_sample(facts, looked.labels, len(looked.classes), penalty=_PENALTY)
     findings = []
-    for number, name in enumerate(names):
-        share = found_share(probabilities[:, number], labels == number)
+    for number, name in enumerate(looked.classes):
+        scores, inside = np.asarray(probabilities[:, number]), looked.labels == number
+        share = found_share(scores, inside)
         if share >= limit:
             message = f"{what} give away {name}" if " and " in what else f"{what} gives away {name}"
             message += f": {100 * share:.0f} % of its images are found with 1 % false alarms (by chance 1 %)"
-            findings.append(Finding("shortcut", "high", message, figure=share))
+            findings.append(_shortcut(looked, message, share, scores, _found(scores, inside)))
     return findings
 
 
@@ -87,22 +130,23 @@ def _length(scan: Scan, places: Array) -> Array:
     return np.log(np.maximum(scan.file_bytes[places], 1))[:, None]
 
 
-def _colour(scan: Scan, places: Array) -> Array:
-    means: Array = np.asarray(scan.thumbs[places], dtype=np.float32).mean(axis=(1, 2)) / 255
+def _colour(thumbs: Bytes) -> Array:
+    means: Array = np.asarray(thumbs, dtype=np.float32).mean(axis=(1, 2)) / 255
     return np.concatenate([means, means**2], axis=1)
 
 
-def _by_cells(labels: Array, names: list[str], thumbs: Bytes, places: Array) -> list[Finding]:
-    """A watermark: one of 8 x 8 cells from which a class can be told, by ridge regression on its pixels."""
-    fold = stratified_folds(labels, 2)
-    targets = np.eye(len(names))[labels]
-    shares = np.zeros((_CELLS, _CELLS, len(names)))
+def _by_cells(looked: _Looked) -> tuple[list[Finding], tuple[int, int]]:
+    """A watermark: one of 8 x 8 cells from which a class can be told, by ridge regression; and the cell that tells most."""
+    fold = stratified_folds(looked.labels, 2)
+    targets = np.eye(len(looked.classes))[looked.labels]
+    insides = [looked.labels == number for number in range(len(looked.classes))]
+    shares = np.zeros((_CELLS, _CELLS, len(insides)))
     for row in range(_CELLS):
         for column in range(_CELLS):
-            scores = _ridge_scores(_cell(thumbs[places], row, column), targets, fold)
-            shares[row, column] = [found_share(scores[:, k], labels == k) for k in range(len(names))]
+            scores = _ridge_scores(_cell(looked.thumbs, row, column), targets, fold)
+            shares[row, column] = [found_share(scores[:, k], inside) for k, inside in enumerate(insides)]
     findings = []
-    for number, name in enumerate(names):
+    for number, (name, inside) in enumerate(zip(looked.classes, insides, strict=True)):
         row, column = divmod(int(shares[..., number].argmax()), _CELLS)
         share = float(shares[row, column, number])
         if share >= _GIVEN_AWAY:
@@ -110,8 +154,10 @@ def _by_cells(labels: Array, names: list[str], thumbs: Bytes, places: Array) -> 
                 f"{_where(row, column)}, a 64th of the image gives away {name}: {100 * share:.0f} % of its images "
                 "are found with 1 % false alarms (by chance 1 %), as a watermark or a background would do"
             )
-            findings.append(Finding("shortcut", "high", message, figure=share))
-    return findings
+            scores = _ridge_scores(_cell(looked.thumbs, row, column), targets, fold)[:, number]
+            findings.append(_shortcut(looked, message, share, scores, _found(scores, inside)))
+    row, column = divmod(int(shares.mean(axis=2).argmax()), _CELLS)
+    return findings, (row, column)
 
 
 def _cell(thumbs: Bytes, row: int, column: int) -> Array:
@@ -137,27 +183,101 @@ def _where(row: int, column: int) -> str:
     return "in the middle" if ways == ["middle", "middle"] else f"at the {ways[0]} {ways[1]}"
 
 
-def _by_border(labels: Array, names: list[str], thumbs: Bytes, places: Array) -> list[Finding]:
-    """Whether a border of an eighth of the side tells as much as the whole image does."""
-    small = (
-        np.asarray(thumbs[places], dtype=np.float32).reshape(len(places), 16, 2, 16, 2, 3).mean(axis=(2, 4))
-    )
-    small = small / 255 - small.mean(axis=0) / 255
-    ring = np.ones((16, 16), dtype=np.bool_)
-    ring[2:-2, 2:-2] = False
-    whole, border = (
-        _accuracy(inputs, labels, len(names))
-        for inputs in (small.reshape(len(places), -1), small[:, ring].reshape(len(places), -1))
-    )
-    majority = np.bincount(labels).max() / len(labels)
-    if border < whole or (border - majority) / (1 - majority) < 0.5:
+@dataclass(frozen=True)
+class _Piece:
+    """Of an image."""
+
+    what: str
+    alone: Array
+    """Its numbers, `[N, D]`."""
+    rest: Array
+    """What is left of the image without it, `[N, D]`."""
+
+
+def _by_border(looked: _Looked, cell: tuple[int, int]) -> list[Finding]:
+    """Whether a border of an eighth of the side tells as much as the whole image does; named is what of it fits best.
+
+    A border also shows the colour of the image, and may hold a watermark. Of the mean colour, the best `cell` and the border, those
+    that alone tell as much as the best are compared by what is left without them: named is the one without which least is told,
+    of equals the one of fewest numbers.
+    """
+    small = _small(looked.thumbs)
+    pieces = [_mean_colour(small), _cell_of(small, cell), _border_of(small)]
+    border, whole = pieces[-1].alone, _accuracy(small.reshape(len(small), -1), looked)
+    told = _accuracy(border, looked)
+    majority = np.bincount(looked.labels).max() / len(looked.labels)
+    if told < whole or (told - majority) / (1 - majority) < 0.5:
         return []
+    probabilities = [_told(_as_large(piece.alone, border), looked) for piece in pieces]
+    shares = [float(_right(each, looked).mean()) for each in probabilities]
+    named, left = _fitting(pieces, shares, looked)
+    others = [
+        f"{piece.what} alone: {100 * share:.1f} %"
+        for piece, share in zip(pieces, shares, strict=True)
+        if piece is not pieces[named]
+    ]
     message = (
-        f"the border alone tells the class of {100 * border:.1f} % of the images, the whole image that of {100 * whole:.1f} % "
-        f"(linear models; always saying the largest class: {100 * majority:.1f} %)"
+        f"{pieces[named].what} alone tells the class of {100 * shares[named]:.1f} % of the images, the whole image that of "
+        f"{100 * whole:.1f} %, what is left without it that of {100 * left:.1f} % "
+        f"(linear models; {'; '.join(others)}; always saying the largest class: {100 * majority:.1f} %)"
     )
-    return [Finding("shortcut", "high", message, figure=border)]
+    scores = probabilities[named][np.arange(len(looked.labels)), looked.labels]
+    return [_shortcut(looked, message, shares[named], scores, _right(probabilities[named], looked))]
 
 
-def _accuracy(inputs: Array, labels: Array, classes: int) -> float:
-    return float((out_of_sample(inputs, labels, classes, penalty=_PENALTY).argmax(axis=1) == labels).mean())
+def _fitting(pieces: list[_Piece], shares: list[float], looked: _Looked) -> tuple[int, float]:
+    """Which of `pieces`, that tell the class of `shares` of the images, fits best; and how much is told without it."""
+    # Two standard errors of a share, at most.
+    equal = len(looked.labels) ** -0.5
+    good = [number for number, share in enumerate(shares) if share >= max(shares) - equal]
+    left = [_accuracy(pieces[number].rest, looked) for number in good]
+    return next(pair for pair in zip(good, left, strict=True) if pair[1] <= min(left) + equal)
+
+
+def _small(thumbs: Bytes) -> Array:
+    """`[N, 16, 16, 3]`, of mean 0 at each place."""
+    means = np.asarray(thumbs, dtype=np.float32).reshape(-1, 16, 2, 16, 2, 3).mean(axis=(2, 4)) / 255
+    small: Array = means - means.mean(axis=0)
+    return small
+
+
+def _mean_colour(small: Array) -> _Piece:
+    means = small.mean(axis=(1, 2))
+    alone = np.concatenate([means, means**2 - (means**2).mean(axis=0)], axis=1)
+    return _Piece("the mean colour", alone, (small - means[:, None, None]).reshape(len(small), -1))
+
+
+def _cell_of(small: Array, cell: tuple[int, int]) -> _Piece:
+    inside = np.zeros((16, 16), dtype=np.bool_)
+    row, column = cell
+    inside[2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = True
+    return _cut(f"a 64th of the image {_where(row, column)}", small, inside)
+
+
+def _border_of(small: Array) -> _Piece:
+    inside = np.ones((16, 16), dtype=np.bool_)
+    inside[2:-2, 2:-2] = False
+    return _cut("the border", small, inside)
+
+
+def _cut(what: str, small: Array, inside: Array) -> _Piece:
+    return _Piece(what, *(small[:, places].reshape(len(small), -1) for places in (inside, ~inside)))
+
+
+def _as_large(inputs: Array, others: Array) -> Array:
+    """As large as `others` on average: the penalty is on weights, which are the larger the smaller the numbers are."""
+    scaled: Array = inputs * (np.linalg.norm(others) / max(float(np.linalg.norm(inputs)), 1e-9))
+    return scaled
+
+
+def _told(inputs: Array, looked: _Looked) -> Array:
+    return out_of_sample(inputs, looked.labels, len(looked.classes), penalty=_PENALTY)
+
+
+def _right(probabilities: Array, looked: _Looked) -> Array:
+    right: Array = probabilities.argmax(axis=1) == looked.labels
+    return right
+
+
+def _accuracy(inputs: Array, looked: _Looked) -> float:
+    return float(_right(_told(inputs, looked), looked).mean())

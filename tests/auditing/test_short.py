@@ -1,14 +1,19 @@
 import csv
 import json
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from visus.auditing import short
+from visus.auditing.scanning import pixel_digest
 from visus.auditing.short import short_audit
 from visus.config import make_config
 from visus.data.images import Data
+from visus.data.keeping import decode_once
 from visus.data.sources import open_source
 from visus.display import Display
 from visus.errors import DataError, UsageError
@@ -32,6 +37,56 @@ def test_copies_are_found_across_the_parts_of_arrays(arrays):
     assert set(copy.paths) == {"7", "100"}
     assert [each.kind for each in found.findings if each.severity == "high"][-1] == "conflicting_label"
     assert found.images == 120
+
+
+def twins():
+    """Two images of other pixels with one CRC-32: among 100,000 there are some."""
+    seen = {}
+    for pixels in np.random.default_rng(0).integers(0, 256, (200_000, 4, 4), dtype=np.uint8):
+        if (other := seen.setdefault(zlib.crc32(pixels), pixels)) is not pixels:
+            return other, pixels
+    raise AssertionError
+
+
+def test_images_of_one_checksum_are_copies_only_if_their_pixels_are_the_same(tmp_path):
+    images = np.random.default_rng(1).integers(0, 256, (80, 4, 4), dtype=np.uint8)
+    images[[3, 20]] = twins()
+    images[[41, 60]] = images[[20, 7]]
+    np.savez(tmp_path / "set.npz", images=images, labels=np.arange(80) // 40)
+    found = short_audit(open_source(tmp_path / "set.npz", val_fraction=0))
+    copies = [each.paths for each in found.findings if each.kind == "exact_duplicate"]
+    assert sorted(copies) == [("20", "41"), ("7", "60")]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """25 images of each of two classes, of which one is there a second time under another name."""
+    for number in range(50):
+        pixels = np.random.default_rng(number % 49).integers(0, 256, (40, 50 + number % 7, 3), dtype=np.uint8)
+        path = tmp_path / "folder" / "ab"[number % 2] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return tmp_path / "folder"
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_copies_among_kept_images_are_found_and_only_these_are_read(folder, cache, monkeypatch):
+    data = decode_once(open_source(folder), resize=32, memory_bytes=10**9, cache=cache)
+    read = []
+    monkeypatch.setattr(short, "pixel_digest", lambda pixels: read.append(pixels) or pixel_digest(pixels))
+    (copy,) = [each for each in short_audit(data).findings if each.kind == "exact_duplicate"]
+    assert set(copy.paths) == {"a/00.png", "b/49.png"}
+    assert len(read) == 2
+    decoded = data.train.images.decoded
+    assert decoded.checksums().tolist() == [zlib.crc32(np.ascontiguousarray(each)) for each in decoded]
+
+
+def test_where_images_are_not_kept_a_note_says_that_copies_were_not_looked_for(folder):
+    found = short_audit(decode_once(open_source(folder), resize=32, memory_bytes=10**9, cache="off"))
+    assert found.notes == (
+        "copies were not looked for, as the decoded images are not kept; visus audit does",
+    )
+    assert not [each for each in found.findings if each.kind == "exact_duplicate"]
 
 
 def test_an_index_that_several_parts_have_is_called_with_its_part():

@@ -93,6 +93,12 @@ class StoredImages:
         checked = None if self.checked is None else self.checked[positions]
         return StoredImages(self.channels, self.blocks, self.places[positions], crcs, checked, self.path)
 
+    def checksums(self) -> npt.NDArray[np.uint32]:
+        """CRC-32 of the pixels of each image, `[N]`; those in a file are known without reading them."""
+        if self.crcs is not None:
+            return self.crcs
+        return np.fromiter((zlib.crc32(pixels.data) for pixels in self), np.uint32, len(self))
+
     def _give_up_file(self) -> NoReturn:
         """The next run shall decode again; this one goes on with what is whole."""
         if self.path is not None:

@@ -202,13 +202,15 @@ def _by_border(looked: _Looked, cell: tuple[int, int]) -> list[Finding]:
     of equals the one of fewest numbers.
     """
     small = _small(looked.thumbs)
-    pieces = [_mean_colour(small), _cell_of(small, cell), _border_of(small)]
-    border, whole = pieces[-1].alone, _accuracy(small.reshape(len(small), -1), looked)
-    told = _accuracy(border, looked)
+    border, whole = _border_of(small), _accuracy(small.reshape(len(small), -1), looked)
+    told = _told(border.alone, looked)
+    share = float(_right(told, looked).mean())
     majority = np.bincount(looked.labels).max() / len(looked.labels)
-    if told < whole or (told - majority) / (1 - majority) < 0.5:
+    if share < whole or (share - majority) / (1 - majority) < 0.5:
         return []
-    probabilities = [_told(_as_large(piece.alone, border), looked) for piece in pieces]
+    smaller = [_mean_colour(small), _cell_of(small, cell)]
+    pieces = [*smaller, border]
+    probabilities = [*(_told(_as_large(each.alone, border.alone), looked) for each in smaller), told]
     shares = [float(_right(each, looked).mean()) for each in probabilities]
     named, left = _fitting(pieces, shares, looked)
     others = [

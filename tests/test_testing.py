@@ -1,6 +1,8 @@
 """A checkpoint on files with columns, and on images that nobody has labelled."""
 
 import csv
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +11,14 @@ from PIL import Image
 
 import visus
 from visus.checkpoint import load_checkpoint, save_checkpoint
+from visus.config import make_config
 from visus.data.attributes import file_attributes
 from visus.data.files import FileImages
 from visus.errors import UsageError
 from visus.models.build import build_model
 from visus.scoring import Wanted
 from visus.testing import evaluate_checkpoint
+from visus.training import train
 from visus.unlabelled import open_unlabelled, predict_unlabelled
 
 
@@ -81,6 +85,64 @@ def test_columns_are_groups_and_slices(checkpoint, table):
         evaluate_checkpoint(checkpoint, str(table), part="val")
     with pytest.raises(UsageError, match="found patient"):
         evaluate_checkpoint(checkpoint, str(table), groups="scanner")
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory):
+    """A table of forty images to train on and thirty to test: these are of six groups of four, and six that belong to nobody."""
+    folder = tmp_path_factory.mktemp("grouped")
+    rows = []
+    for place in range(70):
+        draw(folder / f"{place}.png", place)
+        tested = place >= 40
+        group = f"{'test' if tested else 'train'}-{place // 4}" if place < 64 else ""
+        rows.append([f"{place}.png", "cat" if place % 3 else "dog", "test" if tested else "train", group])
+    with (folder / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label", "split", "group"], *rows])
+    return folder / "t.csv"
+
+
+@pytest.mark.parametrize(("split", "groups"), [("test", 6 + 6), ("val", 2)])
+def test_a_run_counts_groups_at_its_end_as_an_evaluation_of_it_does(grouped, tmp_path, split, groups):
+    table = grouped
+    if split == "val":
+        table = grouped.with_name("no_test.csv")
+        with grouped.open() as file:
+            rows = [row for row in csv.reader(file) if row[2] != "test"]
+        with table.open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    settings = {"model": "small", "epochs": 1, "amp": "off", "device": "cpu", "val_fraction": 0.2}
+    run = train(make_config(data=str(table), out=str(tmp_path), **settings))
+    written = json.loads(Path(run.run, "evaluation.json").read_text())
+    assert (written["split"], written["groups"], written["ci_method"]) == (split, groups, "bootstrap")
+    loaded = load_checkpoint(Path(run.checkpoints["best"]))
+    for asked in (None, "group"):
+        assert (
+            json.loads(json.dumps(evaluate_checkpoint(loaded, str(table), groups=asked).to_json())) == written
+        )
+    if split == "test":
+        assert run.test["accuracy_ci95"] == written["accuracy_ci95"]
+
+
+def test_where_groups_tell_nothing_or_an_accuracy_is_wanted_images_count(grouped, checkpoint):
+    rows = [line.split(",") for line in grouped.read_text().split()]
+    alone = grouped.with_name("alone.csv")
+    alone.write_text(
+        "\n".join(",".join([*row[:3], row[3] and row[0]]) for row in rows).replace("path\n", "group\n", 1)
+    )
+    assert evaluate_checkpoint(checkpoint, str(alone)).scores.groups is None
+    assert evaluate_checkpoint(checkpoint, str(grouped)).scores.groups == 12
+    one = grouped.with_name("one.csv")
+    lines = (",".join([*row[:3], row[2] if place else "group"]) for place, row in enumerate(rows))
+    one.write_text("\n".join(lines))
+    found = evaluate_checkpoint(checkpoint, str(one))
+    assert (found.scores.groups, found.scores.ci_method) == (None, "wilson")
+    assert any("all images are of one group" in each for each in found.notes)
+    promised = evaluate_checkpoint(checkpoint, str(grouped), wanted=Wanted(accuracy=0.5))
+    assert promised.scores.groups is None
+    assert any("some of these share a group" in each for each in promised.notes)
+    with pytest.raises(UsageError, match="leave --groups out"):
+        evaluate_checkpoint(checkpoint, str(grouped), wanted=Wanted(accuracy=0.5), groups="group")
 
 
 def test_images_without_labels_are_predicted_and_nothing_is_scored(checkpoint, tmp_path):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from visus.assembling import Assembly
 from visus.checkpoint import divide_logits, load_checkpoint, load_tensors, model_digest
-from visus.display import Display
+from visus.display import Display, plural
 from visus.errors import UsageError
 from visus.files import write_json
 from visus.models.lora import merge_lora
@@ -101,7 +101,8 @@ def _test(assembly: Assembly, recorder: RunRecorder) -> Scores:
 
     Where the best could not be written, those of the last epoch.
     """
-    from visus.testing import Evaluation, score_split  # loads scipy, which training needs no room for
+    from visus.scoring import Wanted  # loads scipy, which training needs no room for
+    from visus.testing import Evaluation, notes_on_groups, score_split
 
     config, prepared, display = assembly.config, assembly.prepared, assembly.display
     data, run, model = prepared.data, assembly.run, assembly.state.weights
@@ -138,9 +139,12 @@ def _test(assembly: Assembly, recorder: RunRecorder) -> Scores:
     reliability = run.path / "reliability.png"
     recorder.attempt(reliability, lambda: plot_reliability({part.name: scores.reliability}, reliability))
     low, high = scores.accuracy_ci95
+    over = "" if scores.groups is None else f" over {plural(scores.groups, 'group')}"
+    for note in notes_on_groups(part, Wanted()):
+        display.line(note)
     display.line(
         f"Accuracy of the best model on the {scores.n} {part.name} images: {100 * scores.accuracy:.2f}% "
-        f"(95 % interval {100 * low:.2f} to {100 * high:.2f}; {time.perf_counter() - began:.2f}s)"
+        f"(95 % interval{over} {100 * low:.2f} to {100 * high:.2f}; {time.perf_counter() - began:.2f}s)"
     )
     return scores
 

@@ -37,6 +37,12 @@ from visus.processes import ALONE, Processes, joined, refuse_other_data
 from visus.scoring import Wanted
 from visus.tables import WriteColumns, writing_columns
 
+_MIRRORED = "probabilities are means over each image and its mirror image"
+_NOT_INDEPENDENT = (
+    "what --wanted-accuracy promises is for images that are independent; some of these share a group"
+)
+_ONE_GROUP = "all images are of one group: intervals are over images, and hold for others of that group only"
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -82,8 +88,9 @@ def evaluate_checkpoint(
 
     The threads, kernels, precision and batch size are those of the training run, so that its figures come out again digit for
     digit. `predictions` is a file for every image's probabilities. `groups` names a column of the source: images with the same
-    value there are resampled together. With `tta` every image is seen as its mirror image, too. Of several processes, as `torchrun`
-    starts them, each calls this alike, runs the model on its share of the batches, and gets the same scores.
+    value there are resampled together, and `group` is that column where none is named, as for `score_split`. With `tta` every image
+    is seen as its mirror image, too. Of several processes, as `torchrun` starts them, each calls this alike, runs the model on its
+    share of the batches, and gets the same scores.
     Raises `DataError` for classes that the model lacks.
     """
     with joined() as processes:
@@ -110,11 +117,10 @@ def evaluate_checkpoint(
                 tta=tta,
                 processes=processes,
             )
-    mirrored = ("probabilities are means over each image and its mirror image",) * tta
     return Evaluation(
         split.name,
         replace(scores, skipped=len(data.skipped)),
-        (*data.notes, *mirrored),
+        (*data.notes, *[_MIRRORED] * tta, *notes_on_groups(split, wanted)),
         data.skipped,
         fingerprint,
         checkpoint.temperature,
@@ -156,8 +162,9 @@ def score_split(
 ) -> Scores:
     """Score `model` on `split`, whose classes are the model's; `predictions` is a file (CSV or Parquet) to write, if any.
 
-    Its columns are `path`, `label` and `prediction` (both by class name), and `p_<class>` for each class. Of several `processes`
-    the first one scores and writes.
+    Its columns are `path`, `label` and `prediction` (both by class name), and `p_<class>` for each class. Where `wanted` names no
+    groups and asks for no accuracy, images that have the same value in a column `group` are resampled together, if it has several.
+    Of several `processes` the first one scores and writes.
     """
     batches = _MeasuredBatches(split, preprocessing, batch_size, processes.rank, processes.size, workers)
     outputs = predict_logits(model, batches, device=device, amp=amp, tta=tta)
@@ -168,7 +175,7 @@ def score_split(
     brightness = _dealt_back(processes.from_each(batches.brightness))
     scores = None
     if processes.first:
-        wanted = wanted or Wanted()
+        wanted = _with_groups(wanted or Wanted(), split)
         columns = {**split_columns(split), **file_attributes(split.images), "brightness": brightness}
         scores = score(outcomes, split.classes, replace(wanted, attributes={**columns, **wanted.attributes}))
     return processes.from_first(scores)  # type: ignore[return-value]
@@ -234,8 +241,35 @@ def _column(split: Split, name: str, source: str) -> Sequence[Any]:
     if name not in columns:
         there = first_of(list(columns)) or "none besides paths and labels"
         raise UsageError(f"{source}: expected a column {name!r} of groups, found {there}")
-    # An image without a group is a group of its own.
-    return [each if each != "" else (position,) for position, each in enumerate(columns[name])]
+    return _named_apart(columns[name])
+
+
+def notes_on_groups(split: Split, wanted: Wanted) -> list[str]:
+    """Where `score_split` counts images though they share values in a column `group`: what follows, for people to read."""
+    groups = _shared_groups(split)
+    if groups is None or wanted.groups is not None:
+        return []
+    return [_ONE_GROUP] if len(set(groups)) == 1 else [_NOT_INDEPENDENT] * bool(wanted.accuracy)
+
+
+def _with_groups(wanted: Wanted, split: Split) -> Wanted:
+    groups = _shared_groups(split)
+    if groups is None or len(set(groups)) == 1 or wanted.groups is not None or wanted.accuracy:
+        return wanted
+    return replace(wanted, groups=groups)
+
+
+def _shared_groups(split: Split) -> Sequence[Any] | None:
+    """What the column `group` says of each image; `None` where there is none, or no group has two images."""
+    if "group" not in split.columns:
+        return None
+    groups = _named_apart(split.columns["group"].tolist())
+    return groups if len(set(groups)) < len(groups) else None
+
+
+def _named_apart(groups: Sequence[Any]) -> Sequence[Any]:
+    """An image without a group is a group of its own."""
+    return [each if each != "" else (position,) for position, each in enumerate(groups)]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,11 @@ def percent(share: float | None) -> str:
     return "none" if share is None else f"{100 * share:.2f}%"
 
 
+def none_of(row: Mapping[str, Any]) -> str | None:
+    """`none of 12` of a class that no image was taken for, or that has no image; `None` where a share of them can be told."""
+    return None if row["n"] and row["predicted"] else f"none of {row['n']}"
+
+
 def extent(interval: list[float] | None) -> str:
     """`(0.25, 0.5)` as `25.00 to 50.00`."""
     return "" if interval is None else f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
@@ -99,10 +104,10 @@ def _class_table(rows: list[dict[str, Any]]) -> str:
             [
                 row["name"],
                 str(row["n"]),
-                f"none of {row['n']}" if row["n"] and not row["predicted"] else str(row["correct"]),
-                percent(row["accuracy"]),
+                str(row["correct"]),
+                none_of(row) or percent(row["accuracy"]),
                 extent(row["ci"]),
-                percent(row["precision"]),
+                percent(row["precision"]) if row["predicted"] else "none of 0",
                 percent(row["f1"]),
                 _figure(row["auroc"]),
             ]

@@ -223,6 +223,32 @@ def test_headings_sort_the_table_both_ways(opened):
     assert len(set(column())) > 2
 
 
+def test_a_phone_breaks_names_between_words(browser, tmp_path):
+    names = ["American black bear", "Chestnut-sided warbler", "Pseudomonadales"]
+    run = make_run(tmp_path / "run", names)
+    with watched(browser, write_report([run]), viewport=PHONE) as page:
+        lines = page.locator("table th.name bdi").evaluate_all(
+            """names => names.flatMap((name) => [...name.textContent.matchAll(/[^ -]+/g)].map((word) => {
+                const range = document.createRange();
+                range.setStart(name.firstChild, word.index);
+                range.setEnd(name.firstChild, word.index + word[0].length);
+                return range.getClientRects().length;
+            }))"""
+        )
+        # The words of the two tables that have a row for each class.
+        assert lines == [1] * 14
+
+
+def test_areas_sort_the_table_and_averages_stay_below(opened):
+    for place, name in ((6, "AUROC"), (7, "Average precision")):
+        opened.locator("table.scores th", has_text=name).locator("button").click()
+        cells = opened.locator(f"table.scores tbody td:nth-child({place + 1})")
+        found = [float(each) for each in cells.evaluate_all("all => all.map(each => each.dataset.value)")]
+        assert found == sorted(found)
+        assert len(set(found)) > 2
+    assert opened.locator("table.scores tfoot tr").count() == 2
+
+
 def test_the_gallery_filters_and_orders(opened):
     data = data_of(opened)
     mistakes = [row for row in data["images"] if row[1] != row[2]]

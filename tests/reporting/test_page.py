@@ -1,3 +1,4 @@
+import html
 import io
 import json
 import re
@@ -15,6 +16,7 @@ from visus.files import write_json
 from visus.ops.paired import mcnemar, paired_interval
 from visus.ops.significance import holm
 from visus.reporting.comparing import differences, in_a_sentence
+from visus.reporting.model_card import write_card
 from visus.reporting.page import report_on, write_report
 from visus.reporting.reading import read_run
 from visus.reporting.rendering import as_json
@@ -43,6 +45,14 @@ class Islands(HTMLParser):
     def handle_data(self, data):
         if self._inside:
             self._texts[-1] += data
+
+
+def rows_of_classes(page):
+    """The cells of the table of classes, as text, the averages at its end."""
+    (table,) = re.findall('<table class="sortable scores.*?</table>', page, re.DOTALL)
+    rows = re.findall("<tr>(<th scope=.row.*?)</tr>", table, re.DOTALL)
+    cells = [re.findall("<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    return [[html.unescape(re.sub("<svg.*</svg>|<[^>]*>", "", cell)) for cell in row] for row in cells]
 
 
 def report(run):
@@ -155,18 +165,45 @@ def test_names_that_are_no_utf8_do_not_stop_the_report(tmp_path):
 def test_a_class_without_images_and_one_never_predicted_are_said(tmp_path):
     run = make_run(tmp_path / "run", ["x", "y", "z"], wrong=0)
     evaluation = json.loads((run / "evaluation.json").read_text())
-    evaluation["per_class"][2] |= {
-        "n": 0,
-        "correct": 0,
-        "accuracy": None,
-        "ci95": None,
-        "recall": None,
-        "precision": None,
-    }
+    none = dict.fromkeys(("accuracy", "ci95", "recall", "f1", "auroc", "average_precision"))
+    evaluation["per_class"][1] |= {"n": 20, "predicted": 0, "correct": 0, "accuracy": 0.0, "precision": None}
+    evaluation["per_class"][2] |= {"n": 0, "predicted": 7, "correct": 0, "precision": 0.0, **none}
     write_json(run / "evaluation.json", evaluation)
+    rows = rows_of_classes(write_report([run]).read_text(encoding="utf-8"))
+    assert rows[1][:3] == ["y", "20", "none of 20"]
+    assert rows[1][4] == "none of 0"
+    assert rows[2] == ["z", "0", "none of 0", "", "0.0\u00a0%", "none", "none", "none"]
+    assert write_card(run).read_text(encoding="utf-8").count("none of 20") == 1
+
+
+def test_the_table_of_classes_has_areas_and_both_means(tmp_path):
+    run = make_run(tmp_path / "run", ["x", "y", "z"], n=100)
+    evaluation = json.loads((run / "evaluation.json").read_text())
     page = write_report([run]).read_text(encoding="utf-8")
-    assert "none of 0" in page
-    assert "never predicted" in page
+    *classes, macro, weighted = rows_of_classes(page)
+    for row, scores in zip(classes, evaluation["per_class"], strict=True):
+        assert row[5:] == [
+            f"{100 * scores['f1']:.1f}\u00a0%",
+            f"{scores['auroc']:.4f}",
+            f"{scores['average_precision']:.4f}",
+        ]
+    assert (macro[0], weighted[0]) == ("Mean of the classes", "Weighted by images")
+    # 34, 33 and 33 images.
+    assert macro[2:] != weighted[2:]
+    for row, key in ((macro, "macro"), (weighted, "weighted")):
+        shares = [f"{100 * evaluation[key][name]:.1f}\u00a0%" for name in ("recall", "precision", "f1")]
+        assert [row[2], *row[4:6]] == shares
+        areas = [f"{evaluation[key][name]:.4f}" for name in ("auroc", "average_precision")]
+        assert row[6:] == areas
+    assert f"the calibration error is {100 * evaluation['smooth_ece']:.1f}\u00a0% (smooth)" in page
+
+
+def test_intervals_over_groups_are_said(tmp_path):
+    run = make_run(tmp_path / "run", ["x", "y"])
+    assert "Intervals are over" not in write_report([run]).read_text(encoding="utf-8")
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    write_json(run / "evaluation.json", evaluation | {"groups": 12})
+    assert "Intervals are over 12 groups of images." in write_report([run]).read_text(encoding="utf-8")
 
 
 def test_a_loss_that_was_not_finite_leaves_a_gap(tmp_path):

@@ -13,6 +13,7 @@ from visus.reporting.reading import RunResults, read_run
 from visus.reporting.rendering import text_template
 from visus.reporting.sections import about_data, about_repeating
 from visus.reporting.verdict import judge
+from visus.score_tables import none_of
 
 CARD = "MODEL_CARD.md"
 _MOST_CLASSES = 50
@@ -42,7 +43,7 @@ def card(results: RunResults) -> str:
         "data": Path(str(results.config.get("data", "data"))).name,
         "classes": results.classes,
         "verdict": judge(results),
-        "per_class": per_class,
+        "per_class": [{**row, "none_of": none_of(row)} for row in per_class],
         "most": _MOST_CLASSES,
         "preprocess": (results.checkpoint or {}).get("preprocess"),
         "weights": "best.safetensors",

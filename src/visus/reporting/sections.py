@@ -18,6 +18,7 @@ from visus.reporting.wording import (
     percent,
     percent_range,
 )
+from visus.score_tables import none_of
 
 _MOST_IN_MATRIX = 60
 _FEW = 12
@@ -118,10 +119,14 @@ def about_evaluation(results: RunResults, document: Mapping[str, Any]) -> dict[s
         told = f"The weights kept, once, on the {count(evaluation['n'])} images of the {part} part."
         if part == "validation":
             told += " There is no test part: these images have chosen the epoch, so that the figures flatter."
+        if evaluation.get("groups"):
+            told += f" Intervals are over {plural(evaluation['groups'], 'group')} of images."
     return {
         "about_evaluation": told,
         "scores": _scores(evaluation) if evaluation else [],
-        "per_class": per_class,
+        "per_class": [{**row, "none_of": none_of(row)} for row in per_class],
+        "averages": _averages(evaluation) if evaluation else [],
+        "smooth_error": (evaluation or {}).get("smooth_ece"),
         "least": int(10 * min(lows)) / 10 if lows else 0.0,
         "has_cells": bool(document["cells"]),
         "few_classes": len(document["classes"]) <= _FEW,
@@ -152,6 +157,12 @@ def _scores(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if evaluation.get("ece") is not None:
         scores.append(("Calibration error", percent(evaluation["ece"]), _interval(evaluation, "ece", 100)))
     return scores
+
+
+def _averages(evaluation: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """What each mean over the classes is called, and its scores."""
+    names = (("Mean of the classes", "macro"), ("Weighted by images", "weighted"))
+    return [(name, evaluation[key]) for name, key in names if evaluation.get(key)]
 
 
 def _means(macro: Mapping[str, Any]) -> list[tuple[str, str, str]]:

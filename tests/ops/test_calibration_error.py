@@ -94,4 +94,10 @@ def test_bins_hold_equally_many_and_every_image_once():
     assert {each.n for each in bins} == {20, 21}
     assert sum(each.n * each.accuracy for each in bins) == pytest.approx(correct.sum())
     assert all(each.low <= each.confidence <= each.high for each in bins)
-    assert len(reliability_bins(confidences[:1], correct[:1])) == 1
+
+
+@pytest.mark.parametrize(("n", "bins"), [(1, 1), (19, 1), (20, 2), (60, 6), (149, 14), (150, 15), (1000, 15)])
+def test_a_bin_that_is_shown_has_ten_images_if_there_are_so_many(n, bins):
+    sizes = [each.n for each in reliability_bins(*drawn(0, n))]
+    assert (len(sizes), sum(sizes)) == (bins, n)
+    assert min(sizes) >= min(n, 10)

@@ -18,6 +18,8 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 BINS = 15
+_FEWEST_SHOWN = 10
+"""Images of a bin that people are shown: the interval of fewer says nothing, and such points lie over one another."""
 _GRID = 2000
 _NARROWEST = 1e-3
 
@@ -40,9 +42,9 @@ class Bin:
 def reliability_bins(
     confidences: Floats, correct: Bools, level: float = 0.95, units: npt.NDArray[np.int64] | None = None
 ) -> list[Bin]:
-    """15 bins of equally many images (fewer of fewer than 30); `units [N]` are images that belong together."""
+    """15 bins of equally many images, fewer where these would be less than ten; `units [N]` are images that belong together."""
     found = []
-    for members in _equal_mass(confidences):
+    for members in _equal_mass(confidences, _FEWEST_SHOWN):
         inside, right = confidences[members], correct[members]
         interval = interval_over(right, None if units is None else units[members], level)
         means = float(inside.mean()), float(right.mean())
@@ -120,10 +122,10 @@ def smooth_calibration_error(confidences: Floats, correct: Bools) -> float:
     return float(optimize.brentq(excess, _NARROWEST, 1.0, xtol=1e-6))
 
 
-def _equal_mass(confidences: Floats) -> list[npt.NDArray[np.int64]]:
-    """Positions in bins of equally many images, by rising confidence."""
+def _equal_mass(confidences: Floats, fewest: int = 2) -> list[npt.NDArray[np.int64]]:
+    """Positions in bins of equally many images, at least `fewest` if there are so many, by rising confidence."""
     order = np.argsort(confidences, kind="stable")
-    return np.array_split(order, min(BINS, max(1, len(order) // 2)))
+    return np.array_split(order, min(BINS, max(1, len(order) // fewest)))
 
 
 def _gap_covariance(

@@ -72,7 +72,8 @@ function evaluation(root, data) {
   const bins = data.reliability, curve = data.coverage;
   if (at("reliability") && bins.length) {
     const low = Math.floor(10 * Math.min(...bins.map((each) => Math.min(each.confidence, each.ci95[0])))) / 10;
-    whenNear(at("reliability"), () => chart(at("reliability"), { x: bins.map((each) => each.confidence), series: [{ name: "right", colour: COLOURS[0], y: bins.map((each) => each.accuracy) }], whiskers: bins.map((each) => each.ci95), points: true, ideal: true, domain: [low, 1], xDomain: [low, 1], format: "percent", xFormat: "percent", xName: "How sure it is", height: 250, also: (i) => `${bins[i].n} images, interval ${formats.percent(bins[i].ci95[0])} to ${formats.percent(bins[i].ci95[1])}` }));
+    const least = Math.min(0.9, Math.floor(10 * Math.min(...bins.map((each) => each.confidence))) / 10);
+    whenNear(at("reliability"), () => chart(at("reliability"), { x: bins.map((each) => each.confidence), series: [{ name: "right", colour: COLOURS[0], y: bins.map((each) => each.accuracy) }], whiskers: bins.map((each) => each.ci95), points: true, ideal: true, domain: [low, 1], xDomain: [least, 1], format: "percent", xFormat: "percent", xName: "How sure it is", height: 250, also: (i) => `${bins[i].n} images, interval ${formats.percent(bins[i].ci95[0])} to ${formats.percent(bins[i].ci95[1])}` }));
   }
   if (at("coverage") && curve.length) {
     const low = Math.max(0, Math.floor(20 * Math.min(...curve.map((each) => each.accuracy)) - 0.2) / 20);

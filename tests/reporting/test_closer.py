@@ -1,5 +1,7 @@
 import base64
 import io
+import json
+import re
 import shutil
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from made_runs import make_images, make_run
 from PIL import Image
+from sklearn.datasets import load_sample_image
 from sklearn.neighbors import NearestNeighbors
 
 from visus.checkpoint import load_checkpoint, rebuild_model
@@ -103,6 +106,40 @@ def test_the_picture_is_the_image_and_its_map(run, looked):
         # WebP is lossy.
         difference = np.asarray(picture, dtype=float) - np.asarray(expected)
         assert np.abs(difference).mean() < 8
+
+
+def parts_of_photographs(n, side, seed=0):
+    """Squares cut from scikit-learn's two photographs, of any size from `side` on and mirrored or not: `[n, side, side, 3]`."""
+    photographs = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
+    rng = np.random.default_rng(seed)
+    images = []
+    for place in range(n):
+        photograph = photographs[place % 2]
+        size = int(rng.integers(side, min(photograph.size) + 1))
+        left, top = (int(rng.integers(0, full - size + 1)) for full in photograph.size)
+        part = photograph.crop((left, top, left + size, top + size)).resize(
+            (side, side), Image.Resampling.LANCZOS
+        )
+        images.append(np.asarray(part)[:, :: rng.choice([-1, 1])])
+    return np.stack(images)
+
+
+def test_ten_classes_of_photographs_with_a_closer_look_take_less_than_five_megabytes(tmp_path):
+    images, labels = parts_of_photographs(330, 160), np.arange(330) % 10
+    np.savez(tmp_path / "images.npz", images=images, labels=labels, classes=np.array(list("abcdefghij")))
+    # It learns nothing, and has what is shown for mistakes.
+    settings = {"model": "quick", "img_size": 160, "epochs": 1, "lr": 1e-9, "amp": "off", "device": "cpu"}
+    source, out = str(tmp_path / "images.npz"), str(tmp_path / "runs")
+    run = train(make_config(data=source, out=out, val_fraction=0.7, augment="none", **settings))
+    page = write_report([run.run])
+    (data,) = re.findall(r'class="data">(.*?)</script>', page.read_text(encoding="utf-8"))
+    data = json.loads(data)
+    assert len(data["looks"]) == 24
+    assert sum(row[1] != row[2] and len(row) == 6 for row in data["images"]) == 200
+    looks = [data["pictures"][look["seen"]] for look in data["looks"].values()]
+    sizes = [Image.open(io.BytesIO(base64.b64decode(each.partition(",")[2]))).size for each in looks]
+    assert set(sizes) == {(320, 160)}
+    assert sum(map(len, data["pictures"])) < page.stat().st_size < 5e6
 
 
 def described(folder):

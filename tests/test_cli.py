@@ -337,6 +337,32 @@ def test_files_are_predicted_one_by_one_and_bad_ones_named(finished, tmp_path):
     assert "missing.png: No such file" in single.stderr
 
 
+def test_a_name_that_moves_the_cursor_or_breaks_the_line_is_shown_and_written_as_it_is(finished, tmp_path):
+    document, _ = finished
+    names = ["a\nb.png", "red\x1b[31m.png", "\x9b1A bad.png"]
+    for name in names[:2]:
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name)
+    (tmp_path / names[2]).write_bytes(b"no image")
+    done = visus(
+        "predict", document["run"], *(tmp_path / name for name in names), "--csv", tmp_path / "p.csv"
+    )
+    assert done.returncode == 1
+    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == [
+        rf"{tmp_path}/a\x0ab.png",
+        rf"{tmp_path}/red\x1b[31m.png",
+    ]
+    assert done.stderr.splitlines()[-1].startswith(rf"{tmp_path}/\x9b1A bad.png: ")
+    assert not set("\x1b\x9b") & set(done.stdout + done.stderr)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        assert [Path(row["path"]).name for row in csv.DictReader(file)] == names
+    exact = visus("predict", document["run"], *(tmp_path / name for name in names), "--json")
+    assert [Path(row["path"]).name for row in json.loads(exact.stdout)] == names
+    (tmp_path / "none\n\x1b[2J").mkdir()
+    refused = visus("predict", document["run"], tmp_path / "none\n\x1b[2J")
+    assert (refused.returncode, refused.stderr.count("\n")) == (3, 1)
+    assert r"none\x0a\x1b[2J: expected images in this folder" in refused.stderr
+
+
 def test_a_loss_that_blows_up_names_the_step_and_what_to_try(tmp_path):
     done = visus(*SMALL[:-1], "1e30", "--out", tmp_path, "--epochs", "2")
     assert done.returncode == 3

@@ -86,7 +86,9 @@ def main() -> None:
     try:
         code = app(arguments, standalone_mode=False)
     except VisusError as error:
-        code = _explain(error, str(error), error.exit_code, debug)
+        from visus.display import ONE_LINE
+
+        code = _explain(error, str(error).translate(ONE_LINE), error.exit_code, debug)
     except (typer.Abort, KeyboardInterrupt) as error:
         code = _explain(error, "interrupted", 130, debug)
     except Exception as error:
@@ -482,6 +484,7 @@ def predict(
     as_json: JsonFlag = False,
 ) -> int:
     """Say what is on FILES."""
+    from visus.display import ONE_LINE
     from visus.prediction import list_files, predict_files, write_predictions
 
     loaded = _loaded(checkpoint)
@@ -492,7 +495,7 @@ def predict(
         if each.error is not None:
             _tell([f"{each.path}: {each.error}"])
         elif not as_json:
-            typer.echo(str(each))
+            typer.echo(str(each).translate(ONE_LINE))
     if csv:
         write_predictions(found, csv)
     if explain:
@@ -788,10 +791,10 @@ def _bytes(text: str, flag: str = "--fit") -> int:
 
 def _tell(lines: Iterable[str]) -> None:
     """What is for people, on stderr."""
-    from visus.display import CONTROLS
+    from visus.display import ONE_LINE
 
     for line in lines:
-        typer.echo(line.translate(CONTROLS), err=True)
+        typer.echo(line.translate(ONE_LINE), err=True)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -30,6 +30,8 @@ _SHORTEST_BAR_COLUMNS = 5
 _PHASE_STYLES = {"train": "cyan", "val": "yellow"}
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 """For `str.translate`: a file's name may hold an escape sequence; shown as text it moves no cursor."""
+ONE_LINE = CONTROLS | {code: f"\\x{code:02x}" for code in map(ord, "\t\n")}
+"""The same for what is to stay on one line."""
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:

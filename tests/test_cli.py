@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import binomtest
 
 from visus import cli
 from visus.config import TrainConfig
@@ -361,6 +362,60 @@ def test_a_name_that_moves_the_cursor_or_breaks_the_line_is_shown_and_written_as
     refused = visus("predict", document["run"], tmp_path / "none\n\x1b[2J")
     assert (refused.returncode, refused.stderr.count("\n")) == (3, 1)
     assert r"none\x0a\x1b[2J: expected images in this folder" in refused.stderr
+
+
+def test_a_wanted_accuracy_and_a_method_of_intervals_are_asked_for(finished, tmp_path):
+    document, _ = finished
+    picture, table = tmp_path / "r.png", tmp_path / "p.csv"
+    options = ["--ci-method", "exact", "--reliability", picture, "--predictions", table, "--json"]
+    done = visus("evaluate", document["run"], "digits", "--wanted-accuracy", 0.95, *options)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["ci_method"] == "exact"
+    interval = binomtest(round(found["accuracy"] * found["n"]), found["n"]).proportion_ci(method="exact")
+    assert found["accuracy_ci95"] == pytest.approx(list(interval))
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    promised = found["abstention"]
+    sure = [
+        row for row in rows if max(float(row[f"p_{name}"]) for name in "0123456789") >= promised["threshold"]
+    ]
+    assert (len(sure), len(sure) / len(rows)) == (promised["n"], promised["coverage"])
+    right = sum(row["label"] == row["prediction"] for row in sure) / len(sure)
+    assert right == promised["accuracy"] > promised["at_least"] >= 0.95
+    with Image.open(picture) as drawn:
+        assert drawn.format == "PNG"
+        assert min(drawn.size) > 500
+    told = visus("evaluate", document["run"], "digits", "--wanted-accuracy", 1, "--ci-method", "bootstrap")
+    assert "no confidence from which an accuracy of 100 % can be promised" in told.stderr
+    assert "answering from" not in told.stdout
+
+
+def test_with_tta_probabilities_are_means_over_an_image_and_its_mirror_image(finished, tmp_path):
+    document, _ = finished
+    archive = np.load(files("visus.data").joinpath("builtin/digits.npz"))
+    images, labels = archive["images"][:40], archive["labels"][:40]
+    written = {}
+    for name, pixels, options in (
+        ("plain", images, []),
+        ("mirrored", images[:, :, ::-1], []),
+        ("both", images, ["--tta", "--json"]),
+    ):
+        source, table = tmp_path / f"{name}.npz", tmp_path / f"{name}.csv"
+        np.savez(source, images=pixels, labels=labels, classes=list("0123456789"))
+        done = visus("evaluate", document["run"], source, "--predictions", table, *options)
+        assert done.returncode == 0, done.stderr
+        with table.open() as file:
+            written[name] = np.array(
+                [[float(row[f"p_{each}"]) for each in "0123456789"] for row in csv.DictReader(file)]
+            )
+    means = (written["plain"] + written["mirrored"]) / 2
+    assert np.abs(written["both"] - written["plain"]).max() > 0.1
+    np.testing.assert_allclose(written["both"], means, atol=1e-5)
+    found = json.loads(done.stdout)
+    assert found["tta"] is True
+    assert found["accuracy"] == (means.argmax(axis=1) == labels).mean()
+    assert "means over each image and its mirror image" in done.stderr
 
 
 def test_a_loss_that_blows_up_names_the_step_and_what_to_try(tmp_path):

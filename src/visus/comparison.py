@@ -24,6 +24,8 @@ from visus.ops.significance import holm
 from visus.runs import RunFolder
 from visus.tested_runs import Bools, TestedRun, read_run, row_of
 
+TOO_FEW = "expected at least two different runs to compare; name each once"
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -101,10 +103,10 @@ class Comparison:
 def compare_runs(paths: Sequence[str | os.PathLike[str]]) -> Comparison:
     """Every two of the runs in the folders `paths`, two at least; `DataError` where they were tested on different images."""
     if len({Path(path).resolve() for path in paths}) < len(paths) or len(paths) < 2:
-        raise UsageError("expected at least two different runs to compare; name each once")
+        raise UsageError(TOO_FEW)
     runs = [read_run(path) for path in paths]
     for other in runs[1:]:
-        _refuse_other_images(runs[0], other)
+        refuse_other_images(runs[0], other)
     return compare_tested(runs)
 
 
@@ -142,7 +144,8 @@ def leaderboard(runs: Sequence[RunFolder]) -> tuple[list[Comparison], dict[str, 
     return [compare_tested(each, with_first_only=True) for each in boards], left_out
 
 
-def _refuse_other_images(run: TestedRun, other: TestedRun) -> None:
+def refuse_other_images(run: TestedRun, other: TestedRun) -> None:
+    """`DataError` that says how the test images of the two differ, where they do."""
     if run.tested_on == other.tested_on:
         return
     had, has = set(run.paths), set(other.paths)

@@ -2,6 +2,8 @@ import html
 import io
 import json
 import re
+from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from made_runs import make_images, make_run
 
+import visus.tested_runs
 from visus.comparison import compare_runs
 from visus.display import Display
 from visus.errors import UsageError
@@ -269,6 +272,38 @@ def test_differences_of_several_runs_are_corrected_for_their_number(tmp_path):
     plain = [each.mcnemar_p for each in found]
     assert [each.p_adjusted for each in found] == pytest.approx(list(holm(plain)))
     assert any(each.p_adjusted > each.mcnemar_p for each in found)
+
+
+def test_each_run_is_read_once_and_the_reasons_of_those_that_cannot_be_compared_are_told(
+    tmp_path, monkeypatch
+):
+    source = make_images(tmp_path, list("abcd"), 200)
+    for name in ("first", "second", "third"):
+        make_run(tmp_path / name, list("abcd"), source=source, wrong=0.3, seed=len(name))
+    make_run(tmp_path / "undone", list("abcd"), done=1)
+    make_run(tmp_path / "other", ["x", "y"])
+    times = Counter()
+
+    def counted(path, read=visus.tested_runs.read_run):
+        times[path.name] += 1
+        return read(path)
+
+    monkeypatch.setattr("visus.tested_runs.read_run", counted)
+    names = ["first", "second", "undone", "third", "other", "first"]
+    second, undone, third, other, again = differences([read_run(tmp_path / name) for name in names])
+    assert times == {"first": 2, "second": 1, "undone": 1, "third": 1, "other": 1}
+    monkeypatch.undo()
+    for found, name in ((second, "second"), (third, "third")):
+        (alone,) = compare_runs([tmp_path / "first", tmp_path / name]).pairs
+        assert replace(found, p_adjusted=alone.p_adjusted) == alone
+    assert undone.startswith("not comparable: expected predictions of a finished run, found none")
+    assert other.startswith(
+        f"not comparable: {tmp_path / 'first'} and {tmp_path / 'other'}: expected the same"
+    )
+    assert again == "not comparable: expected at least two different runs to compare; name each once"
+    assert differences([read_run(tmp_path / name) for name in ("undone", "first")]) == [
+        f"not comparable: {tmp_path / 'undone'}: {undone.removeprefix('not comparable: ')}"
+    ]
 
 
 def test_a_report_asked_of_no_run_or_into_no_folder_is_refused(tmp_path):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from visus.display import plural
-from visus.errors import VisusError
+from visus.errors import DataError, VisusError, one_line
 from visus.reporting.figures import curves
 from visus.reporting.reading import RunResults
 from visus.reporting.verdict import judge
@@ -15,6 +14,7 @@ from visus.reporting.wording import duration, isolated, part_name
 
 if TYPE_CHECKING:
     from visus.comparison import Pair
+    from visus.tested_runs import TestedRun
 
 _LATEST = 3
 _ALPHA = 0.05
@@ -30,11 +30,19 @@ Difference: TypeAlias = "Pair | str"
 
 def differences(results: Sequence[RunResults]) -> list[Difference]:
     """Of each run but the first; their p-values corrected by Holm's method for as many as could be compared."""
-    from visus.ops.significance import holm
+    if len(results) < 2:
+        return []
+    from visus.comparison import compare_tested
 
-    found = [_difference(results[0], other) for other in results[1:]]
-    adjusted = iter(holm([each.mcnemar_p for each in found if not isinstance(each, str)]).tolist())
-    return [each if isinstance(each, str) else replace(each, p_adjusted=next(adjusted)) for each in found]
+    first, *others = (_tested(each) for each in results)
+    if isinstance(first, str):
+        return [f"not comparable: {first}" for _ in others]
+    reasons = [_reason(first, each, result) for each, result in zip(others, results[1:], strict=True)]
+    usable = [
+        each for each, reason in zip(others, reasons, strict=True) if not (reason or isinstance(each, str))
+    ]
+    pairs = iter(compare_tested([first, *usable], with_first_only=True).pairs)
+    return [next(pairs) if reason is None else f"not comparable: {reason}" for reason in reasons]
 
 
 def compare(results: Sequence[RunResults], found: Sequence[Difference] | None = None) -> dict[str, Any]:
@@ -56,14 +64,29 @@ def compare(results: Sequence[RunResults], found: Sequence[Difference] | None = 
     }
 
 
-def _difference(first: RunResults, other: RunResults) -> Difference:
-    from visus.comparison import compare_runs
+def _tested(results: RunResults) -> TestedRun | str:
+    """The run with its predictions; or why they cannot be had."""
+    from visus.tested_runs import read_run
 
     try:
-        (pair,) = compare_runs([first.path, other.path]).pairs
+        return read_run(results.path)
     except (VisusError, OSError, ValueError, KeyError) as error:
-        return f"not comparable: {' '.join(str(error).split()).removeprefix(str(other.path)).lstrip(': ')}"
-    return pair
+        return one_line(error)
+
+
+def _reason(first: TestedRun, other: TestedRun | str, results: RunResults) -> str | None:
+    """Why `other`, whose folder `results` knows, cannot be compared with the first."""
+    from visus.comparison import TOO_FEW, refuse_other_images
+
+    if isinstance(other, str):
+        return other.removeprefix(str(results.path)).lstrip(": ")
+    if other.folder.path.resolve() == first.folder.path.resolve():
+        return TOO_FEW
+    try:
+        refuse_other_images(first, other)
+    except DataError as error:
+        return one_line(error)
+    return None
 
 
 def _in_a_cell(pair: Difference) -> str:

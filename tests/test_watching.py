@@ -3,16 +3,18 @@
 import json
 import math
 import os
+import re
 import shutil
 import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from urllib.parse import quote
 
 import pytest
-from browsing import check_accessibility, keep_screenshot
-from made_runs import make_run, records
+from browsing import PHONE, a_browser, check_accessibility, expect, keep_screenshot, see_all, watched
+from made_runs import make_images, make_run, records
 
 from visus.errors import UsageError
 from visus.runs import RunFolder
@@ -196,25 +198,14 @@ def test_what_is_no_folder_and_a_port_that_is_taken_are_said(runs, tmp_path):
         open_server(Watcher(runs), int(address.rpartition(":")[2]))
 
 
-@contextmanager
-def a_page():
-    """In a browser, and its `expect`."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if not path:
-        pytest.skip("no browser: chromium is not installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser.new_page(), sync_api.expect
-        browser.close()
+@pytest.fixture(scope="module")
+def browser():
+    with a_browser() as started:
+        yield started
 
 
-def test_the_page_in_a_browser_follows_its_run(runs, tmp_path):
-    trouble = []
-    with serving(runs) as address, a_page() as (page, expect):
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("request", lambda request: request.url.startswith(address) or trouble.append(request.url))
-        page.goto(address)
+def test_the_page_in_a_browser_follows_its_run(runs, browser):
+    with serving(runs) as address, watched(browser, address) as page:
         page.get_by_role("link", name="a name").click()
         expect(page.locator(".eyebrow")).to_contain_text("2 of 8 epochs so far")
         expect(page.locator(".now")).to_be_hidden()
@@ -227,21 +218,79 @@ def test_the_page_in_a_browser_follows_its_run(runs, tmp_path):
             "aria-valuemax", "5", timeout=20_000
         )
         expect(page.locator(".machine")).to_contain_text("load", timeout=20_000)
+
+
+def test_of_a_run_that_is_gone_the_page_stays(runs, browser):
+    # Not `watched`: the browser itself complains of an answer of 404.
+    with serving(runs) as address, closing(browser.new_page()) as page:
+        page.goto(f"{address}/runs/a%20name")
         shutil.rmtree(runs / "a name")
         expect(page.locator(".live")).to_contain_text("gone", timeout=20_000)
-        assert "6 of 8" in page.locator(".eyebrow").text_content()
-    assert not trouble
+        assert "2 of 8" in page.locator(".eyebrow").text_content()
 
 
-def test_axe_finds_nothing_serious_in_what_is_served(runs):
-    tell(runs / "a name")
-    with serving(runs) as address, a_page() as (page, expect):
-        page.goto(address)
-        check_accessibility(page)
-        page.get_by_role("link", name="a name").click()
-        expect(page.locator(".now")).to_have_text(LINE, timeout=20_000)
-        keep_screenshot(page, "watch")
-        check_accessibility(page)
+HOSTILE = sorted(["<script>alert(1)</script>", "قطة صغيرة", "American black bear"])
+NAME = "<img src=x onerror=alert(1)> قطة"
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """Two runs with such classes: one is over, and the other has such a name and goes on."""
+    source = make_images(tmp_path, HOSTILE, 60)
+    make_run(tmp_path / "runs" / "done", HOSTILE, source=source)
+    tell(make_run(tmp_path / "runs" / NAME, HOSTILE, source=source, epochs=8, done=2))
+    return tmp_path / "runs"
+
+
+def check_page(page, expected, cells):
+    """Nothing of the names is more than text, and nothing is wider than the window; `cells` of the page are `expected`."""
+    see_all(page)
+    assert sorted(page.locator(cells).all_text_contents()) == sorted(expected)
+    assert page.locator("main script:not(.data), main bdi *, main img[src=x]").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+
+
+VIEWS = {
+    "light": {},
+    "dark": {"color_scheme": "dark"},
+    "phone": {"viewport": PHONE},
+    "phone-dark": {"viewport": PHONE, "color_scheme": "dark"},
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_it_is_read_in_any_light_on_any_width_whatever_names_hold(hostile, browser, view):
+    pages = {
+        "overview": ("", ["done", NAME], "#compared tbody th"),
+        "going-on": (f"/runs/{quote(NAME)}", HOSTILE, "section[id^=data] tbody th"),
+        "done": ("/runs/done", HOSTILE, "table.scores tbody th"),
+    }
+    with serving(hostile) as address, watched(browser, address, **VIEWS[view]) as page:
+        for kind, (path, expected, cells) in pages.items():
+            page.goto(address + path)
+            expect(page.locator(".live")).to_have_text("live", timeout=20_000)
+            check_page(page, expected, cells)
+            told = {"overview": f"\u2068{NAME}\u2069: {LINE}", "going-on": LINE, "done": ""}[kind]
+            expect(page.locator(".now")).to_have_text(told, timeout=20_000)
+            keep_screenshot(page, f"watch-{view}-{kind}")
+            check_accessibility(page)
+            assert is_dark(page) == view.endswith("dark")
+
+
+def is_dark(page):
+    style = "getComputedStyle(document.body)"
+    colours = page.evaluate(f"[{style}.backgroundColor, {style}.color]")
+    ground, ink = (sum(map(int, re.findall(r"\d+", each))) for each in colours)
+    return ground < ink
+
+
+def test_names_are_text_also_where_the_page_is_put_together_anew(hostile, browser):
+    with serving(hostile) as address, watched(browser, f"{address}/runs/done") as page:
+        mark = page.locator("body").get_attribute("data-mark")
+        RunFolder(hostile / "done").write_records(list(records(2, 60, 0.1)))
+        expect(page.locator("body")).not_to_have_attribute("data-mark", mark, timeout=20_000)
+        expect(page.locator(".eyebrow")).to_contain_text("2 of 3 epochs so far")
+        check_page(page, HOSTILE, "table.scores tbody th")
 
 
 def test_a_page_made_from_json_that_changed_under_it_is_an_answer_too(runs):

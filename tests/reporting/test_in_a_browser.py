@@ -1,20 +1,16 @@
 """The report as a person meets it: opened from disk in a real browser, without a network."""
 
-import contextlib
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browsing import check_accessibility, keep_screenshot
+from browsing import PHONE, a_browser, check_accessibility, keep_screenshot, see_all, watched
 from made_runs import make_images, make_run
 
 from visus.config import make_config
 from visus.reporting.page import write_report
 from visus.training import train
-
-sync_api = pytest.importorskip("playwright.sync_api")
 
 HOSTILE = sorted(
     [
@@ -30,24 +26,12 @@ HOSTILE = sorted(
         "-1",
     ]
 )
-PHONE = {"width": 390, "height": 844}
-
-
-def browser_path():
-    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
-        if found := shutil.which(name):
-            return found
-    pytest.skip("no browser: chromium is not installed")
 
 
 @pytest.fixture(scope="module")
 def browser():
-    path = browser_path()
-    with sync_api.sync_playwright() as playwright:
-        # As root, as in a container, chromium has no sandbox.
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with a_browser() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -70,34 +54,8 @@ def page_file(tmp_path_factory):
 @pytest.fixture
 def opened(browser, page_file, request):
     options = getattr(request, "param", {})
-    with watched(browser, page_file, **options) as page:
+    with watched(browser, page_file.as_uri(), **options) as page:
         yield page
-
-
-@contextlib.contextmanager
-def watched(browser, path, **options):
-    """The page, seen all over; fails where it asks for anything but itself, or has anything to complain of."""
-    context = browser.new_context(**options)
-    page, trouble = context.new_page(), []
-    page.on("console", lambda message: trouble.append(message.text))
-    page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on(
-        "request",
-        lambda request: request.url.startswith(("data:", path.as_uri())) or trouble.append(request.url),
-    )
-    page.on("dialog", lambda dialog: trouble.append(dialog.message))
-    page.goto(path.as_uri())
-    see_all(page)
-    yield page
-    context.close()
-    assert not trouble
-
-
-def see_all(page):
-    for part in page.query_selector_all("section, .hero, .chart"):
-        if part.is_visible():
-            part.scroll_into_view_if_needed()
-    sync_api.expect(page.locator("[data-confusion]:empty:visible")).to_have_count(0)
 
 
 def data_of(page):
@@ -120,7 +78,7 @@ def test_it_asks_for_nothing_complains_of_nothing_and_never_scrolls_sideways(ope
 
 @pytest.mark.parametrize(("scheme", "dark"), [("light", False), ("dark", True)])
 def test_it_follows_the_scheme_of_the_reader(browser, page_file, scheme, dark):
-    with watched(browser, page_file, color_scheme=scheme) as page:
+    with watched(browser, page_file.as_uri(), color_scheme=scheme) as page:
         ground, ink = page.evaluate(
             "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
         )
@@ -174,7 +132,7 @@ def looked_into(tmp_path_factory):
 
 @pytest.mark.parametrize("options", [{}, {"viewport": PHONE, "color_scheme": "dark"}])
 def test_a_closer_look_shows_what_the_model_saw_and_what_is_most_like_it(browser, looked_into, options):
-    with watched(browser, looked_into, **options) as page:
+    with watched(browser, looked_into.as_uri(), **options) as page:
         data, classes = data_of(page), ["<i>a</i>", "constructor", "قطة"]
         assert page.get_by_role("button", name="look closer").count() == min(24, data["mistakes"]) > 0
         path, truth, predicted, *_ = next(row for row in data["images"] if row[1] != row[2])
@@ -226,7 +184,7 @@ def test_headings_sort_the_table_both_ways(opened):
 def test_a_phone_breaks_names_between_words(browser, tmp_path):
     names = ["American black bear", "Chestnut-sided warbler", "Pseudomonadales"]
     run = make_run(tmp_path / "run", names)
-    with watched(browser, write_report([run]), viewport=PHONE) as page:
+    with watched(browser, write_report([run]).as_uri(), viewport=PHONE) as page:
         lines = page.locator("table th.name bdi").evaluate_all(
             """names => names.flatMap((name) => [...name.textContent.matchAll(/[^ -]+/g)].map((word) => {
                 const range = document.createRange();
@@ -299,7 +257,7 @@ def test_several_runs_have_their_curves_over_one_another_and_a_tab_each(browser,
         make_run(tmp_path / name, list("abc"), epochs=epochs, seed=epochs)
         for name, epochs in (("first", 3), ("second", 6))
     ]
-    with watched(browser, write_report(runs, tmp_path / "both.html")) as page:
+    with watched(browser, write_report(runs, tmp_path / "both.html").as_uri()) as page:
         assert page.locator('#compared [data-chart="accuracy"] .curve').count() == 2
         assert page.locator("#compared tbody th").all_text_contents() == ["first", "second"]
         assert page.locator("#run0").is_visible()
@@ -318,7 +276,7 @@ def test_several_runs_have_their_curves_over_one_another_and_a_tab_each(browser,
 def test_of_many_classes_the_pairs_are_listed_and_found(browser, tmp_path):
     classes = [f"class {number:03}" for number in range(120)]
     run = make_run(tmp_path / "run", classes, n=1200)
-    with watched(browser, write_report([run])) as page:
+    with watched(browser, write_report([run]).as_uri()) as page:
         assert page.locator("table.scores tbody tr:visible").count() == 40
         page.get_by_role("button", name="Show all 120 classes").last.click()
         assert page.locator("table.scores tbody tr:visible").count() == 120
@@ -332,14 +290,14 @@ def test_of_many_classes_the_pairs_are_listed_and_found(browser, tmp_path):
 @pytest.mark.parametrize("done", [0, 1, 2])
 def test_a_run_that_is_not_finished_shows_what_there_is(browser, tmp_path, done):
     run = make_run(tmp_path / "run", ["x", "y"], epochs=5, done=done)
-    with watched(browser, write_report([run])) as page:
+    with watched(browser, write_report([run]).as_uri()) as page:
         assert f"{done} of 5 epochs so far" in page.locator(".eyebrow").text_content()
         assert page.locator('[data-chart="loss"] svg').count() == bool(done)
         assert page.locator(".verdict li").count() == 3
 
 
 def test_it_prints_with_everything_drawn(browser, page_file):
-    with watched(browser, page_file, color_scheme="dark") as page:
+    with watched(browser, page_file.as_uri(), color_scheme="dark") as page:
         page.emulate_media(media="print")
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert not page.locator(".bar-top").is_visible()

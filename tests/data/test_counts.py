@@ -42,9 +42,11 @@ def test_threads_lose_none():
     assert counts.mean_and_std() == expected.mean_and_std()
 
 
-def test_after_a_clearance_it_begins_again():
+def test_what_others_have_counted_is_taken_over():
     counts = PixelCounts(1, (2, 2))
     counts.add(np.full((1, 4, 4), 255, np.uint8))
-    counts.clear()
-    counts.add(np.zeros((1, 4, 4), np.uint8))
-    assert (counts.images, counts.mean_and_std()) == (1, ((0.0,), (1.0,)))
+    others = counts.empty()
+    assert others.images == 0
+    others.add(np.zeros((1, 4, 4), np.uint8))
+    counts.take(others)
+    assert (counts.images, counts.mean_and_std()) == (2, ((0.5,), (0.5,)))

@@ -31,10 +31,14 @@ class PixelCounts:
             self._counts += torch.tensor(found)
             self.images += 1
 
-    def clear(self) -> None:
-        """As if none had been added."""
-        self._counts.zero_()
-        self.images = 0
+    def take(self, other: PixelCounts) -> None:
+        """The images of another one, of as many channels and the same size."""
+        self._counts += other._counts
+        self.images += other.images
+
+    def empty(self) -> PixelCounts:
+        """Another one, without images."""
+        return PixelCounts(len(self._counts), self.size)
 
     def add_all(self, pixels: Tensor) -> None:
         """Images of that size, `[N, C, H, W]`."""

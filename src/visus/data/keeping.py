@@ -231,8 +231,6 @@ def _decode(files: FileImages, stamps: Stamps, means: _Means) -> _Decoded:
         except _NotKept as reason:
             off = "off, images are decoded each time" if place == tried[-1] else f"not on {place}"
             means.say(f"cache: {off}: {reason}")
-        if means.counts:
-            means.counts.clear()
     with closing(_decoded(files, np.arange(len(files)), means)) as results:
         pairs = zip(files.paths, results, strict=True)
         return _Decoded({path: str(result) for path, result in pairs if isinstance(result, UndecodableError)})
@@ -378,15 +376,18 @@ def _recall(entries: Entries | None, known: int, name: str) -> Pixels | str | No
 def _decoded(
     files: FileImages, places: Index, means: _Means
 ) -> Generator[Pixels | UndecodableError, None, None]:
-    """Those of `files` at `places`, as `decode_all` gives them, counted on the way."""
+    """Those of `files` at `places`, as `decode_all` gives them; counted if somebody takes them all."""
+    counts = means.counts and means.counts.empty()
 
     def count(position: int, pixels: Pixels) -> None:
-        if means.counts and places[position] < means.counted:
-            means.counts.add(pixels)
+        if counts and places[position] < means.counted:
+            counts.add(pixels)
 
     for done, result in enumerate(decode_all(files.subset(places), means.workers, count), start=1):
         yield result
         means.progress(done, len(places))
+    if means.counts and counts:
+        means.counts.take(counts)
 
 
 def _files(part: Split) -> FileImages:

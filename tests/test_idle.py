@@ -30,6 +30,7 @@ TOLD = [
     ({"freeze": "gradual:5"}, 5, 6),
     ({"milestones": (10, 12.5)}, 10, 11),
     ({"warmup_epochs": 5}, 5, 6),
+    ({"swa": True}, 7, 8),
 ]
 
 
@@ -60,13 +61,14 @@ def test_each_of_those_that_want_more_epochs_has_its_case():
     assert len(UNREACHED) == len(TOLD)
 
 
+# With an update to each epoch.
 @pytest.mark.parametrize(("setting", "few", "enough"), TOLD)
 def test_what_more_epochs_would_come_to_is_told_and_not_refused(setting, few, enough):
     (name,) = setting
-    (told,) = unreached(make_config(data="x", epochs=few, **setting))
+    (told,) = unreached(make_config(data="x", epochs=few, **setting), few)
     assert told.startswith(f"--{name.replace('_', '-')} ")
     assert f"--epochs {few}" in told
-    assert unreached(make_config(data="x", epochs=enough, **setting)) == []
+    assert unreached(make_config(data="x", epochs=enough, **setting), enough) == []
     assert f"| `--{name.replace('_', '-')}" in PAGE.partition("## What would change nothing")[2]
 
 

@@ -95,6 +95,18 @@ def test_the_best_weights_of_swa_are_the_average_and_last_holds_both(tmp_path):
         assert model_digest(best.model_tensors) == model_digest(last.model_tensors)
 
 
+@pytest.mark.parametrize(("epochs", "says"), [(1, True), (2, False)])
+def test_a_run_whose_last_quarter_is_one_update_says_that_swa_averages_nothing(tmp_path, epochs, says):
+    lines = []
+    display = Display(quiet=True)
+    display.line = lines.append
+    run = train(config(tmp_path, "a", swa=True, schedule="constant", epochs=epochs), display=display)
+    told = "--swa averages nothing in --epochs 1: the last quarter of its updates (6 in all) is a single one"
+    assert [line for line in lines if line.startswith("--swa")] == [told] * says
+    last = load_checkpoint(run.checkpoints["last"])
+    assert (model_digest(last.model_tensors) == run.digest) == says
+
+
 def test_a_run_keeps_to_its_teacher(teacher, tmp_path):
     run = train(config(tmp_path, "a", distill=teacher, epochs=1))
     stored = read_config(Path(run.run, "config.yaml"))

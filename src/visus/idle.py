@@ -11,9 +11,11 @@ from typing import Any
 
 from visus.errors import UsageError
 from visus.models.adapt import parse_freeze
+from visus.ops.averaging import last_quarter
 from visus.ops.optim import is_optimizer, resolve_optimizer, takes_momentum
 
 Test = Callable[[Any], Any]
+LengthTest = Callable[[Any, int], Any]
 _SET_ASIDE = "is for data without a validation part, and --val gives one; leave one of them out"
 IDLE: tuple[tuple[str, Test, str], ...] = (
     ("val_fraction", lambda c: c.val, f"--val-fraction {_SET_ASIDE}"),
@@ -50,26 +52,30 @@ IDLE: tuple[tuple[str, Test, str], ...] = (
 )
 """A setting, a test on a `TrainConfig`, and the sentence that refuses it, of which `c` is the config."""
 
-UNREACHED: tuple[tuple[Test, str], ...] = (
+UNREACHED: tuple[tuple[LengthTest, str], ...] = (
     (
         # The first epoch is better than nothing, so that the wait begins after it.
-        lambda c: c.patience and c.patience >= c.epochs - 1,
+        lambda c, _: c.patience and c.patience >= c.epochs - 1,
         "--patience {c.patience} cannot end a run of --epochs {c.epochs} before it is over",
     ),
     (
-        lambda c: (parse_freeze(c.freeze).every or 0) >= c.epochs,
+        lambda c, _: (parse_freeze(c.freeze).every or 0) >= c.epochs,
         "--freeze {c.freeze} thaws nothing in --epochs {c.epochs}",
     ),
     (
-        lambda c: c.schedule == "multistep" and c.milestones and min(c.milestones) >= c.epochs,
+        lambda c, _: c.schedule == "multistep" and c.milestones and min(c.milestones) >= c.epochs,
         "--milestones are all beyond the end, with --epochs {c.epochs}: the rate stays as it is",
     ),
     (
-        lambda c: c.warmup_epochs >= c.epochs,
+        lambda c, _: c.warmup_epochs >= c.epochs,
         "--warmup-epochs {c.warmup_epochs:g} lets the rate rise for all of --epochs {c.epochs}: it never is what --lr says",
     ),
+    (
+        lambda c, updates: c.swa and last_quarter(updates) + 1 >= updates,
+        "--swa averages nothing in --epochs {c.epochs}: the last quarter of its updates ({updates} in all) is a single one",
+    ),
 )
-"""A test on a `TrainConfig`, and the sentence that tells what only a run of more epochs would come to."""
+"""A test on a `TrainConfig` and its updates, and the sentence that tells what only a run of more epochs would come to."""
 
 
 def refuse_idle(config: Any, given: Collection[str]) -> None:
@@ -79,6 +85,8 @@ def refuse_idle(config: Any, given: Collection[str]) -> None:
             raise UsageError(sentence.format(c=config))
 
 
-def unreached(config: Any) -> list[str]:
-    """A sentence for each setting that has no part, or not all of it, in a run of so few epochs."""
-    return [sentence.format(c=config) for test, sentence in UNREACHED if test(config)]
+def unreached(config: Any, updates: int) -> list[str]:
+    """A sentence for each setting that has no part, or not all of it, in a run of so few epochs, which make so many `updates`."""
+    return [
+        sentence.format(c=config, updates=updates) for test, sentence in UNREACHED if test(config, updates)
+    ]

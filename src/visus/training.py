@@ -387,7 +387,7 @@ def _introduction(assembly: Assembly, iterations: dict[str, int]) -> list[str]:
         f"iterNum: {iterations}",
         f"images of {height}x{width}{_workers(assembly)}",
         _step(assembly),
-        *unreached(config),
+        *unreached(config, count_steps(config, prepared)),
         *([f"classes without an image to validate on: {first_of(unseen)}"] if unseen else []),
         f"run: {assembly.run.path}",
     ]

@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from visus import cli
 from visus.autotuning import _power_of_two, _predict, _try, find_batch_size, find_lr
-from visus.config import make_config, read_config, resolve_config
+from visus.config import make_config, read_config, resolve_config, write_config
 from visus.display import Display
-from visus.errors import UsageError
+from visus.errors import DataError, UsageError
 from visus.preparing import prepare
 from visus.processes import ALONE
 from visus.training import resume, train
@@ -59,6 +61,55 @@ def test_find_lr_is_what_train_finds_and_writes_nothing(tmp_path, monkeypatch):
     run = train(make_config(**SETTINGS, batch_size=100, lr="auto"))
     assert float(read_config(tmp_path / "runs" / "digits-small" / "config.yaml")["lr"]) == found.lr
     assert run.epochs == 1
+
+
+def test_what_find_lr_refuses_would_change_nothing():
+    idle = {"epochs": 3, "patience": 1, "schedule": "cosine", "warmup_epochs": 1.0, "val_batch_size": 7}
+    idle |= {"ema": True, "ema_decay": 0.5, "on_nonfinite": "skip"}
+    assert set(idle) <= set(cli._UNTESTED)
+    found, again = (
+        find_lr(make_config(**{**SETTINGS, **more, "batch_size": 100, "val_fraction": 0.8}))
+        for more in ({}, idle)
+    )
+    assert again == found
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--epochs 10", "--epochs is not for a range test, which has an end of its own; leave it out"),
+        ("--patience 2", "--patience is not for a range test, which"),
+        ("--schedule multistep", "--schedule is not for a range test, in which the rate only rises"),
+        ("--milestones 5,8", "--milestones is not"),
+        ("--gamma 0.1", "--gamma is not"),
+        ("--warmup-epochs 0", "--warmup-epochs is not"),
+        ("--ema", "--ema is not for a range test, which keeps no weights"),
+        ("--ema-decay 0.9", "--ema-decay is not"),
+        ("--swa", "--swa is not"),
+        ("--val-batch-size 9", "--val-batch-size is not"),
+        ("--on-nonfinite skip", "--on-nonfinite is not"),
+        ("--compile", "--compile is not"),
+        ("--track wandb", "--track is not"),
+        ("--no-report", "--no-report is not"),
+        ("-b auto", "--batch-size auto is not for a range test, which tries no batches; give a number"),
+        ("--momentum 0.9 --optimizer adamw", "--momentum is not for --optimizer adamw"),
+    ],
+)
+def test_flags_that_mean_nothing_to_find_lr_are_refused_where_they_are_given_by_hand(flags, sentence):
+    with pytest.raises(UsageError, match=f"^{re.escape(sentence)}") as caught:
+        cli.app(["find-lr", "no-such-folder", *flags.split()], standalone_mode=False)
+    assert caught.value.exit_code == 2
+
+
+def test_find_lr_takes_the_settings_of_a_run_and_its_help_has_no_flag_that_it_refuses(tmp_path, capsys):
+    settings = tmp_path / "config.yaml"
+    write_config(make_config(data="no-such-folder", epochs=3, ema=True, schedule="cosine"), settings)
+    with pytest.raises(DataError, match="no-such-folder"):
+        cli.app(["find-lr", "--config", str(settings)], standalone_mode=False)
+    cli.app(["find-lr", "--help"], standalone_mode=False)
+    shown = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    assert "--weights" in shown
+    assert not shown & {f"--{name.replace('_', '-')}" for name in cli._UNTESTED}
 
 
 def test_what_does_not_fit_is_halved_until_it_does(prepared, monkeypatch):

@@ -12,12 +12,13 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from copy import copy
 from dataclasses import asdict
 from importlib.metadata import version
-from inspect import Signature, signature
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -66,6 +67,17 @@ def _options(
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+_UNTESTED = {
+    **dict.fromkeys(("epochs", "patience"), "which has an end of its own"),
+    **dict.fromkeys(("schedule", "milestones", "gamma", "warmup_epochs"), "in which the rate only rises"),
+    **dict.fromkeys(("ema", "ema_decay", "swa"), "which keeps no weights"),
+    "val_batch_size": "which validates nothing",
+    "on_nonfinite": "which ends there",
+    "compile": "which does without",
+    **dict.fromkeys(("track", "no_report"), "which makes no run"),
+}
+"""Flags of `train` that would change nothing in `find-lr`, and why."""
 
 CheckpointArgument = Annotated[Path, typer.Argument(help="A checkpoint, or a run's folder for its best.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, mps, or an index such as 0.")]
@@ -254,15 +266,19 @@ def _loaded(checkpoint: Path) -> Checkpoint:
 
 
 def _with_flags_of(
-    other: Callable[..., Any], *left_out: str
+    other: Callable[..., Any], *left_out: str, hidden: Collection[str] = ()
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """A command gets the flags of another one besides its own, in its last parameter, `**given`."""
+    """A command gets the flags of another one besides its own, in its last parameter, `**given`; its help has no `hidden` ones."""
 
     def add(command: Callable[..., int]) -> Callable[..., int]:
         own = dict(signature(command, eval_str=True).parameters)
         own.pop("given")
         others = signature(other, eval_str=True).parameters
-        inherited = [p for name, p in others.items() if name not in own and name not in left_out]
+        inherited = [
+            _hidden(p) if name in hidden else p
+            for name, p in others.items()
+            if name not in own and name not in left_out
+        ]
         merged: Any = command
         merged.__signature__ = Signature([*inherited, *own.values()])
         merged.__annotations__ = {p.name: p.annotation for p in (*inherited, *own.values())}
@@ -271,8 +287,29 @@ def _with_flags_of(
     return add
 
 
+def _hidden(parameter: Parameter) -> Parameter:
+    """An option that `--help` does not show."""
+    kind, option = get_args(parameter.annotation)
+    option = copy(option)
+    option.hidden = True
+    return parameter.replace(annotation=Annotated[kind, option])
+
+
+def _refuse_untested(given: dict[str, Any]) -> None:
+    """`UsageError` for the first of the flags `given` that is for what a range test does not do."""
+    for name, reason in _UNTESTED.items():
+        if given[name] is not None and given[name] is not False:
+            raise UsageError(f"--{name.replace('_', '-')} is not for a range test, {reason}; leave it out")
+    if given["batch_size"] == "auto":
+        raise UsageError("--batch-size auto is not for a range test, which tries no batches; give a number")
+
+
 @app.command("find-lr")
-@_with_flags_of(train, "resume", "allow_change", "lr", "out", "name", "checkpoint_every", "keep", "profile")
+@_with_flags_of(
+    train,
+    *("resume", "allow_change", "lr", "out", "name", "checkpoint_every", "keep", "profile"),
+    hidden=_UNTESTED,
+)
 def find_lr(
     config: Annotated[Path | None, typer.Option(help="Settings; flags go before them.")] = None,
     picture: Annotated[Path, typer.Option(help="Of the loss: .png, .svg.")] = Path("find-lr.png"),
@@ -280,17 +317,22 @@ def find_lr(
     quiet: Annotated[bool, typer.Option("--quiet", help="Show nothing.")] = False,
     **given: Any,
 ) -> int:
-    """Find a learning rate for DATA by a range test; its flags are those of train."""
+    """Find a learning rate for DATA by a range test; its flags are those of train that decide about a step."""
     from visus import autotuning
     from visus.config import make_config, read_config
     from visus.display import Display
+    from visus.idle import refuse_idle
     from visus.plots import plot_range_test
 
-    asked = {**(read_config(config) if config else {}), **_settings(given)}
+    settings = _settings(given)
+    asked = {**(read_config(config) if config else {}), **settings}
     if "data" not in asked:
         raise UsageError("expected DATA to find a learning rate for; see visus find-lr --help")
+    _refuse_untested(given)
+    made = make_config(**asked)
+    refuse_idle(made, settings)
     with Display(quiet=quiet) as display:
-        found = autotuning.find_lr(make_config(**asked), display=display)
+        found = autotuning.find_lr(made, display=display)
         display.line(f"Picture: {plot_range_test(found.rates, found.losses, found.lr, picture)}")
     if as_json:
         _print_json(found.to_json())

@@ -22,7 +22,7 @@ def test_classes_and_paths_are_in_lexicographic_order(tmp_path):
     listing = list_classes(FolderTree(tmp_path), "")
     assert listing.classes == ["class10", "class2"]
     assert listing.paths == ["class10/a.JPG", "class2/b.png", "class2/deep/a.jpeg"]
-    assert listing.labels == [0, 1, 1]
+    assert listing.labels.tolist() == [0, 1, 1]
     assert listing.others == 1
 
 

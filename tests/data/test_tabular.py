@@ -2,7 +2,9 @@
 
 import contextlib
 import csv
+import gc
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from visus.data import tabular
 from visus.data.listing import split_header, split_rows
 from visus.data.sources import open_source, read_source
 from visus.data.tabular import number_labels
@@ -161,6 +164,86 @@ def test_groups_of_another_source_are_groups_of_their_own(folder):
         rows = [f"images/{kind}{n}.png,{kind},{'pqrs'[n]}" for kind in ("cat", "dog") for n in range(4)]
         (folder / f"{name}.csv").write_text("path,label,group\n" + "\n".join(rows))
     assert len(open_source(folder / "one.csv", val=folder / "other.csv").val) == 8
+
+
+def outcome(path):
+    """What a table holds, or what is wrong with it."""
+    try:
+        data = open_source(path, val_fraction=0.3)
+    except DataError as error:
+        return str(error)
+    parts = (data.train, data.val, data.test)
+    return data.notes, [
+        (list(each.paths), each.labels.tolist(), {k: v.tolist() for k, v in each.columns.items()})
+        for each in parts
+        if each
+    ]
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        None,
+        {17: ["", "cat", "q"]},
+        {18: ["./images/cat3.png", "dog", "q"], 19: ["images/dog3.png", "dog", "q"]},
+        {15: ["x", "", "q"], 16: ["y", "", "q"]},
+        {16: ["x", "cat\udcff", "q"]},
+        {19: ["x", "cat"]},
+    ],
+)
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_table_that_is_read_and_sorted_some_rows_at_a_time_is_the_same(folder, monkeypatch, spoilt, form):
+    random = np.random.default_rng(0)
+    rows = [[f"images/{k}{n}.png", k, f"g{n % 5}"] for k in ("cat", "dog") for n in range(10)]
+    rows = [rows[place] for place in random.permutation(20)]
+    rows = [(spoilt or {}).get(place, row) for place, row in enumerate(rows)]
+    path = folder / f"some.{form}"
+    if form == "csv":
+        path.write_text(
+            "\n".join(map(",".join, [("path", "label", "group"), *rows])), "utf-8", "surrogateescape"
+        )
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        if spoilt and any("\udcff" in row[1] or len(row) < 3 for row in spoilt.values()):
+            pytest.skip("no table of Parquet can be so")
+        columns = zip(*rows, strict=True)
+        parquet.write_table(pyarrow.table(dict(zip(("path", "label", "group"), columns, strict=True))), path)
+    whole = outcome(path)
+    monkeypatch.setattr(tabular, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(tabular, "_SORTED_AT_ONCE", 4)
+    assert outcome(path) == whole
+    if spoilt:
+        assert f"row {min(spoilt) + (2 if form == 'csv' else 1)}: expected" in whole
+    else:
+        assert sorted(path for part in whole[1] for path in part[0]) == sorted(row[0] for row in rows)
+        # Each part by class, and each class by name.
+        for paths, labels, _ in whole[1]:
+            assert labels == sorted(labels)
+            assert [path for _, path in sorted(zip(labels, paths, strict=True))] == paths
+
+
+@pytest.mark.parametrize("count", [50_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("split", [True, False])
+def test_a_table_of_a_million_images_is_read_in_150_mb(tmp_path, count, split):
+    """The most that is held at any time: with a part or without, and a group to every fifty images."""
+    (tmp_path / "n0").mkdir()
+    (tmp_path / "n0" / "n0_0000000.JPEG").touch()
+    with (tmp_path / "a.csv").open("w") as file:
+        file.write("path,label,split,group\n")
+        for number in range(count):
+            kind, part = number % 97, "val" if number // 50 % 10 == 1 else "train"
+            file.write(f"n{kind}/n{kind}_{number:07}.JPEG,n{kind},{part * split},p{number // 50}\n")
+    gc.collect()
+    tracemalloc.start()
+    try:
+        data = open_source(tmp_path / "a.csv")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(data.train) + len(data.val) == count
+    # A block of rows and a run of names are lists of strings, of ten million bytes in all.
+    assert peak < 150 * count + (10_000_000 if count < 10**6 else 0)
 
 
 @given(st.binary(max_size=300))

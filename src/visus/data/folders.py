@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from visus.data.images import Column
+import numpy as np
+
+from visus.data.images import Column, Labels
 from visus.data.names import NamesBuilder
 from visus.data.trees import FolderTree, Tree, join
 from visus.errors import DataError
@@ -34,7 +36,7 @@ class Listing:
 
     classes: list[str] = field(default_factory=list)
     paths: Sequence[str] = ()
-    labels: list[int] = field(default_factory=list)
+    labels: Labels = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     others: int = 0
     """Files that are no images by their suffix."""
     loose: int = 0
@@ -107,18 +109,19 @@ def list_classes(tree: Tree, folder: str) -> Listing:
     """
     folders, files = tree.entries(folder)
     listing, paths = Listing(loose=sum(map(is_image, files))), NamesBuilder()
+    counts: list[int] = []
     for name in folders:
         found, others = _images_under(tree, join(folder, name))
         listing.others += others
         if not found:
             listing.empty.append(name)
             continue
-        label = len(listing.classes)
         listing.classes.append(name)
         paths.add(found)
-        listing.labels += [label] * len(found)
+        counts.append(len(found))
     refuse_lookalikes(listing.classes, tree.path / folder)
     listing.paths = paths.finish()
+    listing.labels = np.repeat(np.arange(len(counts)), np.array(counts, dtype=np.int64))
     return listing
 
 

@@ -248,7 +248,7 @@ def _listing(name: str, part: Any, image: str, label: str) -> Listing | None:
     return Listing(
         classes=classes,
         paths=collect_names(map(str, range(len(texts)))),
-        labels=labels.tolist(),
+        labels=labels,
         columns={each: _named(part, table, each) for each in plain if each != label},
     )
 

@@ -5,6 +5,7 @@ A million paths of 40 letters take 48 MB; as a list of strings they take 97. Not
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
@@ -17,6 +18,7 @@ from visus.ops.rng import hash64
 Index = npt.NDArray[np.int64]
 
 _AT_ONCE = 10_000
+_BYTES_AT_ONCE = 2**20
 _CODE = ("utf-8", "surrogateescape")
 """Names of files need not be text; they come out as they went in."""
 
@@ -93,20 +95,21 @@ class Names(Sequence[str]):
         orders = [whole if part._order is None else part._order for part in parts]
         return Names(self._buffer, self._ends, np.concatenate(orders))
 
-    def separated(self) -> bytes:
+    def separated(self) -> bytearray:
         """As `read_names` reads them."""
-        if self._order is None and len(self):
-            return np.insert(np.frombuffer(self._buffer, np.uint8), self._ends[1:-1], 0).tobytes()
-        return b"\0".join(name.encode(*_CODE) for name in self)
+        joined, names = bytearray(), iter(self)
+        while some := list(itertools.islice(names, _AT_ONCE)):
+            joined += "\0".join([*some, ""]).encode(*_CODE)
+        del joined[-1:]
+        return joined
 
 
 def collect_names(names: Iterable[str]) -> Names:
     """`names` as `Names`; they are taken some at a time."""
     if isinstance(names, Names):
         return names
-    builder, iterator = NamesBuilder(), iter(names)
-    while some := list(itertools.islice(iterator, _AT_ONCE)):
-        builder.add(some)
+    builder = NamesBuilder()
+    builder.add(names)
     return builder.finish()
 
 
@@ -114,21 +117,26 @@ class NamesBuilder:
     """Takes names some at a time."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._buffer = io.BytesIO()
         self._lengths: list[npt.NDArray[np.int32]] = []
         self._waiting: list[str] = []
 
     def add(self, names: Iterable[str]) -> None:
-        """The next names."""
-        self._waiting += names
-        if len(self._waiting) >= _AT_ONCE:
-            self._pack()
+        """The next names; they are taken some at a time."""
+        iterator = iter(names)
+        while some := list(itertools.islice(iterator, _AT_ONCE)):
+            self._waiting += some
+            if len(self._waiting) >= _AT_ONCE:
+                self._pack()
 
     def finish(self) -> Names:
-        """All that were added, in order."""
+        """All that were added, in order; it begins anew."""
         self._pack()
         lengths = np.concatenate([np.zeros(1, np.int32), *self._lengths])
-        return Names(bytes(self._buffer), np.cumsum(lengths, dtype=np.int64))
+        # That of `BytesIO` is not copied.
+        buffer = self._buffer.getvalue()
+        self._buffer, self._lengths = io.BytesIO(), []
+        return Names(buffer, np.cumsum(lengths, dtype=np.int64))
 
     def _pack(self) -> None:
         """All at once: by names it takes five times as long, so those with the separator in them are left to the rare case."""
@@ -136,21 +144,25 @@ class NamesBuilder:
         ends = np.flatnonzero(np.frombuffer(encoded, dtype=np.uint8) == 0)
         if len(ends) + 1 == len(self._waiting):
             self._lengths.append(np.diff(ends, prepend=-1, append=len(encoded)).astype(np.int32) - 1)
-            self._buffer += encoded.replace(b"\0", b"")
+            self._buffer.write(encoded.replace(b"\0", b""))
         else:
             pieces = [name.encode(*_CODE) for name in self._waiting]
             self._lengths.append(np.fromiter(map(len, pieces), dtype=np.int32, count=len(pieces)))
-            self._buffer += b"".join(pieces)
+            self._buffer.write(b"".join(pieces))
         self._waiting.clear()
 
 
-def read_names(joined: bytes) -> Names:
+def read_names(joined: bytes | bytearray | memoryview) -> Names:
     """Names that were written with a zero byte after each but the last; none where there are no bytes at all."""
     if not joined:
         return collect_names([])
-    zeros = np.flatnonzero(np.frombuffer(joined, dtype=np.uint8) == 0)
-    ends = np.concatenate([[0], zeros - np.arange(len(zeros)), [len(joined) - len(zeros)]])
-    return Names(joined.replace(b"\0", b""), ends)
+    buffer, ends = io.BytesIO(), [np.zeros(1, dtype=np.int64)]
+    for first in range(0, len(joined), _BYTES_AT_ONCE):
+        some = bytes(joined[first : first + _BYTES_AT_ONCE])
+        zeros = np.flatnonzero(np.frombuffer(some, dtype=np.uint8) == 0)
+        ends.append(buffer.tell() + zeros - np.arange(len(zeros)))
+        buffer.write(some.replace(b"\0", b""))
+    return Names(buffer.getvalue(), np.concatenate([*ends, [buffer.tell()]]))
 
 
 def join_names(parts: Sequence[Sequence[str]]) -> Names:

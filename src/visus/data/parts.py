@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from visus.data.agreement import refuse_other_classes
 from visus.data.files import FileImages
 from visus.data.folders import Listing
@@ -50,7 +48,7 @@ def listed_data(
             Split(
                 name,
                 images(name, paths[name]),
-                np.array(listing.labels, dtype=np.int64),
+                listing.labels,
                 tuple(listing.classes),
                 paths[name],
                 listing.columns,

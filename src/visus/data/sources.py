@@ -122,7 +122,9 @@ def _with_validation_part(
 def _count_groups(split: Split) -> int:
     """Images without a group count for one each."""
     groups = split.columns["group"]
-    return len(set(groups) - {""}) + int((groups == "").sum())
+    named = set(groups)
+    named.discard("")
+    return len(named) + int((groups == "").sum())
 
 
 def _with_absent_classes_said(data: Data, train: Split) -> Data:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 
@@ -39,8 +40,11 @@ def held_out_groups(groups: Sequence[str], labels: Labels, fraction: float, seed
     _check_fraction(fraction)
     if not fraction or not len(labels):
         return np.empty(0, dtype=np.int64)
-    names, of_image = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
-    order = np.argsort(hash64(seed, "split groups", names.tolist()), kind="stable")
+    names = sorted(set(groups))
+    numbers = {name: number for number, name in enumerate(names)}
+    of_image = np.fromiter((numbers[group] for group in groups), dtype=np.int64, count=len(groups))
+    order = np.argsort(hash64(seed, "split groups", names), kind="stable")
+    del numbers
     chosen = np.zeros(len(names), dtype=np.bool_)
     chosen[list(_choose_groups(of_image, labels, order, fraction))] = True
     return np.flatnonzero(chosen[of_image])
@@ -55,7 +59,7 @@ def _choose_groups(of_image: Labels, labels: Labels, order: Labels, fraction: fl
     found = False
     for group in order.tolist():
         gain = 0.0
-        for label, count in composition[group]:
+        for label, count in composition(group):
             before, after = taken[label] / totals[label], (taken[label] + count) / totals[label]
             gain += abs(fraction - before) - abs(fraction - after)
             if after == 1:
@@ -63,7 +67,7 @@ def _choose_groups(of_image: Labels, labels: Labels, order: Labels, fraction: fl
         else:
             if gain > _ROUNDING:
                 found = True
-                for label, count in composition[group]:
+                for label, count in composition(group):
                     taken[label] += count
                 yield group
             elif spare is None or gain > spare[0]:
@@ -77,13 +81,19 @@ def _choose_groups(of_image: Labels, labels: Labels, order: Labels, fraction: fl
         yield spare[1]
 
 
-def _compositions(of_image: Labels, labels: Labels, groups: int) -> list[list[tuple[int, int]]]:
-    """For each group its classes and how many images it has of each."""
-    pairs, counts = np.unique(np.stack([of_image, labels]), axis=1, return_counts=True)
-    found: list[list[tuple[int, int]]] = [[] for _ in range(groups)]
-    for group, label, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
-        found[group].append((label, count))
-    return found
+def _compositions(of_image: Labels, labels: Labels, groups: int) -> Callable[[int], list[tuple[int, int]]]:
+    """A function that tells of a group its classes and how many images it has of each: lists of all would be large."""
+    classes = int(labels.max()) + 1
+    pairs = of_image * classes
+    pairs += labels
+    pairs.sort()
+    begins = np.searchsorted(pairs, np.arange(groups + 1) * classes)
+
+    def composition(group: int) -> list[tuple[int, int]]:
+        of_group = pairs[begins[group] : begins[group + 1]] % classes
+        return [(label, sum(1 for _ in images)) for label, images in groupby(of_group.tolist())]
+
+    return composition
 
 
 def split_off(split: Split, name: str, fraction: float, seed: int) -> tuple[Split, Split]:
@@ -93,8 +103,9 @@ def split_off(split: Split, name: str, fraction: float, seed: int) -> tuple[Spli
         away = held_out_groups(groups, split.labels, fraction, seed)
     else:
         away = held_out(split.paths, split.labels, fraction, seed)
-    stay = np.setdiff1d(np.arange(len(split)), away)
-    return split.subset(stay), split.subset(away, name)
+    stays = np.ones(len(split), dtype=np.bool_)
+    stays[away] = False
+    return split.subset(np.flatnonzero(stays)), split.subset(away, name)
 
 
 def _groups(column: Column, paths: Sequence[str]) -> list[str]:

@@ -7,38 +7,67 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import heapq
+import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from visus.data.folders import PARTS, Listing, refuse_lookalikes
+from visus.data.images import Column
+from visus.data.names import Index, Names, NamesBuilder
+from visus.data.repeated import Repeated
 from visus.errors import DataError, first_of
 from visus.tables import import_pyarrow
 
 TABLE_SUFFIXES = frozenset([".csv", ".tsv", ".parquet"])
 _REQUIRED = ("path", "label")
 _KNOWN = (*_REQUIRED, "split", "group")
+_PART_NAMES = ("train", "val", "test")
+_ROWS_AT_ONCE = 10_000
+_SORTED_AT_ONCE = 50_000
 _DELIMITERS = ",;\t"
 _NUMBER = re.compile(r"(0|[1-9]\d{0,17})(\.0+)?")
 
 
+class _Block(NamedTuple):
+    """Some rows of a table."""
+
+    rows: Sequence[int]
+    """How people count each."""
+    texts: dict[str, list[str]]
+    """Of its columns, `path` and `label` among them; empty where there is nothing."""
+
+
 @dataclass(frozen=True)
 class _Table:
-    """The columns of a table as text, `path` and `label` among them; empty where there is nothing."""
+    """The columns of a table; a list of a million rows would take ten times as much memory."""
 
     path: Path
-    columns: dict[str, list[str]]
-    rows: Sequence[int]
-    """`[N]`: how people count the row that each image has."""
+    paths: Names
+    """`[N]`, those under the table's folder relative to it."""
+    columns: dict[str, Repeated]
+    """All others, without the space around each text."""
+    pathless: int | None
+    """The first place without a path."""
 
     def refuse(self, place: int, sentence: str) -> DataError:
-        return DataError(f"{self.path}, row {self.rows[place]}: {sentence}")
+        return DataError(f"{self.path}, row {self.given(place)[0]}: {sentence}")
+
+    def given(self, place: int) -> tuple[int, str]:
+        """How people count the row of an image, and its path as it stands there: read again, as only errors ask for them."""
+        for block in _blocks(self.path):
+            if place < len(block.rows):
+                return block.rows[place], block.texts["path"][place]
+            place -= len(block.rows)
+        raise DataError(f"{self.path}: has changed while it was read; start again")
 
 
 def read_table(path: Path) -> dict[str, Listing]:
@@ -47,21 +76,30 @@ def read_table(path: Path) -> dict[str, Listing]:
     Paths are relative to the table's folder, or absolute; those that lie in the folder become relative. The order of rows does not
     matter. `DataError` naming the row where a value is missing or unknown, or an image is there twice.
     """
-    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
-    if not table.rows:
+    table = _read(path)
+    if not len(table.paths):
         raise DataError(f"{path}: expected rows with a path and a label, found none")
+    _refuse_other_bytes(table)
     _refuse_empty(table)
-    paths = _unique_paths(table)
-    labels, classes = number_labels(table.columns["label"])
+    _refuse_twins(table)
+    labels, classes = _number(table.columns["label"])
     refuse_lookalikes(classes, path)
     parts = _parts(table)
-    _refuse_if_all_missing(table, paths)
-    columns = {name: np.array(values, dtype=object) for name, values in _carried(table.columns)}
+    _refuse_if_all_missing(table)
+    paths, columns = table.paths, {name: each.texts() for name, each in _carried(table.columns)}
+    # What follows needs as much memory again.
+    del table
     return {
-        part: _listing(paths, labels, classes, columns, np.flatnonzero(parts == part))
-        for part in ("train", "val", "test")
-        if (parts == part).any()
+        part: _listing(paths, labels, classes, columns, np.flatnonzero(parts == number))
+        for number, part in enumerate(_PART_NAMES)
+        if (parts == number).any()
     }
+
+
+def _number(labels: Repeated) -> tuple[npt.NDArray[np.int32], list[str]]:
+    """As `number_labels`, of which each different label is asked once."""
+    numbers, classes = number_labels(labels.values)
+    return numbers.astype(np.int32)[labels.numbers], classes
 
 
 def number_labels(names: Sequence[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
@@ -79,24 +117,68 @@ def sort_labels(names: Sequence[str]) -> tuple[npt.NDArray[np.int64], list[str]]
 
 
 def _listing(
-    paths: list[str],
-    labels: npt.NDArray[np.int64],
+    paths: Names,
+    labels: npt.NDArray[np.int32],
     classes: list[str],
-    columns: dict[str, npt.NDArray[np.object_]],
-    places: npt.NDArray[np.int64],
+    columns: dict[str, Column],
+    places: Index,
 ) -> Listing:
     """The images at `places`, sorted, and the classes that they have."""
-    order = np.array(sorted(places, key=lambda place: (labels[place], paths[place])), dtype=np.int64)
-    present, numbers = np.unique(labels[order], return_inverse=True)
+    counts = np.bincount(labels[places], minlength=len(classes))
+    order = places[np.argsort(labels[places], kind="stable")]
+    # Class by class, and within a large one some at a time: there are never strings for all.
+    for some in np.split(order, np.cumsum(counts)[:-1]):
+        some[:] = _by_name(paths, some)
+    present = np.flatnonzero(counts)
     return Listing(
         classes=[classes[number] for number in present],
-        paths=[paths[place] for place in order],
-        labels=numbers.tolist(),
+        paths=paths.subset(order),
+        labels=np.repeat(np.arange(len(present)), counts[present]),
         columns={name: values[order] for name, values in columns.items()},
     )
 
 
-def _read_csv(path: Path) -> _Table:
+def _by_name(paths: Names, places: Index) -> Index:
+    """`places` in the order of their `paths`."""
+    runs = []
+    for first in range(0, len(places), _SORTED_AT_ONCE):
+        some = places[first : first + _SORTED_AT_ONCE]
+        names = list(paths.subset(some))
+        runs.append(some[sorted(range(len(some)), key=names.__getitem__)])
+    if len(runs) < 2:
+        return runs[0] if runs else places
+    # An array gives objects of numpy's, one by one; a view of its memory gives numbers.
+    merged = heapq.merge(*(run.data for run in runs), key=paths.__getitem__)
+    return np.fromiter(merged, dtype=np.int64, count=len(places))
+
+
+def _read(path: Path) -> _Table:
+    """One pass over the rows; what is wrong with them is seen afterwards, in the order in which it matters."""
+    paths, columns = NamesBuilder(), defaultdict[str, Repeated](Repeated)
+    pathless, count = None, 0
+    tidy = _tidier(path.parent)
+    for block in _blocks(path):
+        names = block.texts.pop("path")
+        if pathless is None and "" in names:
+            pathless = count + names.index("")
+        count += len(names)
+        paths.add(map(tidy, names))
+        for name, texts in block.texts.items():
+            columns[name].add(map(str.strip, texts))
+    return _Table(path, paths.finish(), columns, pathless)
+
+
+def _tidier(folder: Path) -> Callable[[str], str]:
+    """A function that writes a path that lies in `folder` relative to it, and as short as it goes."""
+    root, given = os.path.realpath(folder) + os.sep, str(folder.absolute()) + os.sep
+    return lambda name: os.path.normpath(name).removeprefix(given).removeprefix(root)
+
+
+def _blocks(path: Path) -> Iterator[_Block]:
+    return _parquet_blocks(path) if path.suffix.lower() == ".parquet" else _csv_blocks(path)
+
+
+def _csv_blocks(path: Path) -> Iterator[_Block]:
     try:
         with path.open("rb") as raw:
             if raw.read(2) in (b"\xff\xfe", b"\xfe\xff"):
@@ -105,25 +187,17 @@ def _read_csv(path: Path) -> _Table:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             header, delimiter = _header(file.readline())
             columns, where = _columns(path, header)
-            values: dict[str, list[str]] = {name: [] for name in columns}
-            rows = []
             file.seek(0)
-            for number, row in _rows(path, file, delimiter, len(header)):
-                rows.append(number)
-                for name, place in zip(columns, where, strict=True):
-                    values[name].append(row[place])
+            rows = _rows(path, file, delimiter, len(header))
+            while some := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+                texts = {
+                    name: [row[place] for _, row in some] for name, place in zip(columns, where, strict=True)
+                }
+                yield _Block([number for number, _ in some], texts)
     except csv.Error as error:
         raise DataError(f"{path}: cannot be read as CSV: {error}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
-    table = _Table(path, values, rows)
-    for name in (each for each in columns if each != "path"):
-        for place, value in enumerate(values[name]):
-            if not value.isascii() and any("\udc80" <= character <= "\udcff" for character in value):
-                raise table.refuse(
-                    place, f"expected UTF-8, found other bytes in {name}; save it again in UTF-8"
-                )
-    return table
 
 
 def _header(line: str) -> tuple[list[str], str]:
@@ -168,17 +242,21 @@ def _rows(path: Path, file: Any, delimiter: str, width: int) -> Iterator[tuple[i
         raise DataError(f"{path}, row {reader.line_num}: cannot be read as CSV: {error}") from None
 
 
-def _read_parquet(path: Path) -> _Table:
+def _parquet_blocks(path: Path) -> Iterator[_Block]:
     pyarrow = import_pyarrow()
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             plain = [field.name for field in file.schema_arrow if is_plain(field.type)]
             names, where = _columns(path, plain)
-            table = file.read(columns=plain)
+            first = 1
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=plain):
+                texts = {
+                    name: as_texts(batch.column(place)) for name, place in zip(names, where, strict=True)
+                }
+                yield _Block(range(first, first + len(batch)), texts)
+                first += len(batch)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from None
-    values = {name: as_texts(table.column(place)) for name, place in zip(names, where, strict=True)}
-    return _Table(path, values, range(1, table.num_rows + 1))
 
 
 def holds_images(path: Path) -> bool:
@@ -216,54 +294,64 @@ def is_plain(kind: Any) -> bool:
     return any(text) or types.is_integer(kind) or types.is_floating(kind)
 
 
+def _refuse_other_bytes(table: _Table) -> None:
+    """`DataError` for a row with bytes that are no UTF-8, elsewhere than in the name of a file."""
+    for name, column in table.columns.items():
+        for value in column.values:
+            if not value.isascii() and any("\udc80" <= character <= "\udcff" for character in value):
+                raise table.refuse(
+                    column.first(value),
+                    f"expected UTF-8, found other bytes in {name}; save it again in UTF-8",
+                )
+
+
 def _refuse_empty(table: _Table) -> None:
-    """`DataError` for a row without a path or a label; values but paths lose the space around them."""
-    for name, values in table.columns.items():
-        if name != "path":
-            values[:] = [value.strip() for value in values]
-    for name in _REQUIRED:
-        if "" in table.columns[name]:
-            place = table.columns[name].index("")
+    """`DataError` for a row without a path or a label."""
+    labels = table.columns["label"]
+    labelless = labels.first("") if "" in labels.values else None
+    for name, place in (("path", table.pathless), ("label", labelless)):
+        if place is not None:
             raise table.refuse(place, f"expected a {name}, found nothing; fill it in, or remove the row")
 
 
-def _unique_paths(table: _Table) -> list[str]:
-    """The paths, those under the table's folder relative to it; `DataError` for an image that is there twice."""
-    root = os.path.realpath(table.path.parent) + os.sep
-    given = str(table.path.parent.absolute()) + os.sep
-    paths = []
+def _refuse_twins(table: _Table) -> None:
+    """`DataError` for an image that is there twice."""
+    hashes = np.fromiter(map(hash, table.paths), dtype=np.int64, count=len(table.paths))
+    order = np.argsort(hashes, kind="stable")
+    hashes = hashes[order]
+    equal = np.flatnonzero(hashes[1:] == hashes[:-1])
     places: dict[str, int] = {}
-    for place, name in enumerate(table.columns["path"]):
-        path = os.path.normpath(name).removeprefix(given).removeprefix(root)
-        if (first := places.setdefault(path, place)) != place:
-            raise table.refuse(
-                place,
-                f"expected each image once, found {name} in row {table.rows[first]} as well; remove one of the rows",
+    for place in np.unique(order[np.concatenate([equal, equal + 1])]).tolist():
+        if (first := places.setdefault(table.paths[place], place)) != place:
+            row, name = table.given(place)
+            raise DataError(
+                f"{table.path}, row {row}: expected each image once, found {name} in row {table.given(first)[0]} as well; "
+                "remove one of the rows"
             )
-        paths.append(path)
-    return paths
 
 
-def _parts(table: _Table) -> npt.NDArray[np.object_]:
-    """The part of each row, `[N]`; `DataError` for a name that is not that of a part."""
-    names = table.columns.get("split", [])
-    if not any(names):
-        return np.full(len(table.rows), "train", dtype=object)
-    for place, name in enumerate(names):
+def _parts(table: _Table) -> npt.NDArray[np.int8]:
+    """Which of `_PART_NAMES` each row is of, `[N]`; `DataError` for a name that is not that of a part."""
+    column = table.columns.get("split")
+    if column is None or not any(column.values):
+        return np.zeros(len(table.paths), dtype=np.int8)
+    for name in column.values:
         if name.lower() not in PARTS:
             raise table.refuse(
-                place, f"expected train, val or test as split, found {name or 'nothing'}; correct it"
+                column.first(name),
+                f"expected train, val or test as split, found {name or 'nothing'}; correct it",
             )
-    return np.array([PARTS[name.lower()] for name in names], dtype=object)
+    numbers = [_PART_NAMES.index(PARTS[name.lower()]) for name in column.values]
+    return np.array(numbers, dtype=np.int8)[column.numbers]
 
 
-def _refuse_if_all_missing(table: _Table, paths: list[str]) -> None:
+def _refuse_if_all_missing(table: _Table) -> None:
     """A file that is missing is left out later, like any that cannot be read; where none is there, the paths are wrong."""
     root = table.path.parent
-    if not any(_exists(root / path) for path in paths):
+    if not any(_exists(root / path) for path in table.paths):
         raise table.refuse(
             0,
-            f"expected an image at {root / paths[0]}, found none there nor in any other row; correct the paths",
+            f"expected an image at {root / table.paths[0]}, found none there nor in any other row; correct the paths",
         )
 
 
@@ -275,10 +363,10 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _carried(columns: dict[str, list[str]]) -> Iterator[tuple[str, list[str]]]:
+def _carried(columns: dict[str, Repeated]) -> Iterator[tuple[str, Repeated]]:
     """The columns that are kept beside paths and labels, if anything is in them."""
     return (
-        (name, values)
-        for name, values in columns.items()
-        if name not in (*_REQUIRED, "split") and any(values)
+        (name, column)
+        for name, column in columns.items()
+        if name not in ("label", "split") and any(column.values)
     )

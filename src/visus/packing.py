@@ -119,8 +119,8 @@ def pack_source(
         }
         index = _make_index(data, folder, parts, written)
         # Written last: that it is there says that all is.
-        with replacing(folder / INDEX_NAME) as temporary:
-            temporary.write_bytes(index.to_bytes())
+        with replacing(folder / INDEX_NAME) as temporary, temporary.open("wb") as file:
+            index.write(file)
     images = {name: len(each.rows) // 5 for name, each in written.items()}
     return Packed(folder, images, len(index.shards), int(index.stamps[:, 0].sum()), tuple(told.skipped))
 

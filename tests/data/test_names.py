@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from visus.data.files import FileImages
 from visus.data.images import Split
-from visus.data.names import Names, NamesBuilder, collect_names, join_names, read_names, take
+from visus.data.names import (
+    Names,
+    NamesBuilder,
+    collect_names,
+    join_names,
+    read_names,
+    separated,
+    take,
+)
 from visus.data.splitting import split_off
 
 # What names of files may be: any text, and bytes that are none.
@@ -39,7 +47,7 @@ def test_they_are_as_a_list_of_strings(plain, data):
         for each in (names, names.subset(places)):
             # One empty name is written as no names are.
             if list(each) != [""]:
-                assert read_names(each.separated()) == list(each)
+                assert read_names(b"".join(separated(each))) == list(each)
     both = join_names([names.subset(places), names])
     assert both == join_names([some, plain]) == some + plain
 

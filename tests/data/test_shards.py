@@ -1,6 +1,7 @@
 """The stored index of shards: what was written is read, and what is damaged is said."""
 
 import contextlib
+import io
 
 import numpy as np
 import pytest
@@ -37,11 +38,21 @@ def index(count=5, **changes):
     return ShardIndex(**{**given, **changes})
 
 
+def as_file(index):
+    file = io.BytesIO()
+    index.write(file)
+    return file.getvalue()
+
+
+def parse_bytes(content):
+    return parse_index(io.BytesIO(content), "here")
+
+
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_what_was_written_is_read(count):
     written = index(count)
-    read = parse_index(written.to_bytes(), "here")
-    assert read.to_bytes() == written.to_bytes()
+    read = parse_bytes(as_file(written))
+    assert as_file(read) == as_file(written)
     assert (list(read.paths), list(read.classes), read.skipped) == (
         list(written.paths),
         written.classes,
@@ -57,24 +68,28 @@ def test_images_of_two_parts_may_have_one_path():
 
 @given(st.binary(max_size=30), st.integers(0, 10**6))
 def test_a_damaged_index_is_a_sentence(noise, seed):
-    content = bytearray(index().to_bytes())
+    content = bytearray(as_file(index()))
     place = seed % len(content)
     content[place : place + len(noise)] = noise
     with contextlib.suppress(DataError):
-        assert len(parse_index(bytes(content), "here").paths) == 5
+        assert len(parse_bytes(content).paths) == 5
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", index().to_bytes()[:300], index().to_bytes()[:-30]])
+@pytest.mark.parametrize("content", [b"", b"PK", as_file(index())[:300], as_file(index())[:-30]])
 def test_what_is_no_index_is_said_in_a_sentence(content):
     with pytest.raises(
         DataError, match=r"^here: cannot be read as an index of shards \(.*\); remove it, and the"
     ):
-        parse_index(content, "here")
+        parse_bytes(content)
 
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("shard", 2), ("shard", -1), ("offset", 10**6), ("label", 3), ("part", 3), ("length", -1)],
+    [
+        *(("shard", 2), ("shard", -1), ("offset", 10**6), ("label", 3), ("part", 3), ("length", -1)),
+        # What is too much for the memory that they take.
+        *(("shard", 2**32), ("label", 2**32), ("part", 256)),
+    ],
 )
 def test_numbers_that_lead_out_of_something_are_refused(column, value):
     rows = dict(index().rows)
@@ -82,7 +97,7 @@ def test_numbers_that_lead_out_of_something_are_refused(column, value):
     with pytest.raises(
         DataError, match=r"here: cannot be read as an index of shards .*; remove it, and the shards"
     ):
-        parse_index(index(rows=rows).to_bytes(), "here")
+        parse_bytes(as_file(index(rows=rows)))
 
 
 def test_an_image_that_has_changed_in_its_shard_is_noticed(tmp_path):

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import tarfile
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
@@ -57,6 +58,25 @@ def shards(tmp_path):
 
 def files(part):
     return [part.images.source(place) for place in range(len(part))]
+
+
+def test_shards_are_listed_without_an_object_for_each_image(tmp_path):
+    """150 bytes an image at the most, besides a block of names, when they are read and when what was found is recalled."""
+    count, names = 20_000, [f"n{number % 97}/n{number % 97}_{number:07}" for number in range(20_000)]
+    for shard in range(20):
+        some = names[1000 * shard : 1000 * (shard + 1)]
+        samples = [each for name in some for each in ((f"{name}.jpg", b"x"), (f"{name}.cls", b"7"))]
+        write(tmp_path / f"{shard}.tar", [*samples, ("other.jpg", b"x"), ("other.cls", b"8")])
+    # What is imported on the way is none of it.
+    read_source(tmp_path / "0.tar")
+    gc.collect()
+    for spare in (2_000_000, 1_000_000):
+        tracemalloc.start()
+        try:
+            assert len(read_source(tmp_path).train) == count + 20
+            assert tracemalloc.get_traced_memory()[1] < 150 * count + spare
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from visus.data.decode import WAY, Pixels
 from visus.data.isolated import DecodeSettings
-from visus.data.names import NamesBuilder, find_names, read_names
+from visus.data.names import NamesBuilder, find_names, read_names, separated
 from visus.errors import UsageError
 from visus.files import replacing
 
@@ -226,7 +226,7 @@ class CacheWriter:
 
     def finish(self, about: dict[str, Any]) -> None:
         """The index, what the file is `about`, and the footer."""
-        rows, names = self._rows.table(), np.frombuffer(self._names.finish().separated(), np.uint8)
+        rows, names = self._rows.table(), np.frombuffer(b"".join(separated(self._names.finish())), np.uint8)
         reasons = json.dumps(self._reasons)
         buffer = io.BytesIO()
         np.savez(buffer, rows=rows, names=names, reasons=_as_bytes(reasons))

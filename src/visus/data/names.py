@@ -95,14 +95,6 @@ class Names(Sequence[str]):
         orders = [whole if part._order is None else part._order for part in parts]
         return Names(self._buffer, self._ends, np.concatenate(orders))
 
-    def separated(self) -> bytearray:
-        """As `read_names` reads them."""
-        joined, names = bytearray(), iter(self)
-        while some := list(itertools.islice(names, _AT_ONCE)):
-            joined += "\0".join([*some, ""]).encode(*_CODE)
-        del joined[-1:]
-        return joined
-
 
 def collect_names(names: Iterable[str]) -> Names:
     """`names` as `Names`; they are taken some at a time."""
@@ -152,8 +144,16 @@ class NamesBuilder:
         self._waiting.clear()
 
 
+def separated(names: Iterable[str]) -> Iterator[bytes]:
+    """Their bytes, with a zero byte after each but the last, in pieces; `read_names` reads them."""
+    iterator, before = iter(names), ""
+    while some := list(itertools.islice(iterator, _AT_ONCE)):
+        yield (before + "\0".join(some)).encode(*_CODE)
+        before = "\0"
+
+
 def read_names(joined: bytes | bytearray | memoryview) -> Names:
-    """Names that were written with a zero byte after each but the last; none where there are no bytes at all."""
+    """What `separated` gave, as a whole; none where there are no bytes at all."""
     if not joined:
         return collect_names([])
     buffer, ends = io.BytesIO(), [np.zeros(1, dtype=np.int64)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from visus.data.addresses import Place
 from visus.data.folders import IMAGE_SUFFIXES, PARTS
 from visus.data.images import Skipped
 from visus.data.names import NamesBuilder
+from visus.data.repeated import Repeated
 from visus.data.tars import DamagedTarError, compression_of, files_in
 from visus.errors import DataError
 
@@ -52,25 +52,46 @@ class ShardContent:
     paths: NamesBuilder = field(default_factory=NamesBuilder)
     numbers: array[int] = field(default_factory=lambda: array("q"))
     """Offset, length, position and number of the class of each image; -1 where that is not said."""
-    labels: list[str | None] = field(default_factory=list)
-    parts: list[str | None] = field(default_factory=list)
-    fields: list[dict[str, str]] = field(default_factory=list)
+    labels: Repeated = field(default_factory=Repeated)
+    parts: Repeated = field(default_factory=Repeated)
+    """Empty where that is not said, and so are the labels."""
+    fields: dict[str, Repeated] = field(default_factory=dict)
+    """By their names; each up to the last image that has it."""
     named: bool = False
     others: int = 0
     skipped: list[Skipped] = field(default_factory=list)
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     def add(self, sample: _Sample) -> None:
         """The next image."""
+        for name, text in sample.others.items():
+            self._field(name).add([text])
         self.paths.add([sample.path])
         said = (-1 if each is None else each for each in (sample.position, sample.number))
         self.numbers.extend((sample.offset, sample.length, *said))
-        self.labels.append(sample.label and sys.intern(sample.label))
-        self.parts.append(sample.part)
-        self.fields.append(sample.others or _NOTHING)
+        self.labels.add([sample.label or ""])
+        self.parts.add([sample.part or ""])
         self.named |= sample.named
 
+    def join(self, other: ShardContent) -> None:
+        """The images of another shard, which has none afterwards."""
+        for name, texts in other.fields.items():
+            self._field(name).join(texts)
+        self.paths.add(other.paths.finish())
+        self.numbers.extend(other.numbers)
+        self.labels.join(other.labels)
+        self.parts.join(other.parts)
+        self.named |= other.named
+        self.others += other.others
+        self.skipped += other.skipped
 
-_NOTHING: dict[str, str] = {}
+    def _field(self, name: str) -> Repeated:
+        """The texts of that name, up to the image that is added next."""
+        texts = self.fields.setdefault(name, Repeated())
+        texts.fill(len(self))
+        return texts
 
 
 def read_shard(place: Place, name: str, size: int) -> ShardContent:
@@ -156,7 +177,7 @@ def _add_labels(sample: _Sample, texts: dict[str, bytes]) -> None:
             raise ValueError(f"expected train, val or test as split, found {split}")
         sample.part = PARTS[split.lower()]
     sample.others = {
-        sys.intern(name): sys.intern(text)
+        name: text
         for name, value in fields.items()
         if name not in _KNOWN
         and isinstance(value, str | int | float)

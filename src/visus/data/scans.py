@@ -19,7 +19,8 @@ from visus.files import replacing
 def recall_scan(identity: str, names: Sequence[str], stamps: npt.NDArray[np.int64]) -> ShardIndex | None:
     """The index of shards that are as they were when it was kept: of the same `names [S]` and `stamps [S, 2]`."""
     with contextlib.suppress(OSError, DataError):
-        index = parse_index(_path(identity, names).read_bytes(), identity)
+        with _path(identity, names).open("rb") as file:
+            index = parse_index(file, identity)
         # A file system that tells no times cannot say that a shard is as it was.
         if list(index.shards) == list(names) and np.array_equal(index.stamps, stamps) and stamps[:, 1].all():
             return index
@@ -31,8 +32,8 @@ def keep_scan(identity: str, index: ShardIndex) -> None:
     with contextlib.suppress(OSError):
         path = _path(identity, index.shards)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(index.to_bytes())
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            index.write(file)
 
 
 def _path(identity: str, names: Sequence[str]) -> Path:

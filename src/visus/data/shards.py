@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
+import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +20,22 @@ import numpy.typing as npt
 from visus.data.addresses import Place
 from visus.data.decode import UndecodableError
 from visus.data.images import Column, Skipped
-from visus.data.names import Names, collect_names, read_names
+from visus.data.names import Names, collect_names, read_names, separated
+from visus.data.repeated import Repeated
 from visus.errors import DataError, one_line
 from visus.ops.rng import hash64
 
 PART_NAMES = ("train", "val", "test")
 INDEX_NAME = "index.npz"
 _FORMAT = 1
-_NUMBERS = ("shard", "offset", "length", "label", "part")
+_NUMBERS: dict[str, type[np.signedinteger[Any]]] = {
+    "shard": np.int32,
+    "offset": np.int64,
+    "length": np.int64,
+    "label": np.int32,
+    "part": np.int8,
+}
+"""The rows of an index, and what is enough for them in memory; in a file all are of 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class ShardIndex:
     """`[S, 2]`: size in bytes, and a number that changes when the file does; 0 where it was not known."""
     paths: Sequence[str]
     """`[N]`, what identifies each image."""
-    rows: Mapping[str, npt.NDArray[np.int64]]
+    rows: Mapping[str, npt.NDArray[np.signedinteger[Any]]]
     """`[N]` each: shard, offset, length, label and part (0 train, 1 val, 2 test)."""
     classes: Sequence[str]
     crcs: npt.NDArray[np.uint32] | None = None
@@ -63,9 +71,11 @@ class ShardIndex:
     @cached_property
     def has_twins(self) -> bool:
         """Whether a path is there more than once."""
-        return len(np.unique(hash64(0, "shards", self.paths))) < len(self.paths)
+        hashes = hash64(0, "shards", self.paths)
+        hashes.sort()
+        return bool((hashes[1:] == hashes[:-1]).any())
 
-    def to_bytes(self) -> bytes:
+    def write(self, file: IO[bytes]) -> None:
         """As the content of `index.npz`; `docs/pack.md` describes it."""
         document = {
             "format": _FORMAT,
@@ -76,30 +86,43 @@ class ShardIndex:
             "others": self.others,
             "skipped": [[each.path, each.reason] for each in self.skipped],
         }
-        arrays: dict[str, npt.NDArray[Any]] = dict(self.rows) | {
-            "stamps": self.stamps,
-            "paths": _as_bytes(self.paths),
-        }
-        if self.crcs is not None:
-            arrays["crc"] = self.crcs
-        for place, values in enumerate(self.columns.values()):
-            arrays[f"column{place}"] = _as_bytes(values)
-        buffer = io.BytesIO()
-        arrays["document"] = np.frombuffer(json.dumps(document).encode(), dtype=np.uint8)
-        np.savez(buffer, allow_pickle=False, **arrays)
-        return buffer.getvalue()
+        # As `numpy.savez` does it, which wants to have all at once.
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, values in self.rows.items():
+                _write_array(archive, name, values.astype(np.int64))
+            _write_array(archive, "stamps", self.stamps)
+            _write_texts(archive, "paths", self.paths)
+            if self.crcs is not None:
+                _write_array(archive, "crc", self.crcs)
+            for place, texts in enumerate(self.columns.values()):
+                _write_texts(archive, f"column{place}", texts)
+            _write_texts(archive, "document", [json.dumps(document)])
 
 
-def parse_index(content: bytes, origin: str) -> ShardIndex:
-    """The index in the bytes of a file; `DataError` naming `origin` where it is damaged, or of a later format."""
+def _write_array(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+        np.lib.format.write_array(entry, array, allow_pickle=False)
+
+
+def _write_texts(archive: zipfile.ZipFile, name: str, texts: Iterable[str]) -> None:
+    """As an array of bytes."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (sum(map(len, separated(texts))),)}
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+        np.lib.format.write_array_header_1_0(entry, header)
+        for piece in separated(texts):
+            entry.write(piece)
+
+
+def parse_index(file: IO[bytes], origin: str) -> ShardIndex:
+    """The index in a file; `DataError` naming `origin` where it is damaged, or of a later format."""
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        with np.load(file, allow_pickle=False) as arrays:
             document = json.loads(arrays["document"].tobytes())
             if document["format"] != _FORMAT:
                 raise DataError(
                     f"{origin}: expected format {_FORMAT}, found {document['format']}; update visus"
                 )
-            rows = {name: arrays[name].astype(np.int64) for name in _NUMBERS}
+            rows = {name: _narrowed(arrays[name], kind) for name, kind in _NUMBERS.items()}
             count = len(rows["shard"])
             index = ShardIndex(
                 document["shards"],
@@ -109,7 +132,7 @@ def parse_index(content: bytes, origin: str) -> ShardIndex:
                 document["classes"],
                 arrays["crc"].astype(np.uint32) if "crc" in arrays else None,
                 {
-                    name: np.array(list(_as_names(arrays[f"column{place}"], count)), dtype=object)
+                    name: Repeated(_as_names(arrays[f"column{place}"], count)).texts()
                     for place, name in enumerate(document["columns"])
                 },
                 int(document["channels"]),
@@ -126,6 +149,14 @@ def parse_index(content: bytes, origin: str) -> ShardIndex:
             f"{origin}: cannot be read as an index of shards ({reason}); remove it, and the shards are read instead"
         ) from None
     return index
+
+
+def _narrowed(values: npt.NDArray[Any], kind: type[np.signedinteger[Any]]) -> Any:
+    """`values` as numbers of that kind; `ValueError` for some that it does not have."""
+    narrowed = values.astype(kind)
+    if not np.array_equal(narrowed, values):
+        raise ValueError("numbers out of range")
+    return narrowed
 
 
 def _check(index: ShardIndex) -> None:
@@ -162,9 +193,11 @@ class ShardArchive:
         if (twins := np.flatnonzero(self._hashes[1:] == self._hashes[:-1])).size:
             twin = names[order[twins[0] + 1]]
             raise DataError(f"{identity}: expected each image once, found {twin} twice; pack it again")
-        self._shard = index.rows["shard"][order].astype(np.int32)
+        self._shard: npt.NDArray[np.int32] = index.rows["shard"][order].astype(np.int32)
         self._offsets = index.rows["offset"][order]
-        self._lengths = np.minimum(index.rows["length"][order], 2**32 - 1).astype(np.uint32)
+        self._lengths: npt.NDArray[np.uint32] = np.minimum(index.rows["length"][order], 2**32 - 1).astype(
+            np.uint32
+        )
         self._crcs = None if index.crcs is None else index.crcs[order]
         self._seen: set[tuple[int, int]] = set()
 
@@ -212,13 +245,9 @@ class ShardArchive:
         self._seen.add(seen)
 
 
-def _as_bytes(texts: Iterable[str]) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(collect_names(texts).separated(), dtype=np.uint8)
-
-
 def _as_names(content: npt.NDArray[np.uint8], count: int) -> Names:
     # One empty name is no bytes, and so is none.
-    names = read_names(content.tobytes()) if content.size else collect_names([""] * min(count, 1))
+    names = read_names(content.data) if content.size else collect_names([""] * min(count, 1))
     if len(names) != count:
         raise ValueError("lengths differ")
     return names

@@ -5,19 +5,21 @@ They are listed by one pass over the headers, and over the labels, of every shar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from visus.data.addresses import Place, expand_braces, is_address
 from visus.data.folders import Listing, parts_by_name, refuse_lookalikes
-from visus.data.images import Skipped
-from visus.data.names import collect_names, join_names, take
+from visus.data.images import Labels, Skipped
+from visus.data.names import Index, take
+from visus.data.repeated import Repeated
 from visus.data.samples import PLAIN, ShardContent, read_shard
 from visus.data.scans import keep_scan, recall_scan
 from visus.data.shards import INDEX_NAME, PART_NAMES, ShardIndex, parse_index
@@ -26,6 +28,8 @@ from visus.data.tars import COMPRESSED_SUFFIXES
 from visus.errors import DataError, first_of
 
 SHARD_SUFFIX = ".tar"
+_MOST_CLASSES = 10**9
+"""More than any number has that is read as that of a class."""
 _AT_ONCE = 8
 """Shards that are read at a time: most of it is waiting for somebody else's machine."""
 
@@ -75,7 +79,8 @@ def read_index(source: ShardSource) -> ShardIndex:
     """Where the images of the shards are, and what is known of them; `DataError` for shards that do not fit together."""
     if source.indexed:
         origin = source.place.url(INDEX_NAME)
-        index = parse_index(source.place.read(INDEX_NAME), origin)
+        with _open_index(source.place) as file:
+            index = parse_index(file, origin)
         if missing := set(index.shards) ^ set(source.names) if source.names else set():
             raise DataError(
                 f"{origin}: expected the shards that it lists, found {first_of(sorted(missing), 3)} not in both; pack them again"
@@ -85,10 +90,16 @@ def read_index(source: ShardSource) -> ShardIndex:
         stamps = np.array(list(pool.map(source.place.stamp, source.names)), dtype=np.int64).reshape(-1, 2)
         if (known := recall_scan(source.identity, source.names, stamps)) is not None:
             return known
-        found = list(pool.map(read_shard, repeat(source.place), source.names, stamps[:, 0].tolist()))
-    index = _make_index(source, stamps, found)
+        found = pool.map(read_shard, repeat(source.place), source.names, stamps[:, 0].tolist())
+        # What was found is held no longer than it takes to make the index of it.
+        index = _make_index(source, stamps, *_joined(found))
     keep_scan(source.identity, index)
     return index
+
+
+def _open_index(place: Place) -> IO[bytes]:
+    """Not every server lets parts of a file be read."""
+    return place.open(INDEX_NAME) if place.is_local else io.BytesIO(place.read(INDEX_NAME))
 
 
 def listings(index: ShardIndex, *, stored: bool) -> dict[str, Listing]:
@@ -104,72 +115,92 @@ def listings(index: ShardIndex, *, stored: bool) -> dict[str, Listing]:
         parts[name] = Listing(
             classes=[index.classes[int(label)] for label in present],
             paths=take(index.paths, places),
-            labels=np.searchsorted(present, labels).tolist(),
+            labels=np.searchsorted(present, labels),
             others=index.others if not parts else 0,
             columns={column: values[places] for column, values in index.columns.items()},
         )
     return parts
 
 
-def _make_index(source: ShardSource, stamps: Any, found: Sequence[ShardContent]) -> ShardIndex:
-    by_name = parts_by_name(source.names, source.identity)
-    named = [shard.paths.finish() for shard in found]
-    paths = join_names(named) if named else collect_names([])
-    labels = [label for shard in found for label in shard.labels]
-    numbers = np.concatenate([np.empty(0, np.int64), *(np.array(each.numbers) for each in found)]).reshape(
-        -1, 4
-    )
-    shards = np.repeat(np.arange(len(found)), [len(each) for each in named])
-    parts = [part or by_name[number] for number, each in enumerate(found) for part in each.parts]
-    fields = [each for shard in found for each in shard.fields]
-    skipped = [each for shard in found for each in shard.skipped]
+def _joined(found: Iterable[ShardContent]) -> tuple[ShardContent, list[int]]:
+    """What was found in all shards, and how many images in each."""
+    whole, counts = ShardContent(), []
+    for shard in found:
+        counts.append(len(shard))
+        whole.join(shard)
+    return whole, counts
+
+
+def _make_index(source: ShardSource, stamps: Any, found: ShardContent, counts: Sequence[int]) -> ShardIndex:
+    """The index of what was `found` in all shards, of which each has one of the `counts`."""
+    shards = np.repeat(np.arange(len(counts), dtype=np.int32), np.array(counts, dtype=np.int64))
+    parts = _part_numbers(found.parts, shards, parts_by_name(source.names, source.identity))
+    paths, labels = found.paths.finish(), found.labels
+    numbers = np.asarray(found.numbers).reshape(-1, 4)
     # Without a label anywhere the images may lie in class folders: all are kept, for somebody else to see.
-    order = np.array([place for place, label in enumerate(labels) if label is not None], dtype=np.int64)
-    labelled = bool(len(order))
-    if not labelled:
-        order = np.arange(len(labels))
-    elif len(order) < len(labels):
-        skipped += [
-            Skipped(path, "no label beside it")
-            for path, label in zip(paths, labels, strict=True)
-            if label is None
+    labelled = any(labels.values)
+    order = np.arange(len(labels))
+    if labelled and "" in labels.values:
+        has_label = labels.numbers != labels.values.index("")
+        found.skipped += [
+            Skipped(paths[place], "no label beside it") for place in np.flatnonzero(~has_label).tolist()
         ]
+        order = np.flatnonzero(has_label)
     if (numbers[order, 2] >= 0).all():
         # `visus pack` mixes the images of a part, and says where each one was.
         order = order[np.argsort(numbers[order, 2], kind="stable")]
-    number = sort_labels if any(each.named for each in found) else number_labels
-    indices, classes = number([labels[place] or "" for place in order])
+    indices, classes = _number(labels, order, number_labels if not found.named else sort_labels)
     indices, classes = _in_written_order(indices, classes, numbers[order, 3])
     refuse_lookalikes(classes, source.identity)
-    columns = sorted({name for each in fields for name in each})
+    for column in found.fields.values():
+        column.fill(len(labels))
     return ShardIndex(
         source.names,
         stamps,
-        take(paths, order),
+        paths if np.array_equal(order, np.arange(len(paths))) else take(paths, order),
         {
             "shard": shards[order],
             "offset": numbers[order, 0],
             "length": numbers[order, 1],
             "label": indices,
-            "part": np.array([PART_NAMES.index(parts[place]) for place in order], dtype=np.int64),
+            "part": parts[order],
         },
         classes if labelled else (),
-        columns={
-            name: np.array([fields[place].get(name, "") for place in order], dtype=object) for name in columns
-        },
-        others=sum(shard.others for shard in found),
-        skipped=tuple(skipped),
+        columns={name: found.fields[name].texts()[order] for name in sorted(found.fields)},
+        others=found.others,
+        skipped=tuple(found.skipped),
     )
 
 
+def _part_numbers(
+    told: Repeated, shards: npt.NDArray[np.int32], by_name: Sequence[str]
+) -> npt.NDArray[np.int8]:
+    """Which of `PART_NAMES` each image is of, `[N]`: what it is `told` to be, else what the name of its shard says."""
+    own = np.array([PART_NAMES.index(name) if name else -1 for name in told.values], dtype=np.int8)
+    of_shards = np.array([PART_NAMES.index(name) for name in by_name], dtype=np.int8)
+    found = own[told.numbers]
+    return np.where(found < 0, of_shards[shards], found)
+
+
+def _number(
+    labels: Repeated, order: Index, number: Callable[[Sequence[str]], tuple[Labels, list[str]]]
+) -> tuple[npt.NDArray[np.int32], list[str]]:
+    """The classes by `number`, which is asked once of each label, and the indices into them of the images in `order`."""
+    values = [each for each in labels.values if each] or labels.values
+    numbers, classes = number(values)
+    indices = dict(zip(values, numbers.tolist(), strict=True))
+    of_values = np.array([indices.get(each, 0) for each in labels.values], dtype=np.int32)
+    return of_values[labels.numbers[order]], classes
+
+
 def _in_written_order(
-    indices: npt.NDArray[np.int64], classes: list[str], numbers: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], list[str]]:
+    indices: npt.NDArray[np.int32], classes: list[str], numbers: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int32], list[str]]:
     """Indices and classes in the order of the `numbers [N]` beside the names, if each class has one of its own."""
     if not len(numbers) or (numbers < 0).any():
         return indices, classes
-    pairs = np.unique(np.stack([indices, numbers]), axis=1)
+    pairs = np.stack(np.divmod(np.unique(indices.astype(np.int64) * _MOST_CLASSES + numbers), _MOST_CLASSES))
     if pairs.shape[1] != len(classes) or len(np.unique(pairs[1])) != len(classes):
         return indices, classes
     order = np.argsort(pairs[1])
-    return np.argsort(order)[indices], [classes[place] for place in order]
+    return np.argsort(order).astype(np.int32)[indices], [classes[place] for place in order]

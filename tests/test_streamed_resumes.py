@@ -15,12 +15,24 @@ from PIL import Image
 
 from visus import finishing, training
 from visus.checkpoint import load_checkpoint
-from visus.config import make_config
+from visus.config import make_config, write_config
 from visus.recording import RunRecorder
 from visus.runs import RunFolder, open_run
 
 DURATIONS = ("seconds", "images_per_second")
 WAYS = list(itertools.product(("off", "ram", "disk"), (0, 2, 4)))
+
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from visus import training
+from visus.config import make_config, read_config
+from visus.recording import RunRecorder
+
+RunRecorder.due = lambda recorder, step: step < 8 or os.kill(os.getpid(), signal.SIGKILL)
+training.train(make_config(**read_config(Path(sys.argv[1]))))
+"""
 
 
 class Killed(BaseException):
@@ -101,6 +113,20 @@ def check(monkeypatch, tmp_path, folder, whole, ways, steps):
 def test_a_streamed_run_goes_on_with_other_workers_and_from_a_cache(monkeypatch, tmp_path, folder, whole):
     ways = [("off", 2), ("off", 0), ("off", 4), ("disk", 1)]
     check(monkeypatch, tmp_path, folder, whole, ways, [3, 9, 14])
+
+
+@pytest.mark.parametrize(("first", "second"), [(("off", 2), ("disk", 0)), (("ram", 0), ("off", 2))], ids=str)
+def test_what_the_system_kills_goes_on_in_any_other_way(tmp_path, folder, whole, first, second):
+    write_config(config(folder, tmp_path, *first), tmp_path / "config.yaml")
+    killed = subprocess.run(
+        [sys.executable, "-c", DYING, tmp_path / "config.yaml"], capture_output=True, text=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run = RunFolder(tmp_path / "run")
+    # Of the last step before that the checkpoint may not be whole.
+    assert 0 < load_checkpoint(run.last).document["step"] < 8
+    training.resume(str(run.path), cache=second[0], workers=second[1])
+    assert outcome(run.path) == whole
 
 
 @pytest.mark.slow

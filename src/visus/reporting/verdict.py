@@ -16,9 +16,9 @@ from visus.reporting.wording import count, isolated, part_name, percent, percent
 
 Tone = Literal["good", "doubtful", "bad", "unknown"]
 _CALIBRATED = 0.02
+"""Of the calibration error: two points between what is said and what is so disturb few decisions."""
 _UNTOLD = 0.1
 """A calibration error that may be as large is not called small, whatever it came to."""
-"""Of the calibration error: two points between what is said and what is so disturb few decisions."""
 _TONES: dict[str, Tone] = {"high": "bad", "medium": "doubtful"}
 _GRAVE: tuple[tuple[Tone, str], ...] = (
     ("bad", "The data has faults that matter"),

@@ -120,6 +120,21 @@ def test_a_cell_of_the_confusion_matrix_opens_the_images_behind_it(opened):
     assert dialog.count() == 0
 
 
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [(1, "1"), (2, "1 2"), (3, "1 2 3"), (10, "2 4 6 8 10"), (100, "20 40 60 80 100")],
+)
+def test_curves_have_ticks_at_whole_epochs(browser, tmp_path, epochs, expected):
+    report = write_report([make_run(tmp_path / "run", ["a", "b"], epochs=epochs)])
+    with watched(browser, report.as_uri()) as page:
+        keep_screenshot(page, f"report-epochs-{epochs}")
+        texts = [
+            chart.locator('text[text-anchor="middle"]').all_text_contents()
+            for chart in page.locator(".chart svg").all()
+        ]
+    assert [ticks for *ticks, name in texts if name.startswith("Epoch")] == [expected.split()] * 4
+
+
 @pytest.fixture(scope="module")
 def looked_into(tmp_path_factory):
     """The page of a run that was trained, on images of which one class has a name that is markup."""

@@ -28,9 +28,9 @@ function trim(value, digits) {
   return (Number(value.toFixed(digits)) + 0).toLocaleString("en", { maximumFractionDigits: digits });
 }
 
-/** Round numbers from `low` to `high`, about `wanted` of them. */
-function ticks(low, high, wanted) {
-  const rough = (high - low) / wanted || 1;
+/** Round numbers from `low` to `high`, about `wanted` of them, and `least` apart at least. */
+function ticks(low, high, wanted, least = 0) {
+  const rough = Math.max((high - low) / wanted || 1, least);
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= rough * 0.999);
   const found = [];
@@ -79,7 +79,7 @@ function drawChart(host, spec) {
     drawing.append(svg("text", { x: left - 8, y: py(value) + 4, "text-anchor": "end" }, yFormat(value)));
   }
   const whole = spec.xWhole !== false && !spec.xFormat;
-  const xTicks = xHigh === xLow ? [xLow] : ticks(xLow, xHigh, Math.min(8, width / 70)).filter((value) => !whole || Number.isInteger(value));
+  const xTicks = xHigh === xLow ? [xLow] : ticks(xLow, xHigh, Math.min(8, width / 70), whole ? 1 : 0);
   for (const value of xTicks) {
     drawing.append(svg("text", { x: px(value), y: height - bottom + 18, "text-anchor": "middle" }, xFormat(value)));
   }

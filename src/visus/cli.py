@@ -572,7 +572,7 @@ def audit(
     """Say what is wrong with the images and labels of DATA; nothing is changed."""
     from visus.auditing.findings import write_findings, write_fix_list
     from visus.auditing.whole import audit
-    from visus.display import CONTROLS, Display
+    from visus.display import Display
 
     with Display(quiet=quiet) as display:
         found = audit(
@@ -593,7 +593,7 @@ def audit(
     if as_json:
         _print_json(found.to_json())
     else:
-        typer.echo(found.to_text().translate(CONTROLS))
+        typer.echo(found.to_text())
     return 1 if found.findings else 0
 
 

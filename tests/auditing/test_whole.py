@@ -230,5 +230,5 @@ def test_names_move_no_cursor_and_break_no_line(tmp_path):
     )
     assert done.returncode == 1
     assert r"red\x1b[31m/0.png" in done.stdout
-    assert "two lines/1.png" in done.stdout
+    assert r"two\x0alines/1.png" in done.stdout
     assert "\x1b" not in done.stdout

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from visus.display import plural
+from visus.display import ONE_LINE, plural
 from visus.tables import writing_table
 
 Kind = Literal[
@@ -125,7 +125,7 @@ class Audit:
         for kind, count in self.counts().items():
             lines += ["", f"{kind} ({count}). {_MEANING[kind]}"]
             some = [each for each in self.findings if each.kind == kind]
-            lines += [f"  {each.severity}: {' '.join(each.message.splitlines())}" for each in some[:most]]
+            lines += [f"  {each.severity}: {each.message.translate(ONE_LINE)}" for each in some[:most]]
             lines += [f"  and {count - most} more"] * (count > most)
             lines += [f"  {_ADVICE[kind]}"]
         if hidden := sum(max(0, count - most) for count in self.counts().values()):

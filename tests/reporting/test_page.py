@@ -282,6 +282,8 @@ def test_each_run_is_read_once_and_the_reasons_of_those_that_cannot_be_compared_
         make_run(tmp_path / name, list("abcd"), source=source, wrong=0.3, seed=len(name))
     make_run(tmp_path / "undone", list("abcd"), done=1)
     make_run(tmp_path / "other", ["x", "y"])
+    make_run(tmp_path / "damaged", list("abcd"))
+    (tmp_path / "damaged" / "evaluation.json").write_text("{")
     times = Counter()
 
     def counted(path, read=visus.tested_runs.read_run):
@@ -289,9 +291,9 @@ def test_each_run_is_read_once_and_the_reasons_of_those_that_cannot_be_compared_
         return read(path)
 
     monkeypatch.setattr("visus.tested_runs.read_run", counted)
-    names = ["first", "second", "undone", "third", "other", "first"]
-    second, undone, third, other, again = differences([read_run(tmp_path / name) for name in names])
-    assert times == {"first": 2, "second": 1, "undone": 1, "third": 1, "other": 1}
+    names = ["first", "second", "undone", "third", "other", "damaged", "first"]
+    second, undone, third, other, damaged, again = differences([read_run(tmp_path / name) for name in names])
+    assert times == {"first": 2, "second": 1, "undone": 1, "third": 1, "other": 1, "damaged": 1}
     monkeypatch.undo()
     for found, name in ((second, "second"), (third, "third")):
         (alone,) = compare_runs([tmp_path / "first", tmp_path / name]).pairs
@@ -300,6 +302,7 @@ def test_each_run_is_read_once_and_the_reasons_of_those_that_cannot_be_compared_
     assert other.startswith(
         f"not comparable: {tmp_path / 'first'} and {tmp_path / 'other'}: expected the same"
     )
+    assert damaged.startswith("not comparable: evaluation.json: cannot be read: ")
     assert again == "not comparable: expected at least two different runs to compare; name each once"
     assert differences([read_run(tmp_path / name) for name in ("undone", "first")]) == [
         f"not comparable: {tmp_path / 'undone'}: {undone.removeprefix('not comparable: ')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -79,7 +80,7 @@ def _reason(first: TestedRun, other: TestedRun | str, results: RunResults) -> st
     from visus.comparison import TOO_FEW, refuse_other_images
 
     if isinstance(other, str):
-        return other.removeprefix(str(results.path)).lstrip(": ")
+        return other.removeprefix(str(results.path)).lstrip(f": {os.sep}")
     if other.folder.path.resolve() == first.folder.path.resolve():
         return TOO_FEW
     try:

@@ -10,12 +10,14 @@ from visus.comparison import compare_runs, leaderboard
 from visus.comparison_tables import describe_comparison, describe_leaderboard
 from visus.errors import DataError, UsageError
 from visus.tables import writing_table
-from visus.tested_runs import find_runs
+from visus.tested_runs import find_runs, read_run
 
 LABELS = list(np.random.default_rng(0).choice(list("abc"), 200))
 
 
-def make_run(folder, seed=0, accuracy=0.9, *, labels=LABELS, suffix=".csv", fingerprint="x", lr=0.1):
+def make_run(
+    folder, seed=0, accuracy=0.9, *, labels=LABELS, suffix=".csv", fingerprint="x", lr=0.1, groups=None
+):
     """A run's folder as training leaves it, as far as comparisons look at it."""
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True)
@@ -35,7 +37,17 @@ def make_run(folder, seed=0, accuracy=0.9, *, labels=LABELS, suffix=".csv", fing
     (folder / "evaluation.json").write_text(
         json.dumps({"split": "test", "loss": 0.5, "fingerprint": fingerprint})
     )
+    if groups is not None:
+        write_split(folder, labels, groups)
     return right
+
+
+def write_split(folder, labels, groups):
+    """As training does; images to train on may have the same names, and none needs to be in the order of the predictions."""
+    tested = [(f"{place:03}.png", label, "test", groups[place]) for place, label in enumerate(labels)]
+    trained = [(name, label, "train", "other") for name, label, *_ in tested]
+    with writing_table(folder / "split.csv", ["path", "label", "split", "group"]) as write:
+        write([*trained, *reversed(tested)])
 
 
 def test_a_pair_is_what_a_table_of_both_says(tmp_path):
@@ -58,6 +70,107 @@ def test_a_pair_is_what_a_table_of_both_says(tmp_path):
     assert {"run", "accuracy", "accuracy_ci95"} <= set(document["runs"][0])
     names = ["a", "b", "n", "difference", "difference_ci95", "mcnemar_p", "flipped"]
     assert set(names) <= set(document["pairs"][0])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_groups_are_counted_where_images_share_one(tmp_path, suffix):
+    groups = ["", *(f"patient {place // 4}" for place in range(1, 200))]
+    a = make_run(tmp_path / "a", 0, 0.8, suffix=suffix, groups=groups)
+    b = make_run(tmp_path / "b", 1, 0.9, lr=0.2)
+    found = compare_runs([tmp_path / "a", tmp_path / "b"])
+    (pair,) = found.pairs
+    # The first image, which has no group, is one, and the three beside it are another.
+    assert pair.groups == 51
+    difference = b.astype(int) - a
+    sums = np.bincount([0, *(1 + place // 4 for place in range(1, 200))], difference)
+    flipped = stats.permutation_test(
+        (sums, np.zeros(51)),
+        lambda one, other, axis: (one - other).sum(axis=axis),
+        permutation_type="samples",
+        n_resamples=20_000,
+        rng=np.random.default_rng(0),
+    )
+    assert pair.mcnemar_p == pytest.approx(flipped.pvalue, abs=0.01)
+    assert pair.mcnemar_mid_p < pair.mcnemar_p
+    mean = difference.mean()
+    sizes = np.bincount([0, *(1 + place // 4 for place in range(1, 200))])
+    half = stats.t.ppf(0.975, 50) * np.sqrt(((sums - mean * sizes) ** 2).sum() * 51 / 50) / 200
+    assert pair.difference_ci95 == pytest.approx((mean - half, mean + half), abs=0.1 * half)
+    for each in pair.per_class:
+        (place,) = np.nonzero(np.array(LABELS) == each["name"])
+        assert each["difference"] == difference[place].mean()
+        assert each["ci95"][0] < each["difference"] < each["ci95"][1]
+    # Of both runs, though one alone knows the groups.
+    for correct, row in zip((a, b), found.to_json()["runs"], strict=True):
+        sums = np.bincount([0, *(1 + place // 4 for place in range(1, 200))], correct - correct.mean())
+        near = stats.t.ppf(0.975, 50) * np.sqrt((sums**2).sum() * 51 / 50) / 200
+        low, high = row["accuracy_ci95"]
+        assert high - low == pytest.approx(2 * near, rel=0.1)
+    text = describe_comparison(found)
+    assert "on the same 200 images of 51 groups, which intervals and p-values count:" in text
+    assert f"McNemar over groups, p = {pair.mcnemar_p:.3g}" in text
+    assert json.loads(json.dumps(found.to_json()))["pairs"][0]["groups"] == 51
+    assert "200 images (test) of 51 groups, which" in describe_leaderboard(
+        leaderboard(find_runs(tmp_path))[0]
+    )
+
+
+def test_groups_that_speak_as_one_are_not_taken_for_their_images(tmp_path):
+    labels, groups = ["a", "b"] * 100, [str(place // 20) for place in range(200)]
+    runs = [make_run(tmp_path / name, 0, 1.0, labels=labels, lr=lr) for name, lr in (("a", 1), ("b", 2))]
+    assert all(each.all() for each in runs)
+    table = tmp_path / "a" / "predictions.csv"
+    lines = table.read_text().split("\n")
+    # Four whole groups are wrong in one run, so that all their images are right with the other alone.
+    lines[1:81] = [line.replace(",a,a", ",a,b").replace(",b,b", ",b,a") for line in lines[1:81]]
+    table.write_text("\n".join(lines))
+    (pair,) = compare_runs([tmp_path / "a", tmp_path / "b"]).pairs
+    assert (pair.groups, pair.only_b) == (None, 80)
+    assert pair.mcnemar_p < 1e-20
+    narrow = pair.difference_ci95
+    write_split(tmp_path / "b", labels, groups)
+    (pair,) = compare_runs([tmp_path / "a", tmp_path / "b"]).pairs
+    assert (pair.groups, pair.mcnemar_p) == (10, pytest.approx(2 / 2**4))
+    assert pair.difference_ci95[0] < 0 < narrow[0]
+    assert [each["p"] for each in pair.per_class] == pytest.approx([2 / 2**4] * 2)
+    assert pair.detectable > 0.3
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [(["p"] * 200, "all of one group"), ([""] * 200, "images:"), (list(map(str, range(200))), "images:")],
+)
+def test_groups_that_tell_nothing_leave_the_figures_as_they_are(tmp_path, groups, said):
+    for name, seed in (("a", 0), ("b", 1)):
+        make_run(tmp_path / name, seed, lr=seed + 1)
+    (plain,) = compare_runs([tmp_path / "a", tmp_path / "b"]).pairs
+    write_split(tmp_path / "a", LABELS, groups)
+    found = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert found.pairs == [plain]
+    assert plain.groups is None
+    assert said in describe_comparison(found).partition("\n")[0]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_name_that_is_no_text_finds_its_group_in_either_kind_of_table(tmp_path, suffix):
+    make_run(tmp_path / "a")
+    (tmp_path / "a" / "predictions.csv").unlink()
+    names = ["caf\udce9.png", "b.png", "c.png"]
+    with writing_table(tmp_path / "a" / f"predictions{suffix}", ["path", "label", "prediction"]) as write:
+        write([(name, "a", "a") for name in names])
+    with writing_table(tmp_path / "a" / "split.csv", ["path", "label", "split", "group"]) as write:
+        write([(name, "a", "test", group) for name, group in zip(names, ["p", "q", "p"], strict=True)])
+    run = read_run(tmp_path / "a")
+    assert dict(zip(run.paths, run.groups, strict=True))["b.png"] == "q"
+    assert run.units.tolist() == [0, 1, 1]
+
+
+def test_a_list_of_the_images_that_is_damaged_is_named(tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        make_run(tmp_path / name, seed)
+    (tmp_path / "b" / "split.csv").write_text("path,group\n000.png,p\n")
+    with pytest.raises(DataError, match=r"split\.csv: expected a column split"):
+        compare_runs([tmp_path / "a", tmp_path / "b"])
 
 
 def test_seeds_of_the_same_settings_are_pooled(tmp_path):
@@ -91,6 +204,24 @@ def test_pools_that_are_equally_good_are_seldom_told_apart(tmp_path):
         low, high = _pool_pair([runs[:3], runs[3:]], 0, 1).difference_ci95
         outside += not low <= 0 <= high
     assert outside <= 0.06 * 400
+
+
+def test_pools_count_groups(tmp_path):
+    groups = [str(place // 4) for place in range(200)]
+    made = {}
+    for seed in range(2):
+        made[f"a{seed}"] = make_run(tmp_path / f"a{seed}", seed, 0.8, groups=groups)
+        made[f"b{seed}"] = make_run(tmp_path / f"b{seed}", 10 + seed, 0.95, lr=0.2, groups=groups)
+    (pair,) = compare_runs(sorted(tmp_path.iterdir())).pool_pairs
+    difference = (made["b0"] + 0.0 + made["b1"] - made["a0"] - made["a1"]) / 2
+    sums = np.add.reduceat(difference, np.arange(0, 200, 4))
+    terms = [(sums.var(ddof=1) * 50 / 200**2, 49)]
+    for name in "ab":
+        terms.append((np.var([made[f"{name}{seed}"].mean() for seed in range(2)], ddof=1) / 2, 1))
+    variance = sum(each for each, _ in terms)
+    freedom = variance**2 / sum(each**2 / degrees for each, degrees in terms)
+    expected = stats.t.interval(0.95, freedom, difference.mean(), np.sqrt(variance))
+    assert pair.difference_ci95 == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from visus.data.files import FileImages
 from visus.errors import UsageError
 from visus.models.build import build_model
 from visus.scoring import Wanted
+from visus.tested_runs import read_run
 from visus.testing import evaluate_checkpoint
 from visus.training import train
 from visus.unlabelled import open_unlabelled, predict_unlabelled
@@ -115,6 +116,8 @@ def test_a_run_counts_groups_at_its_end_as_an_evaluation_of_it_does(grouped, tmp
     run = train(make_config(data=str(table), out=str(tmp_path), **settings))
     written = json.loads(Path(run.run, "evaluation.json").read_text())
     assert (written["split"], written["groups"], written["ci_method"]) == (split, groups, "bootstrap")
+    units = read_run(run.run).units
+    assert (len(units), units.max() + 1) == (written["n"], groups)
     loaded = load_checkpoint(Path(run.checkpoints["best"]))
     for asked in (None, "group"):
         assert (

@@ -1,6 +1,6 @@
 """What `visus compare` does: which of several runs is better on the same test images, and whether that is more than chance.
 
-It reads run folders only: `config.yaml`, `evaluation.json` and the table of predictions. `N` images.
+It reads run folders only: `config.yaml`, `evaluation.json`, the groups in `split.csv` and the table of predictions. `N` images.
 """
 
 from __future__ import annotations
@@ -19,10 +19,19 @@ from scipy import stats
 
 from visus.errors import DataError, UsageError, first_of
 from visus.ops.intervals import Interval
-from visus.ops.paired import cohens_kappa, detectable_difference, mcnemar, paired_interval
+from visus.ops.paired import (
+    Ints,
+    cohens_kappa,
+    detectable_difference,
+    grouped_mcnemar,
+    mcnemar,
+    paired_interval,
+    worth,
+)
+from visus.ops.resampling import Units
 from visus.ops.significance import holm
 from visus.runs import RunFolder
-from visus.tested_runs import Bools, TestedRun, read_run, row_of
+from visus.tested_runs import TestedRun, read_run, rows_of, units_of_runs
 
 TOO_FEW = "expected at least two different runs to compare; name each once"
 
@@ -34,10 +43,12 @@ class Pair:
     a: str
     b: str
     n: int
+    groups: int | None
+    """How many groups of images intervals and p-values count; `None` where they count images."""
     difference: float
     difference_ci95: Interval
     mcnemar_p: float
-    """Exact."""
+    """Exact; over groups by `grouped_mcnemar`."""
     mcnemar_mid_p: float
     p_adjusted: float
     """The exact one, by Holm's method for all pairs."""
@@ -93,7 +104,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """The document of `visus compare --json`."""
         return {
-            "runs": [row_of(run) for run in self.runs],
+            "runs": rows_of(self.runs),
             "pairs": [vars(pair) for pair in self.pairs],
             "pools": [vars(pool) for pool in self.pools],
             "pool_pairs": [vars(pair) for pair in self.pool_pairs],
@@ -112,10 +123,11 @@ def compare_runs(paths: Sequence[str | os.PathLike[str]]) -> Comparison:
 
 def compare_tested(runs: Sequence[TestedRun], *, with_first_only: bool = False) -> Comparison:
     """As `compare_runs`, of runs that were read; with `with_first_only` each with the first."""
+    units = units_of_runs(runs)
     couples = (
         itertools.combinations(runs, 2) if not with_first_only else ((runs[0], each) for each in runs[1:])
     )
-    found = [_pair(a, b) for a, b in couples]
+    found = [_pair(a, b, units) for a, b in couples]
     adjusted = holm([each["mcnemar_p"] for each in found])
     pairs = [Pair(**each, p_adjusted=float(p)) for each, p in zip(found, adjusted, strict=True)]
     members: dict[str, list[TestedRun]] = {}
@@ -125,7 +137,10 @@ def compare_tested(runs: Sequence[TestedRun], *, with_first_only: bool = False) 
     several = len(pools) > 1 and any(len(each) > 1 for each in pools)
     places = itertools.combinations(range(len(pools)), 2) if several and not with_first_only else ()
     return Comparison(
-        list(runs), pairs, [_pool(each) for each in pools], [_pool_pair(pools, a, b) for a, b in places]
+        list(runs),
+        pairs,
+        [_pool(each) for each in pools],
+        [_pool_pair(pools, a, b, units) for a, b in places],
     )
 
 
@@ -161,50 +176,70 @@ def refuse_other_images(run: TestedRun, other: TestedRun) -> None:
     )
 
 
-def _pair(a: TestedRun, b: TestedRun) -> dict[str, Any]:
-    only_a, only_b = a.correct & ~b.correct, b.correct & ~a.correct
-    first, second = int(only_a.sum()), int(only_b.sum())
+def _pair(a: TestedRun, b: TestedRun, units: Units | None) -> dict[str, Any]:
+    difference = b.correct.astype(np.int64) - a.correct
+    only_a, only_b = _alone(difference)
     same = np.array(a.predictions) == np.array(b.predictions)
     return {
         "a": a.name,
         "b": b.name,
         "n": a.n,
-        "difference": (second - first) / a.n,
-        "difference_ci95": paired_interval(a.n, first, second),
-        "mcnemar_p": mcnemar(first, second),
-        "mcnemar_mid_p": mcnemar(first, second, mid=True),
+        "groups": None if units is None else int(units.max()) + 1,
+        "difference": float(difference.mean()),
+        "difference_ci95": _interval(difference, units),
+        "mcnemar_p": _p(difference, units),
+        "mcnemar_mid_p": _p(difference, units, mid=True),
         "flipped": [
             {"path": a.paths[i], "label": a.labels[i], "a": a.predictions[i], "b": b.predictions[i]}
-            for i in np.flatnonzero(only_a | only_b).tolist()
+            for i in np.flatnonzero(difference).tolist()
         ],
-        "only_a": first,
-        "only_b": second,
+        "only_a": only_a,
+        "only_b": only_b,
         "agreement": float(same.mean()),
         "kappa": cohens_kappa(a.predictions, b.predictions),
-        "detectable": detectable_difference(a.n, (first + second) / a.n),
-        "per_class": _per_class(np.array(a.labels), only_a, only_b),
+        "detectable": detectable_difference(_worth(difference, units), (only_a + only_b) / a.n),
+        "per_class": _per_class(np.array(a.labels), difference, units),
     }
 
 
-def _per_class(labels: npt.NDArray[Any], only_a: Bools, only_b: Bools) -> list[dict[str, Any]]:
+def _per_class(labels: npt.NDArray[Any], difference: Ints, units: Units | None) -> list[dict[str, Any]]:
     names, places = np.unique(labels, return_inverse=True)
-    counts = [
-        np.bincount(places, each, minlength=len(names)).astype(int).tolist() for each in (only_a, only_b)
-    ]
-    sizes = np.bincount(places, minlength=len(names)).tolist()
-    rows = list(zip(names.tolist(), sizes, *counts, strict=True))
-    p_values = [mcnemar(first, second) for _, _, first, second in rows]
+    order = np.argsort(places, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(places))[:-1])
+    classes = [(difference[part], None if units is None else units[part]) for part in parts]
+    p_values = [_p(*each) for each in classes]
     return [
         {
             "name": name,
-            "n": n,
-            "difference": (second - first) / n,
-            "ci95": paired_interval(n, first, second),
+            "n": len(each[0]),
+            "difference": float(each[0].mean()),
+            "ci95": _interval(*each),
             "p": p,
             "p_adjusted": float(adjusted),
         }
-        for (name, n, first, second), p, adjusted in zip(rows, p_values, holm(p_values), strict=True)
+        for name, each, p, adjusted in zip(names.tolist(), classes, p_values, holm(p_values), strict=True)
     ]
+
+
+def _worth(difference: Ints, units: Units | None) -> float:
+    """How many independent images tell as much."""
+    return len(difference) if units is None else worth(difference, units)
+
+
+def _interval(difference: Ints, units: Units | None) -> Interval:
+    n = _worth(difference, units)
+    return paired_interval(n, *(n * each / len(difference) for each in _alone(difference)))
+
+
+def _p(difference: Ints, units: Units | None, *, mid: bool = False) -> float:
+    if units is None:
+        return mcnemar(*_alone(difference), mid=mid)
+    return grouped_mcnemar(np.bincount(units, difference).astype(np.int64), mid=mid)
+
+
+def _alone(difference: Ints) -> tuple[int, int]:
+    """How many images are right with the one alone, and with the other."""
+    return int((difference < 0).sum()), int((difference > 0).sum())
 
 
 def _pool(runs: Sequence[TestedRun]) -> Pool:
@@ -213,18 +248,18 @@ def _pool(runs: Sequence[TestedRun]) -> Pool:
     return Pool([run.name for run in runs], float(np.mean(figures)), spread, min(figures), max(figures))
 
 
-def _pool_pair(pools: Sequence[Sequence[TestedRun]], a: int, b: int) -> PoolPair:
-    """The variance is that over images of the mean difference, and that over seeds of each pool; the degrees of freedom are
-    Welch's and Satterthwaite's. What is shared by both is counted twice, so that the interval is rather too long."""
+def _pool_pair(pools: Sequence[Sequence[TestedRun]], a: int, b: int, units: Units | None = None) -> PoolPair:
+    """The variance is that over images, or groups of them, of the mean difference, and that over seeds of each pool; the degrees of
+    freedom are Welch's and Satterthwaite's. What is shared by both is counted twice, so that the interval is rather too long."""
     means = [np.mean([run.correct for run in pools[place]], axis=0) for place in (a, b)]
     difference = means[1] - means[0]
-    n = len(difference)
-    terms = [(float(difference.var(ddof=1)) / n, n - 1)]
+    estimate = float(difference.mean())
+    sums = np.bincount(np.arange(len(difference)) if units is None else units, difference - estimate)
+    terms = [(float(sums.var(ddof=1)) * len(sums) / len(difference) ** 2, len(sums) - 1)]
     for place in (a, b):
         if (k := len(pools[place])) > 1:
             terms.append((float(np.var([run.accuracy for run in pools[place]], ddof=1)) / k, k - 1))
     variance = sum(each for each, _ in terms)
-    estimate = float(difference.mean())
     if not variance:
         return PoolPair(a, b, estimate, (estimate, estimate), 1.0 if estimate == 0 else 0.0)
     freedom = variance**2 / sum(each**2 / degrees for each, degrees in terms)

@@ -9,7 +9,7 @@ from typing import Any
 from visus.comparison import Comparison, Pair, PoolPair
 from visus.display import plural
 from visus.score_tables import extent, percent, text_table
-from visus.tested_runs import row_of
+from visus.tested_runs import rows_of, units_of_runs
 
 _SHOWN = 5
 _LEVEL = 0.05
@@ -38,9 +38,17 @@ def _runs(comparison: Comparison) -> str:
             _number(row["loss"]),
             str(row["seed"]),
         ]
-        for run, row in ((run, row_of(run)) for run in comparison.runs)
+        for run, row in zip(comparison.runs, rows_of(comparison.runs), strict=True)
     ]
-    return f"on the same {comparison.runs[0].n} images:\n{text_table(headings, rows)}"
+    return f"on the same {comparison.runs[0].n} images{_counted(comparison)}:\n{text_table(headings, rows)}"
+
+
+def _counted(comparison: Comparison) -> str:
+    """What is to be said of groups."""
+    if (units := units_of_runs(comparison.runs)) is not None:
+        return f" of {plural(int(units.max()) + 1, 'group')}, which intervals and p-values count"
+    one = any(run.one_group for run in comparison.runs)
+    return ", all of one group: figures hold for others of that group only" if one else ""
 
 
 def _pair(pair: Pair) -> str:
@@ -51,7 +59,7 @@ def _pair(pair: Pair) -> str:
     kappa = "" if pair.kappa is None else f", kappa {pair.kappa:.3f}"
     lines = [
         f"{b} less {a}: {_points(pair.difference)} points (95 % interval {_points(low)} to {_points(high)}); {better} "
-        f"(McNemar p = {pair.mcnemar_p:.3g}, {pair.p_adjusted:.3g} for all pairs)",
+        f"(McNemar{'' if pair.groups is None else ' over groups,'} p = {pair.mcnemar_p:.3g}, {pair.p_adjusted:.3g} for all pairs)",
         f"  {pair.only_a} images are right with {a} alone, {pair.only_b} with {b} alone; both say the same of "
         f"{percent(pair.agreement)}{kappa}",
         f"  so many images would show a difference of {100 * pair.detectable:.2f} points in four of five cases",
@@ -98,8 +106,8 @@ def _board(board: Comparison) -> str:
     against = {pair.b: pair for pair in board.pairs}
     headings = ["run", "accuracy", "95 % interval", "to the best", "p", "loss", "model", "epochs", "seed"]
     rows: list[list[Any]] = []
-    for run in board.runs:
-        row, pair = row_of(run), against.get(run.name)
+    for run, row in zip(board.runs, rows_of(board.runs), strict=True):
+        pair = against.get(run.name)
         behind = ["", ""] if pair is None else [_points(pair.difference), f"{pair.p_adjusted:.2g}"]
         rows.append(
             [
@@ -115,7 +123,7 @@ def _board(board: Comparison) -> str:
     split = first.evaluation.get("split", "test")
     instead = "judge it on a test part" if split == "val" else "choose on validation"
     note = f"; the best of many is partly lucky: {instead}" if len(board.runs) > 1 else ""
-    return f"{first.n} images ({split}){note}\n{text_table(headings, rows)}"
+    return f"{first.n} images ({split}){_counted(board)}{note}\n{text_table(headings, rows)}"
 
 
 def _points(share: float) -> str:

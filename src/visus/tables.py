@@ -153,10 +153,13 @@ def _parquet(path: Path, header: Sequence[str]) -> Iterator[WriteColumns]:
 def _encodable(column: Sequence[Any]) -> Sequence[Any]:
     """Text that is no UTF-8, as names of files may be, with `\\x..` for its bytes."""
     if len(column) and isinstance(column[0], str):
-        return [
-            each.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for each in column
-        ]
+        return [encodable(each) for each in column]
     return column
+
+
+def encodable(text: str) -> str:
+    """`text` as Parquet has it: bytes of a file's name that are no UTF-8 as `\\x..`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def import_pyarrow() -> Any:

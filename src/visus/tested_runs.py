@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +15,10 @@ import numpy.typing as npt
 
 from visus.config import read_config
 from visus.errors import DataError
-from visus.ops.intervals import wilson
+from visus.ops.intervals import interval_over
+from visus.ops.resampling import Units, named_apart, units_of
 from visus.runs import RunFolder, open_run
-from visus.tables import read_columns
+from visus.tables import column_names, encodable, read_columns
 
 Bools = npt.NDArray[np.bool_]
 
@@ -37,6 +39,21 @@ class TestedRun:
     """Of the test images, sorted."""
     labels: list[str]
     predictions: list[str]
+    groups: list[str]
+    """Of each image, such as its patient, empty where it has none; an empty list where `split.csv` has no column of them."""
+
+    @cached_property
+    def units(self) -> Units | None:
+        """The group of each image `[N]`, from 0; `None` where no two share one, or all do, so that images are to be counted."""
+        if not self.groups or self.one_group:
+            return None
+        units = units_of(self.n, named_apart(self.groups), most=self.n)
+        return units if units.max() + 1 < self.n else None
+
+    @property
+    def one_group(self) -> bool:
+        """Whether all images, two at least, share a group."""
+        return len(set(self.groups)) == 1 and self.groups[0] != "" and self.n > 1
 
     @property
     def name(self) -> str:
@@ -86,8 +103,23 @@ def read_run(path: str | os.PathLike[str]) -> TestedRun:
     except ValueError as error:
         raise DataError(f"{folder.evaluation}: cannot be read: {error}") from None
     rows = sorted(zip(paths, labels, predictions, strict=True))
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    return TestedRun(folder, read_config(folder.config), evaluation, *columns)
+    paths, labels, predictions = (list(column) for column in zip(*rows, strict=True))
+    groups = _groups(folder.split, evaluation.get("split"), paths)
+    return TestedRun(folder, read_config(folder.config), evaluation, paths, labels, predictions, groups)
+
+
+def _groups(split: Path, tested: str | None, paths: Sequence[str]) -> list[str]:
+    """What the column `group` of the table `split`, if there is one, says of the `paths` in the part `tested`."""
+    if not split.is_file() or "group" not in column_names(split):
+        return []
+    rows = zip(*read_columns(split, ["path", "split", "group"]), strict=True)
+    found = {encodable(path): group for path, part, group in rows if part == tested}
+    return [found.get(encodable(path), "") for path in paths]
+
+
+def units_of_runs(runs: Sequence[TestedRun]) -> Units | None:
+    """The `units` of the images that all `runs` were tested on, by the first run that knows them."""
+    return next((run.units for run in runs if run.units is not None), None)
 
 
 def find_runs(folder: str | os.PathLike[str]) -> list[RunFolder]:
@@ -97,14 +129,19 @@ def find_runs(folder: str | os.PathLike[str]) -> list[RunFolder]:
     return [run for each in sorted(Path(folder).iterdir()) if (run := RunFolder(each)).config.is_file()]
 
 
-def row_of(run: TestedRun) -> dict[str, Any]:
-    """What a leaderboard says of a run."""
+def rows_of(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
+    """What a leaderboard says of each of `runs`, which were tested on the same images."""
+    units = units_of_runs(runs)
+    return [_row(run, units) for run in runs]
+
+
+def _row(run: TestedRun, units: Units | None) -> dict[str, Any]:
     keys = ("model", "recipe", "epochs", "seed")
     return {
         "run": run.name,
         "n": run.n,
         "accuracy": run.accuracy,
-        "accuracy_ci95": wilson(int(run.correct.sum()), run.n),
+        "accuracy_ci95": interval_over(run.correct, units),
         "split": run.evaluation.get("split"),
         "loss": run.evaluation.get("loss"),
         "ece": run.evaluation.get("ece"),

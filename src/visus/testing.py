@@ -31,6 +31,7 @@ from visus.devices import available_memory_bytes, computing, default_threads, ow
 from visus.errors import UsageError, first_of
 from visus.evaluation import Scores, score
 from visus.inference import predict_logits
+from visus.ops.resampling import named_apart
 from visus.outcomes import Batch, Outcomes, collect, follow
 from visus.preprocessing import Preprocessing
 from visus.processes import ALONE, Processes, joined, refuse_other_data
@@ -241,7 +242,7 @@ def _column(split: Split, name: str, source: str) -> Sequence[Any]:
     if name not in columns:
         there = first_of(list(columns)) or "none besides paths and labels"
         raise UsageError(f"{source}: expected a column {name!r} of groups, found {there}")
-    return _named_apart(columns[name])
+    return named_apart(columns[name])
 
 
 def notes_on_groups(split: Split, wanted: Wanted) -> list[str]:
@@ -263,13 +264,8 @@ def _shared_groups(split: Split) -> Sequence[Any] | None:
     """What the column `group` says of each image; `None` where there is none, or no group has two images."""
     if "group" not in split.columns:
         return None
-    groups = _named_apart(split.columns["group"].tolist())
+    groups = named_apart(split.columns["group"].tolist())
     return groups if len(set(groups)) < len(groups) else None
-
-
-def _named_apart(groups: Sequence[Any]) -> Sequence[Any]:
-    """An image without a group is a group of its own."""
-    return [each if each != "" else (position,) for position, each in enumerate(groups)]
 
 
 @dataclass(frozen=True)

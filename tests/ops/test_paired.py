@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
-from visus.ops.paired import cohens_kappa, detectable_difference, mcnemar, paired_interval
+from visus.ops.paired import (
+    cohens_kappa,
+    detectable_difference,
+    grouped_mcnemar,
+    mcnemar,
+    paired_interval,
+    worth,
+)
 from visus.ops.significance import holm
 
 
@@ -53,6 +60,86 @@ def test_alarms_are_as_frequent_as_they_should_be():
     assert 0.04 <= np.mean(outside) <= 0.06
     assert 0.035 <= np.mean([exact(a, b) <= 0.05 for a, b, _ in drawn]) <= 0.06
     assert 0.04 <= np.mean([mid(a, b) <= 0.05 for a, b, _ in drawn]) <= 0.06
+
+
+@pytest.mark.parametrize("sums", [[3, 1, -1, 0, 2, 2, 1, -2, 5], [4, 4, 4, 4, 4, 4], [1, -1, 2, -2], [7, 0]])
+def test_mcnemar_over_groups_is_a_test_by_permutation(sums):
+    zeros = np.zeros(len(sums))
+    # Exchanging what both say of a group turns its sign round.
+    expected = stats.permutation_test(
+        (np.array(sums), zeros),
+        lambda one, other: (one - other).sum(),
+        permutation_type="samples",
+        n_resamples=np.inf,
+    )
+    assert grouped_mcnemar(np.array(sums)) == pytest.approx(expected.pvalue)
+    seen = np.abs(expected.null_distribution)
+    more, same = (seen > abs(sum(sums))).mean(), (seen == abs(sum(sums))).mean()
+    half = more + same / 2 if sum(sums) else 1.0
+    assert grouped_mcnemar(np.array(sums), mid=True) == pytest.approx(half)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.booleans())
+def test_over_groups_of_one_image_it_is_mcnemars(first, second, mid):
+    sums = np.repeat([-1, 1, 0], [first, second, 5])
+    assert grouped_mcnemar(sums, mid=mid) == pytest.approx(mcnemar(first, second, mid=mid))
+    # As often as groups of three that say the same.
+    assert grouped_mcnemar(3 * sums, mid=mid) == pytest.approx(mcnemar(first, second, mid=mid))
+
+
+def test_the_interval_over_many_groups_is_the_usual_one():
+    random = np.random.default_rng(0)
+    sizes = random.integers(1, 12, 400)
+    units = np.repeat(np.arange(400), sizes)
+    leaning = random.normal(0, 0.8, 400)[units] + random.normal(0, 1, len(units))
+    differences = (leaning > 1.2).astype(int) - (leaning < -1.4)
+    mean = sum(differences) / len(units)
+    squares = sum((differences[units == each] - mean).sum() ** 2 for each in range(400))
+    # Student's t for 400 groups, and the factor for a mean that was measured on them, too.
+    half = stats.t.ppf(0.975, 399) * np.sqrt(squares * 400 / 399) / len(units)
+    n = worth(differences, units)
+    assert n < 0.6 * len(units)
+    shares = [(differences == each).mean() for each in (-1, 1)]
+    found = paired_interval(n, *(n * each for each in shares))
+    assert found == pytest.approx((mean - half, mean + half), abs=0.02 * half)
+
+
+@pytest.mark.parametrize(
+    ("differences", "units", "expected"),
+    [
+        ([0] * 8, [0, 0, 1, 1, 2, 2, 3, 3], 4),
+        ([1] * 8, [0, 0, 1, 1, 2, 2, 3, 3], 4),
+        # Both signs in each group: the sums say nothing, and are no reason to be surer.
+        ([1, -1] * 4, [0, 0, 1, 1, 2, 2, 3, 3], 4),
+        ([1, 0, 0, -1], [0, 0, 0, 0], 1),
+        ([1, -1] * 20 + [1, 0], np.arange(42) // 2, 42),
+    ],
+)
+def test_where_the_spread_of_groups_says_nothing_they_count_and_never_more_than_their_images(
+    differences, units, expected
+):
+    assert worth(np.array(differences), np.array(units)) == expected
+
+
+def test_alarms_over_groups_are_as_frequent_as_they_should_be():
+    random = np.random.default_rng(0)
+    units = np.arange(40).repeat(10)
+    outside, exact, mid, alone = np.zeros(4)
+    for _ in range(1000):
+        hard = random.normal(size=len(units))
+        a, b = (hard + random.normal(0, 0.6, 40)[units] + random.normal(0, 0.5, 400) < 1 for _ in range(2))
+        differences = b.astype(int) - a
+        sums = np.bincount(units, differences).astype(int)
+        n = worth(differences, units)
+        low, high = paired_interval(n, n * (a & ~b).mean(), n * (b & ~a).mean())
+        outside += not low <= 0 <= high
+        exact += grouped_mcnemar(sums) <= 0.05
+        mid += grouped_mcnemar(sums, mid=True) <= 0.05
+        alone += mcnemar((a & ~b).sum(), (b & ~a).sum()) <= 0.05
+    assert 30 <= outside <= 65
+    assert 30 <= exact <= mid <= 65
+    # What counting images comes to.
+    assert alone > 150
 
 
 def test_a_difference_that_is_detectable_is_detected_in_four_of_five_cases():

@@ -263,6 +263,25 @@ def test_a_difference_in_a_sentence(only_a, only_b, expected):
     assert in_a_sentence(pair, "a") == expected
 
 
+def test_a_difference_over_groups_says_so(tmp_path):
+    source = make_images(tmp_path, list("abcd"), 400)
+    runs = [
+        make_run(tmp_path / str(seed), list("abcd"), source=source, wrong=0.3, seed=seed) for seed in range(2)
+    ]
+    table = runs[0] / "split.csv"
+    header, *rows = table.read_text().splitlines()
+    grouped = [f"{row},patient {place // 4}" for place, row in enumerate(rows)]
+    table.write_text("\n".join([f"{header},group", *grouped]))
+    (pair,) = differences([read_run(each) for each in runs])
+    tested = [row for row in grouped if ",val," in row]
+    count = len({row.rpartition(",")[2] for row in tested})
+    assert pair.groups == count < len(tested)
+    page = write_report(runs, tmp_path / "all.html").read_text(encoding="utf-8")
+    told = f"{100 * pair.difference:+.1f} points"
+    assert told in page
+    assert f"(McNemar over {count} groups of images, p = {pair.p_adjusted:.2g})" in page
+
+
 def test_differences_of_several_runs_are_corrected_for_their_number(tmp_path):
     source = make_images(tmp_path, list("abcd"), 400)
     runs = [

@@ -1,6 +1,6 @@
 """Two classifiers on the same images.
 
-`n` images; of them `first` are right with the first alone and `second` with the second alone.
+`n` images; of them `first` are right with the first alone and `second` with the second alone. `U` units: groups of images.
 """
 
 from __future__ import annotations
@@ -9,15 +9,20 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from scipy import optimize, stats
 
-from visus.ops.intervals import Interval
+from visus.ops.intervals import Interval, of_few
+
+Ints = npt.NDArray[np.int64]
 
 POWER = 0.8
+_ROUNDING = 1e-12
+"""A mean square below it is none: sums that are rounded."""
 
 
-def paired_interval(n: int, first: int, second: int, level: float = 0.95) -> Interval:
-    """The interval of the difference in accuracy, second less first.
+def paired_interval(n: float, first: float, second: float, level: float = 0.95) -> Interval:
+    """The interval of the difference in accuracy, second less first. Of groups, the numbers are those that `worth` makes of them.
 
     Tango's score interval (Equivalence Test and Confidence Interval for the Difference in Proportions for the Paired-Sample
     Design, 1998): the differences that a test would not reject. Others (Wald's, Newcombe's, Bonett and Price's) covered less
@@ -38,7 +43,7 @@ def paired_interval(n: int, first: int, second: int, level: float = 0.95) -> Int
     return float(low), float(high)
 
 
-def _score(difference: float, n: int, first: int, second: int) -> float:
+def _score(difference: float, n: float, first: float, second: float) -> float:
     """The distance of what was seen from a true `difference`, in standard errors that hold if it is true."""
     b = -second - first + (2 * n - second + first) * difference
     c = -first * difference * (1 - difference)
@@ -60,7 +65,48 @@ def mcnemar(first: int, second: int, *, mid: bool = False) -> float:
     return p - half if mid and first != second else p
 
 
-def detectable_difference(n: int, differing: float, level: float = 0.95) -> float:
+def worth(differences: Ints, units: Ints, level: float = 0.95) -> float:
+    """How many independent images would tell the mean of `differences [n]` (-1, 0 or 1) as surely as these, of `units [n]`, do.
+
+    By the variance over units, multiplied by `of_few`, as `interval_over` has it: at most `n`, since within a few groups the
+    differences of a sample cancel out by chance; and the number of units where their spread says nothing.
+    """
+    mean, count = differences.mean(), int(np.count_nonzero(np.bincount(units)))
+    sums = np.bincount(units, differences - mean)
+    apart = float(((differences - mean) ** 2).sum())
+    together = float((sums**2).sum()) * of_few(count, level) if count > 1 else 0.0
+    told = min(apart, together) > _ROUNDING * len(differences)
+    return len(differences) * min(1.0, apart / together) if told else float(count)
+
+
+def grouped_mcnemar(sums: Ints, *, mid: bool = False) -> float:
+    """As `mcnemar` over groups: the exact two-sided p-value that each group is as likely to speak for the one as for the other.
+
+    `sums [U]` are those of each group: images right with the second alone, less those right with the first alone. All outcomes with
+    other signs are counted (Fisher's randomisation test, The Design of Experiments, 1935, par. 21); of groups of one image it is
+    McNemar's exact test.
+    """
+    sizes, counts = np.unique(np.abs(sums[sums != 0]), return_counts=True)
+    total, apart = int(sizes @ counts), abs(int(sums.sum()))
+    if apart == 0:
+        return 1.0
+    chances = np.ones(1)
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        chances = _flipped(chances, size, count)
+    least = (total - apart) // 2
+    p = 2 * float(chances[: least + 1].sum())
+    return p - float(chances[least]) if mid else p
+
+
+def _flipped(chances: npt.NDArray[np.float64], size: int, count: int) -> npt.NDArray[np.float64]:
+    """The `chances` of each sum of what speaks for one, with `count` more groups of `size`, each there or not with chance 1/2."""
+    grown = np.zeros(len(chances) + size * count)
+    for there, chance in enumerate(stats.binom.pmf(np.arange(count + 1), count, 0.5).tolist()):
+        grown[there * size : there * size + len(chances)] += chance * chances
+    return grown
+
+
+def detectable_difference(n: float, differing: float, level: float = 0.95) -> float:
     """The smallest difference in accuracy that `n` images would show in four of five cases, where a share `differing` of them is
     right with one classifier only (Connor, Sample Size for Testing Differences in Proportions for the Paired-Sample Design, 1987).
 

@@ -43,6 +43,11 @@ def units_of(n: int, groups: Sequence[Any] | npt.NDArray[Any] | None = None, mos
     return dealt[units].astype(np.int64)
 
 
+def named_apart(groups: Sequence[Any]) -> Sequence[Any]:
+    """`groups` as a table names them; an image without one, that is `""`, is a group of its own."""
+    return [each if each != "" else (position,) for position, each in enumerate(groups)]
+
+
 def sums_over(units: Units | None, values: Floats) -> Floats:
     """`values [M, N]` of images summed over `units [N]`: `[M, U]`; without units each image is one."""
     return values if units is None else np.stack([np.bincount(units, each) for each in values])

@@ -94,9 +94,10 @@ def _in_a_cell(pair: Difference) -> str:
     if isinstance(pair, str):
         return pair
     low, high = pair.difference_ci95
+    over = "" if pair.groups is None else f" over {plural(pair.groups, 'group')} of images"
     return (
         f"{100 * pair.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}), {_beyond(pair)} "
-        f"(McNemar, p = {pair.p_adjusted:.2g}); {pair.only_b} images are right here alone, {pair.only_a} there"
+        f"(McNemar{over}, p = {pair.p_adjusted:.2g}); {pair.only_b} images are right here alone, {pair.only_a} there"
     )
 
 

@@ -14,12 +14,12 @@ from collections.abc import Callable
 
 import numpy as np
 from measuring import header
-from scipy import special
+from scipy import special, stats
 
 from visus.ops import resampling
 from visus.ops.calibration_error import calibration_error_interval
 from visus.ops.intervals import bounded_interval, wilson
-from visus.ops.paired import mcnemar, paired_interval
+from visus.ops.paired import grouped_mcnemar, mcnemar, paired_interval, worth
 from visus.ops.ranking import pulls, ranking, ranking_variances, shrunk
 from visus.ops.slices import slice_scores
 from visus.outcomes import ByClass, Outcomes
@@ -262,6 +262,72 @@ def _holds(interval: tuple[float, float] | None, truth: float) -> bool:
     return interval is not None and interval[0] - 1e-12 <= truth <= interval[1] + 1e-12
 
 
+def grouped_pairs(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
+    """Two classifiers that are equally good, on groups of 10 images that are alike in part: how often the interval leaves 0 out,
+    and the tests say 5 %."""
+    found = {}
+    plain = functools.cache(mcnemar)
+    for name, accuracy, first, second in (
+        ("accuracy 90 %", 0.9, 0.5, 0.5),
+        ("accuracy 97 %", 0.97, 0.5, 0.5),
+        ("90 %, groups matter to one only", 0.9, 0.0, 0.8),
+        ("90 %, groups matter to neither", 0.9, 0.0, 0.0),
+    ):
+        for count in (10, 20, 50, 200):
+            units = np.arange(count).repeat(10)
+            rows = []
+            for _ in range(repeats):
+                shared = random.normal(size=count)[units] * 0.7 + random.normal(size=len(units)) * 0.7
+                a, b = (_right(random, shared, units, accuracy, own) for own in (first, second))
+                difference = b.astype(np.int64) - a
+                alone = int((difference < 0).sum()), int((difference > 0).sum())
+                n = worth(difference, units)
+                interval = paired_interval(n, *(n * each / len(units) for each in alone))
+                rows.append(
+                    [not _holds(interval, 0.0), *_over_groups(difference, units), plain(*alone) <= 0.05]
+                )
+            found[f"{count} groups, {name}"] = np.mean(rows, axis=0).tolist()
+    return found
+
+
+def _right(
+    random: np.random.Generator, shared: np.ndarray, units: np.ndarray, accuracy: float, own: float
+) -> np.ndarray:
+    """Which images a classifier has right: by how hard they are for all (`shared`, of variance 0.98), how hard their group is for
+    this one (of the standard deviation `own`), and chance."""
+    hard = shared + own * random.normal(size=units.max() + 1)[units] + 0.5 * random.normal(size=len(units))
+    return hard < special.ndtri(accuracy) * np.sqrt(0.98 + own**2 + 0.25)
+
+
+def _over_groups(difference: np.ndarray, units: np.ndarray) -> list[bool]:
+    """Whether tests over groups say 5 %: McNemar's, its mid-p, the t-test, Obuchowski's (1998), Eliasziw and Donner's (1991)."""
+    sums = np.bincount(units, difference).astype(np.int64)
+    count, squares = len(sums), float((sums**2).sum())
+    spread = sums.std(ddof=1) * np.sqrt(count)
+    t = stats.t.sf(abs(sums.sum()) / spread, count - 1) if spread else 0.5
+    null = stats.norm.sf(abs(sums.sum()) / np.sqrt(squares * count / (count - 1))) if squares else 0.5
+    p_values = [grouped_mcnemar(sums), grouped_mcnemar(sums, mid=True), 2 * t, 2 * null]
+    return [p <= 0.05 for p in [*p_values, _eliasziw_donner(difference, units)]]
+
+
+def _eliasziw_donner(difference: np.ndarray, units: np.ndarray) -> float:
+    """McNemar's chi-squared, divided by what the correlation among the images that differ within a group adds to its variance."""
+    sizes = np.bincount(units, difference != 0)
+    second, sizes = np.bincount(units, difference > 0)[sizes > 0], sizes[sizes > 0]
+    total, count = sizes.sum(), len(sizes)
+    if not count:
+        return 1.0
+    chi = (2 * second.sum() - total) ** 2 / total
+    if 1 < count < total:
+        between = ((second - sizes * second.sum() / total) ** 2 / sizes).sum() / count
+        within = (second * (sizes - second) / sizes).sum() / (total - count)
+        usual = sizes.mean() - sizes.var() / (count - 1) / sizes.mean()
+        both = between + (usual - 1) * within
+        correlation = max(0.0, (between - within) / both) if both > 0 else 0.0
+        chi /= 1 + ((sizes**2).sum() / total - 1) * correlation
+    return float(stats.chi2.sf(chi, 1))
+
+
 SECTIONS: dict[str, tuple[Callable[..., dict[str, list[float]]], list[str]]] = {
     "shares": (shares, [f"p = {p:g}" for p in SHARES]),
     "pairs": (pairs, ["interval leaves out 0", "McNemar, exact", "McNemar, mid-p"]),
@@ -274,6 +340,18 @@ SECTIONS: dict[str, tuple[Callable[..., dict[str, list[float]]], list[str]]] = {
     "averages": (averages, ["balanced accuracy", "macro precision", "macro F1", "loss", "Brier"]),
     "groups": (groups, ["groups resampled", "Wilson's"]),
     "slices": (slices, ["slices cut across groups", "slices of whole groups"]),
+    "grouped_pairs": (
+        grouped_pairs,
+        [
+            "interval leaves out 0",
+            "McNemar over groups",
+            "its mid-p",
+            "t-test over groups",
+            "Obuchowski",
+            "Eliasziw and Donner",
+            "McNemar over images",
+        ],
+    ),
 }
 """Each with the headings of its columns."""
 

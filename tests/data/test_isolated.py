@@ -2,6 +2,7 @@
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 from contextlib import closing
@@ -145,7 +146,7 @@ def test_a_source_that_cannot_be_read_is_a_reason():
 def test_stopping_early_leaves_no_process(child, monkeypatch):
     started = []
     start = isolated._start
-    monkeypatch.setattr(isolated, "_start", lambda arguments: started.append(start(arguments)) or started[-1])
+    monkeypatch.setattr(isolated, "_start", lambda *given: started.append(start(*given)) or started[-1])
     path = child("a")
     with closing(decode_in_order(500, lambda _: path, DecodeSettings(), 2)) as results:
         next(results)
@@ -162,7 +163,13 @@ def test_a_child_that_cannot_start_is_said(monkeypatch, capfd):
         decoder.decode(b"x")
 
 
-@pytest.mark.parametrize("answer", [b"", b"p", b"p" + bytes(8) + b"\xff" * 24, b"s" + b"\xff" * 8, b"?" * 40])
+HUGE = struct.pack("<3Q", 9000, 9000, 3)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"p", b"p" + bytes(8) + b"\xff" * 24, b"m" + bytes(8) + HUGE, b"s" + b"\xff" * 8, b"?" * 40],
+)
 def test_an_answer_that_makes_no_sense_is_a_reason(monkeypatch, answer):
     code = f"import sys; sys.stdin.buffer.read(1); sys.stdout.buffer.write({answer!r})"
     ready = "import sys; sys.stdout.buffer.write(b'r'); sys.stdout.flush();" + code
@@ -210,7 +217,33 @@ def test_children_hold_no_file_or_socket_of_their_parent(tmp_path):
             decoder.decode(b"x")
         folder = Path(f"/proc/{decoder._process.pid}/fd")
         held = {str(each.readlink()) for each in folder.iterdir()}
-    assert {each.partition(":")[0] for each in held} == {os.devnull, "pipe"}
+    assert {each.partition(":")[0] for each in held} <= {os.devnull, "pipe", "/memfd"}
+
+
+@pytest.mark.parametrize("how", ["shared", "no such memory", "not allowed"])
+def test_pixels_come_through_shared_memory_where_there_is_any(tmp_path, monkeypatch, how):
+    if how == "no such memory":
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    if how == "not allowed":
+        monkeypatch.setattr(os, "memfd_create", refuse, raising=False)
+    paths = [tmp_path / f"{side}.png" for side in (30, 90, 2100)]
+    for number, path in enumerate(paths):
+        side = int(path.stem)
+        pixels = np.random.default_rng(number).integers(0, 256, (side, side + 5, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+    # The last one takes more than there is to share, since it is not shrunk.
+    for resize in (20, None):
+        settings = DecodeSettings(resize=resize)
+        with Decoder(settings) as decoder:
+            found = [decoder.decode(str(path)) for path in paths]
+            assert (decoder._shared is not None) == (how == "shared" and hasattr(os, "memfd_create"))
+        # What came first is not written over by what came later.
+        for path, pixels in zip(paths, found, strict=True):
+            np.testing.assert_array_equal(pixels, decode_image(path, resize=resize))
+
+
+def refuse(*_):
+    raise PermissionError
 
 
 def test_children_load_no_torch():
@@ -220,7 +253,7 @@ def test_children_load_no_torch():
 
 
 def test_a_child_whose_answer_finds_no_memory_is_replaced(child, monkeypatch):
-    def has_none(decoder, answers):
+    def has_none(decoder, answers, shared):
         raise MemoryError
 
     paths = [child(name) for name in ("a", "b")]

@@ -31,7 +31,7 @@ WAY = 4
 _REDUCED_TO = 2
 """Of the short side that is wanted, what a JPEG must have left when it is decoded at a fraction of its size."""
 
-_HANDED_OVER = 2**22
+HANDED_OVER = 2**22
 """Pixels of an image, at most, that is shrunk where it is asked for, and not where it is decoded."""
 
 _FILTERS = {
@@ -298,7 +298,7 @@ def _shrink(
     The whole image where that is for `shrink` to do.
     """
     width, height = round((box[2] - box[0]) * scale), round((box[3] - box[1]) * scale)
-    if scale == 1 and interpolation == "bilinear" and width * height <= _HANDED_OVER:
+    if scale == 1 and interpolation == "bilinear" and width * height <= HANDED_OVER:
         return image
     if resize is None or min(width, height) <= resize:
         return image

@@ -3,12 +3,15 @@
 Each child has one file at a time, so that the one it died of is known. Requests and answers are frames on its standard input and
 output: a letter, a length, and that many bytes. The children are Python processes of their own, not multiprocessing's: those would
 load the caller's main module again, and torch with it. They load Pillow and numpy only; what they leave to do, the caller ends.
+Where the system has memory that is no file's, pixels lie there for both, and the answer says of what shape they are.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
+import mmap
 import os
 import select
 import signal
@@ -17,7 +20,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from io import BufferedReader
@@ -27,7 +30,15 @@ from typing import IO, Any, cast
 import numpy as np
 
 from visus.data.ahead import in_order
-from visus.data.decode import Pixels, UndecodableError, decode_image, end_decoding, read_image, read_size
+from visus.data.decode import (
+    HANDED_OVER,
+    Pixels,
+    UndecodableError,
+    decode_image,
+    end_decoding,
+    read_image,
+    read_size,
+)
 from visus.errors import PeerLost
 from visus.processors import processors
 
@@ -42,10 +53,12 @@ _MOST_SECONDS = 60.0
 _GRACE_SECONDS = 10.0
 _PIPE_BYTES = 2**20
 """What Linux allows everybody."""
+_SHARED_BYTES = 3 * HANDED_OVER
+"""Whatever is not shrunk yet finds room in it; what nobody writes to is not taken from the machine."""
 _REQUEST = struct.Struct("<2sQ")
 _ANSWER = struct.Struct("<cQ")
 _SHAPE = struct.Struct("<3Q")
-_READY, _PIXELS, _SIZE, _REFUSED, _UNREADABLE = b"r", b"p", b"s", b"e", b"u"
+_READY, _PIXELS, _SHARED, _SIZE, _REFUSED, _UNREADABLE = b"r", b"p", b"m", b"s", b"e", b"u"
 _CHILD = ["-m", "visus.data.isolated"]
 
 
@@ -69,6 +82,7 @@ class Decoder:
         self._settings = settings
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
+        self._shared: mmap.mmap | None = None
         self._closed = False
 
     def __enter__(self) -> Decoder:
@@ -122,8 +136,8 @@ class Decoder:
 
     def _read_answer(self, answers: BufferedReader) -> Any:
         kind, length = _ANSWER.unpack(_exactly(answers, _ANSWER.size))
-        if kind == _PIXELS:
-            return self._read_pixels(answers)
+        if kind in (_PIXELS, _SHARED):
+            return self._read_pixels(answers, shared=kind == _SHARED)
         if length > 2**16:
             raise ValueError
         content = _exactly(answers, length)
@@ -131,10 +145,13 @@ class Decoder:
             return struct.unpack("<2Q", content)
         raise UndecodableError(content.decode("utf-8", "replace"), lasting=kind == _REFUSED)
 
-    def _read_pixels(self, answers: BufferedReader) -> Pixels:
+    def _read_pixels(self, answers: BufferedReader, shared: bool) -> Pixels:
+        """Where they are `shared` they are the child's to write over when it is asked again."""
         shape = _SHAPE.unpack(_exactly(answers, _SHAPE.size))
         if shape[2] != self._settings.channels or shape[0] * shape[1] > self._settings.max_pixels:
             raise ValueError
+        if shared and self._shared:
+            return _in_memory(self._shared, shape)
         image = np.empty(shape, dtype=np.uint8)
         # The buffered reader goes on until the array is full or the child is gone.
         if answers.readinto(image.reshape(-1).data) != image.nbytes:
@@ -145,12 +162,14 @@ class Decoder:
         if self._closed:
             raise UndecodableError("decoding was stopped", lasting=False)
         if self._process is None:
-            self._process = _start([json.dumps(asdict(self._settings)), str(self._seconds)])
+            arguments = [json.dumps(asdict(self._settings)), str(self._seconds)]
+            with _shared_memory() as (self._shared, file):
+                self._process = _start(arguments, file)
         return self._process
 
     def _end(self, error: Exception | None = None) -> UndecodableError:
         """What the child ended of, as a reason for leaving its file out; it is ended if it lives, at once after some errors."""
-        process, self._process = self._process, None
+        process, self._process, self._shared = self._process, None, None
         if process is None:
             return UndecodableError("decoding was stopped", lasting=False)
         assert process.stdin
@@ -275,13 +294,30 @@ def _decode_here(source: Source, settings: DecodeSettings) -> Pixels:
     return decode_image(source, **vars(settings))
 
 
-def _start(arguments: list[str]) -> subprocess.Popen[bytes]:
-    """A child that is ready to decode; `PeerLost` where none can be had."""
+@contextlib.contextmanager
+def _shared_memory() -> Iterator[tuple[mmap.mmap | None, int | None]]:
+    """Memory for a child's pixels, and the file descriptor by which it gets it; none where the system has no such thing."""
+    with contextlib.ExitStack() as stack:
+        memory = number = None
+        with contextlib.suppress(AttributeError, OSError):
+            file = stack.enter_context(os.fdopen(os.memfd_create("visus"), "r+b"))
+            file.truncate(_SHARED_BYTES)
+            memory, number = mmap.mmap(file.fileno(), _SHARED_BYTES), file.fileno()
+        yield memory, number
+
+
+def _in_memory(shared: mmap.mmap, shape: tuple[int, ...]) -> Pixels:
+    return np.frombuffer(shared, dtype=np.uint8, count=math.prod(shape)).reshape(shape)
+
+
+def _start(arguments: list[str], shared: int | None) -> subprocess.Popen[bytes]:
+    """A child that is ready to decode, into the file `shared` if there is one; `PeerLost` where none can be had."""
     # It finds what this process finds; the threads of numpy's linear algebra would only cost it memory.
     paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-P", *_CHILD, *arguments],
+            [sys.executable, "-P", *_CHILD, *arguments, *([] if shared is None else [str(shared)])],
+            pass_fds=() if shared is None else (shared,),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # An interrupt from the terminal is for the run to answer, not for its children.
@@ -340,6 +376,10 @@ def _obituary(code: int | None, seconds: float) -> UndecodableError:
 def main() -> None:
     """What a child does: answer requests until there are no more."""
     settings, seconds = json.loads(sys.argv[1]), float(sys.argv[2])
+    shared = None
+    if len(sys.argv) > 3:
+        shared = mmap.mmap(int(sys.argv[3]), _SHARED_BYTES)
+        os.close(int(sys.argv[3]))
     requests = sys.stdin.buffer
     with os.fdopen(os.dup(1), "wb") as answers, Path(os.devnull).open("wb") as nowhere:
         # Decoders written in C print what they think of a file.
@@ -351,7 +391,7 @@ def main() -> None:
             what, length = _REQUEST.unpack(header)
             content = requests.read(length)
             _set_alarm(seconds)
-            pieces = _answer(what, content, settings)
+            pieces = _answer(what, content, settings, shared)
             _set_alarm(0)
             for piece in pieces:
                 answers.write(piece)
@@ -366,7 +406,9 @@ def _set_alarm(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _answer(what: bytes, content: bytes, settings: dict[str, Any]) -> list[bytes | memoryview]:
+def _answer(
+    what: bytes, content: bytes, settings: dict[str, Any], shared: mmap.mmap | None
+) -> list[bytes | memoryview]:
     source = content if what[1:] == b"b" else os.fsdecode(content)
     try:
         if what[:1] == b"s":
@@ -376,7 +418,11 @@ def _answer(what: bytes, content: bytes, settings: dict[str, Any]) -> list[bytes
     except UndecodableError as error:
         reason = str(error).encode("utf-8", "replace")[:1000]
         return [_ANSWER.pack(_REFUSED if error.lasting else _UNREADABLE, len(reason)), reason]
-    return [_ANSWER.pack(_PIXELS, image.nbytes), _SHAPE.pack(*image.shape), image.reshape(-1).data]
+    shape = _SHAPE.pack(*image.shape)
+    if shared and image.nbytes <= _SHARED_BYTES:
+        _in_memory(shared, image.shape)[:] = image
+        return [_ANSWER.pack(_SHARED, 0), shape]
+    return [_ANSWER.pack(_PIXELS, image.nbytes), shape, image.reshape(-1).data]
 
 
 if __name__ == "__main__":

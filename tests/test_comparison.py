@@ -1,6 +1,7 @@
 """Runs compared from their folders alone."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -222,6 +223,24 @@ def test_pools_count_groups(tmp_path):
     freedom = variance**2 / sum(each**2 / degrees for each, degrees in terms)
     expected = stats.t.interval(0.95, freedom, difference.mean(), np.sqrt(variance))
     assert pair.difference_ci95 == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("sizes", [(1, 5), (1, 1, 5)])
+def test_a_single_run_varies_as_runs_of_several_seeds_do(sizes):
+    from visus.comparison import _pool_pair
+
+    random = np.random.default_rng(0)
+    outside = 0
+    for _ in range(1000):
+        # Of many images little is chance but the seed.
+        accuracies = [random.normal(0.9, 0.01, size).round(4) for size in sizes]
+        pools = [
+            [SimpleNamespace(correct=np.arange(10_000) < 10_000 * each, accuracy=each) for each in pool]
+            for pool in accuracies
+        ]
+        low, high = _pool_pair(pools, 0, 1).difference_ci95
+        outside += not low <= 0 <= high
+    assert 0.03 * 1000 <= outside <= 0.065 * 1000
 
 
 @pytest.mark.parametrize(

@@ -255,10 +255,8 @@ def _pool_pair(pools: Sequence[Sequence[TestedRun]], a: int, b: int, units: Unit
     difference = means[1] - means[0]
     estimate = float(difference.mean())
     sums = np.bincount(np.arange(len(difference)) if units is None else units, difference - estimate)
-    terms = [(float(sums.var(ddof=1)) * len(sums) / len(difference) ** 2, len(sums) - 1)]
-    for place in (a, b):
-        if (k := len(pools[place])) > 1:
-            terms.append((float(np.var([run.accuracy for run in pools[place]], ddof=1)) / k, k - 1))
+    over_images = float(sums.var(ddof=1)) * len(sums) / len(difference) ** 2, len(sums) - 1
+    terms = [over_images, *_seed_terms(pools, a, b)]
     variance = sum(each for each, _ in terms)
     if not variance:
         return PoolPair(a, b, estimate, (estimate, estimate), 1.0 if estimate == 0 else 0.0)
@@ -266,3 +264,19 @@ def _pool_pair(pools: Sequence[Sequence[TestedRun]], a: int, b: int, units: Unit
     half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
     p = 2 * float(stats.t.sf(abs(estimate) / math.sqrt(variance), freedom))
     return PoolPair(a, b, estimate, (estimate - half, estimate + half), p)
+
+
+def _seed_terms(pools: Sequence[Sequence[TestedRun]], a: int, b: int) -> list[tuple[float, int]]:
+    """The variances over seeds that are part of that of the difference, each with its degrees of freedom.
+
+    A single run shows none: it is taken to vary as the runs of all pools do around their means (of one pool, that is the test of a
+    single case by Crawford and Howell, 1998).
+    """
+    freedom = sum(len(pool) - 1 for pool in pools)
+    alone = sum(len(pools[place]) == 1 for place in (a, b))
+    terms = []
+    for place, pool in enumerate(pools):
+        if (k := len(pool)) > 1:
+            weight = (place in (a, b)) / k + alone * (k - 1) / freedom
+            terms.append((weight * float(np.var([run.accuracy for run in pool], ddof=1)), k - 1))
+    return terms

@@ -24,8 +24,8 @@ from visus.errors import DataError, UsageError
 from visus.evaluation import evaluate, predict_labels
 from visus.inference import eval_mode, predict_logits
 from visus.ops.intervals import bounded_interval, of_few, wilson
-from visus.outcomes import ByClass
-from visus.scoring import Wanted
+from visus.outcomes import ByClass, collect, follow
+from visus.scoring import Wanted, rank_classes
 
 
 def scores_of(logits, labels, batch_size=7):
@@ -329,3 +329,48 @@ def test_the_mean_average_precision_over_few_groups_varies_as_it_does_without_ea
     expected = bounded_interval(whole, of_few(12) * 11 * np.mean((without - whole) ** 2), 96)
     assert found["macro"]["average_precision"] == pytest.approx(whole)
     assert found["macro"]["average_precision_ci95"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["macro", "weighted"])
+def test_the_mean_average_precision_of_few_images_is_taken_to_be_flattered(kind):
+    random = np.random.default_rng(0)
+    labels = random.choice(3, 60, p=[0.2, 0.3, 0.5])
+    scores = random.random((60, 3)) + 0.5 * (np.arange(3) == labels[:, None])
+    found = evaluate(nn.Identity(), [(torch.from_numpy(scores), torch.from_numpy(labels))]).to_json()
+    probabilities = special.softmax(scores, axis=1)
+
+    def mean_precision(kept):
+        return average_precision_score(np.eye(3)[labels[kept]], probabilities[kept], average=kind)
+
+    whole = mean_precision(labels >= 0)
+    without = np.mean([mean_precision(np.arange(60) != each) for each in range(60)])
+    # The share whose interval by Wilson this is, of whatever number of images: his ends are the roots of a quadratic equation.
+    low, high = found[kind]["average_precision_ci95"]
+    centre = np.roots([low + high - 1, -2 * low * high, low * high])
+    assert found[kind]["average_precision"] == pytest.approx(whole)
+    assert abs(centre - (whole - 59 * (without - whole))).min() < 1e-6
+
+
+def held(n, classes, margin, weights, truth, repeats=200):
+    """How often the intervals of the macro and the weighted average precision hold the `truth`, of logits `margin` apart."""
+    random = np.random.default_rng(0)
+    inside = np.zeros(2)
+    for _ in range(repeats):
+        labels = random.choice(classes, n, p=weights)
+        logits = random.normal(size=(n, classes)) + margin * np.eye(classes)[labels]
+        (outcomes,) = follow([(torch.from_numpy(logits), torch.from_numpy(labels))])
+        found = rank_classes(collect([outcomes]), None, 0.95)
+        for place, each in enumerate((found.macro, found.weighted)):
+            low, high = each["average_precision_ci95"]
+            inside[place] += low <= truth[place] <= high
+    return inside / repeats
+
+
+def test_the_mean_average_precision_of_many_classes_is_inside_its_interval():
+    # The truth is that of 1,200,000 images, and below that of 2,400,000; so few images have more by one and a half deviations.
+    assert (held(500, 20, 1.0, np.full(20, 0.05), [0.1841, 0.1841], repeats=80) > 0.91).all()
+
+
+def test_the_mean_average_precision_of_a_good_model_is_inside_its_interval():
+    weights = 2.0 ** -np.arange(5)
+    assert (held(1000, 5, 4.0, weights / weights.sum(), [0.99886, 0.99956]) > 0.88).all()

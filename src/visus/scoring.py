@@ -158,6 +158,8 @@ def rank_classes(outcomes: Outcomes, units: Units | None, level: float) -> Ranki
     shares = np.bincount(outcomes.labels, minlength=outcomes.classes) / n
     per_class = [dict[str, Any](zip(_RANKING_KEYS, [None] * 4, strict=True)) for _ in shares]
     figures, spread, near = np.zeros((3, outcomes.classes, 2))
+    # What the average precision is without an image: the mean over all images, and over those of the class.
+    without, without_own = np.zeros((2, outcomes.classes))
     plain, weighted = np.zeros((2, 2, n if units is None else int(units.max()) + 1))
     ranked = np.flatnonzero((shares > 0) & (shares < 1))
     for place in ranked.tolist():
@@ -171,6 +173,8 @@ def rank_classes(outcomes: Outcomes, units: Units | None, level: float) -> Ranki
         weighted += pulled * shares[place]
         scarcer = n * min(shares[place], 1 - shares[place])
         near[place] = shrunk(found.auroc, scarcer), found.average_precision
+        left = found.average_precision_without
+        without[place], without_own[place] = left.mean(), left[positive].mean()
         per_class[place] = _ranked(figures[place], spread[place], near[place], scarcer, level)
     if not len(ranked):
         return Rankings(per_class, per_class[0], per_class[0])
@@ -179,14 +183,21 @@ def rank_classes(outcomes: Outcomes, units: Units | None, level: float) -> Ranki
     weighted += sums_over(units, (figures[outcomes.labels].T - mean[:, None]) / n)
     # At least what the classes have each for itself: see `ranking_variances`.
     least = spread[ranked].sum(axis=0) / len(ranked) ** 2, shares**2 @ spread
+    plain_mean = figures[ranked].mean(axis=0)
     spreads = (
-        np.maximum(_variances(plain, units, level), least[0]),
-        np.maximum(_variances(weighted, units, level), least[1]),
+        np.maximum(_variances(plain, plain_mean[1], units, level), least[0]),
+        np.maximum(_variances(weighted, mean[1], units, level), least[1]),
     )
+    excess = weighted_excess = 0.0
+    if units is None:
+        # Few images flatter the average precision; by how much, the jackknife tells (Quenouille, Bias in Estimation, 1956).
+        excess = (n - 1) * (without[ranked].mean() - plain_mean[1])
+        # Without an image its class weighs less, too.
+        weighted_excess = shares @ (n * without - without_own) - (n - 1) * mean[1]
     return Rankings(
         per_class,
-        _ranked(figures[ranked].mean(axis=0), spreads[0], near[ranked].mean(axis=0), n, level),
-        _ranked(mean, spreads[1], shares @ near, n, level),
+        _ranked(plain_mean, spreads[0], near[ranked].mean(axis=0), n, level, excess=excess),
+        _ranked(mean, spreads[1], shares @ near, n, level, excess=weighted_excess),
     )
 
 
@@ -289,18 +300,37 @@ def _sums(outcomes: Outcomes, units: Units) -> sparse.csr_array:
 _RANKING_KEYS = ("auroc", "auroc_ci95", "average_precision", "average_precision_ci95")
 
 
-def _ranked(figures: Floats, spread: Floats, near: Floats, n: float, level: float) -> dict[str, Any]:
+def _ranked(
+    figures: Floats, spread: Floats, near: Floats, n: float, level: float, *, excess: float = 0.0
+) -> dict[str, Any]:
+    """Both areas with their intervals; the average precision is too high by `excess` on average."""
+    true = figures - [0.0, excess]
     intervals = [
         bounded_interval(figure, variance, n, level, at=at)
-        for figure, variance, at in zip(figures.tolist(), spread.tolist(), near.tolist(), strict=True)
+        for figure, variance, at in zip(true.tolist(), spread.tolist(), near.tolist(), strict=True)
     ]
     pairs = [float(figures[0]), intervals[0], float(figures[1]), intervals[1]]
     return dict(zip(_RANKING_KEYS, pairs, strict=True))
 
 
-def _variances(pulled: Floats, units: Units | None, level: float) -> Floats:
-    growth = 1.0 if units is None else of_few(pulled.shape[1], level)
-    return np.asarray(growth * (pulled**2).sum(axis=1))
+def _variances(pulled: Floats, precision: float, units: Units | None, level: float) -> Floats:
+    """Of the means of both areas; that of the average precision, which is `precision`, by `_of_few_pulls`."""
+    spread = np.asarray((pulled**2).sum(axis=1))
+    if units is not None:
+        return spread * of_few(pulled.shape[1], level)
+    spread[1] = _of_few_pulls(pulled[1], precision, level)
+    return spread
+
+
+def _of_few_pulls(pulled: Floats, figure: float, level: float) -> float:
+    """The variance of a `figure` that few of its images may have `pulled [N]`, longer by `of_few` with the degrees of freedom of
+    Satterthwaite (1946), but no more so than that of a share of N images."""
+    squares = pulled**2
+    variance = float(squares.sum())
+    if not variance:
+        return 0.0
+    freedom = variance**2 / float((squares**2).sum())
+    return max(variance, min(variance * of_few(freedom + 1, level), figure * (1 - figure) / len(pulled)))
 
 
 def _f1(share: float) -> float:

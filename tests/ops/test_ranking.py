@@ -52,6 +52,21 @@ def test_influences_are_derivatives_by_the_weights(seed, n, values):
         assert found.average_precision_influence[place] == pytest.approx(slope[1], rel=1e-4, abs=1e-7)
 
 
+@settings(max_examples=20)
+@given(st.integers(0, 999), st.integers(4, 40), st.sampled_from([1, 3, 1000]))
+def test_without_an_image_the_average_precision_is_that_of_the_others(seed, n, values):
+    scores, positive = drawn(seed, n, values)
+    positive[:4] = True, False, True, False
+    found = ranking(scores, positive).average_precision_without
+    others = [np.arange(n) != place for place in range(n)]
+    assert found == pytest.approx([average_precision_score(positive[each], scores[each]) for each in others])
+
+
+def test_without_the_only_positive_image_the_average_precision_stays():
+    found = ranking(np.array([0.1, 0.3, 0.2]), np.array([False, False, True]))
+    assert found.average_precision_without.tolist() == [0.5, 1.0, 0.5]
+
+
 def test_the_variance_is_that_of_delong():
     scores, positive = drawn(3, 50, 1000)
     ahead = scores[positive][:, None] > scores[~positive]
@@ -66,7 +81,7 @@ def test_the_variance_is_that_of_delong():
 def test_the_least_variance_is_the_published_one():
     # Hanley and McNeil, 1982: 51 abnormal and 58 normal images of the brain, an area of 0.893, a standard error of 0.032.
     area = (0.893 * 52 - 0.5) / 51
-    certain = Ranking(area, 1.0, np.zeros(109), np.zeros(109))
+    certain = Ranking(area, 1.0, *np.zeros((3, 109)))
     assert shrunk(area, 51) == pytest.approx(0.893)
     assert np.sqrt(ranking_variances(certain, np.zeros((2, 109)), np.arange(109) < 51)[0]) == pytest.approx(
         0.032, abs=1e-3

@@ -61,7 +61,7 @@ def mean_share_interval(correct: Sequence[int], n: Sequence[int], level: float =
     return bounded_interval(mean, variance, sum(n), level, at=sum(near) / len(n))
 
 
-def of_few(units: int, level: float = 0.95) -> float:
+def of_few(units: float, level: float = 0.95) -> float:
     """By how much to multiply a variance that was seen among few independent `units`, for an interval at `level`: as Student's t
     makes it longer, and as the spread around their own mean is too small (Korn and Graubard, 1998; for groups see Cameron and
     Miller, A Practitioner's Guide to Cluster-Robust Inference, 2015). Fewer than two say nothing: NaN.

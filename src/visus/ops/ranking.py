@@ -29,6 +29,8 @@ class Ranking(NamedTuple):
     average_precision: float
     auroc_influence: Floats
     average_precision_influence: Floats
+    average_precision_without: Floats
+    """What it is without each image `[N]`; without the only positive one, as it is."""
 
 
 def ranking(scores: npt.NDArray[np.floating], positive: Bools) -> Ranking:
@@ -46,13 +48,11 @@ def ranking(scores: npt.NDArray[np.floating], positive: Bools) -> Ranking:
     ends = np.append(begins[1:], n)
     below_positive = np.concatenate(([0.0], np.cumsum(is_positive)))
     first, after = begins[run], ends[run]
-    results = (
-        _roc(is_positive, below_positive, first, after),
-        _precision_recall(is_positive, below_positive, first, after),
-    )
-    influences = np.empty((2, n))
-    influences[0, order], influences[1, order] = results[0][1], results[1][1]
-    return Ranking(results[0][0], results[1][0], influences[0], influences[1])
+    area, *of_area = _roc(is_positive, below_positive, first, after)
+    average, *of_average = _precision_recall(is_positive, below_positive, first, after)
+    of_images = np.empty((3, n))
+    of_images[:, order] = *of_area, *of_average
+    return Ranking(area, average, *of_images)
 
 
 def pulls(
@@ -63,7 +63,7 @@ def pulls(
     The derivatives, and their sums over units. That of the average precision over at most 200 units is how far it is from the one
     without the unit (the jackknife: Tukey, 1958), since the derivatives of a few spread too little.
     """
-    sums = sums_over(units, np.stack(found[2:]))
+    sums = sums_over(units, np.stack(found[2:4]))
     if units is not None and (count := sums.shape[1]) <= _FEW_UNITS:
         changes = found.average_precision - _precisions_without_each(scores, positive, units, count)
         # Without a unit that has all positive images there is no such figure.
@@ -147,13 +147,21 @@ def _roc(
 
 def _precision_recall(
     is_positive: Floats, below: Floats, first: npt.NDArray[np.intp], after: npt.NDArray[np.intp]
-) -> tuple[float, Floats]:
+) -> tuple[float, Floats, Floats]:
     n, positives = len(is_positive), below[-1]
     at_least = n - first.astype(np.float64)
-    precision = (positives - below[first]) / at_least
-    average = float((precision * is_positive).sum() / positives)
+    hits = positives - below[first]
+    precision = hits / at_least
+    total = float((precision * is_positive).sum())
+    average = total / positives
     # An image moves the precision at every threshold that it passes.
     gains = np.cumsum(is_positive / at_least)[after - 1]
     costs = np.cumsum(is_positive * precision / at_least)[after - 1]
     change = is_positive * (precision + gains - average) - costs
-    return average, change / positives
+    # Of an image left out: what the precision at each threshold that it passes, not its own, rises or falls by.
+    each = is_positive / (at_least * np.maximum(at_least - 1, 1))
+    falls = each * (at_least - hits)
+    without_negative = (total + np.cumsum(each * hits)[after - 1]) / positives
+    others = total - precision - np.cumsum(falls)[after - 1] + falls
+    without_positive = others / (positives - 1) if positives > 1 else average
+    return average, change / positives, np.where(is_positive > 0, without_positive, without_negative)

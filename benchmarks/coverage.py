@@ -11,19 +11,22 @@ import argparse
 import functools
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 from measuring import header
 from scipy import special, stats
 
+from visus.comparison import _pool_pair
 from visus.ops import resampling
+from visus.ops.abstention import threshold_for
 from visus.ops.calibration_error import calibration_error_interval
-from visus.ops.intervals import bounded_interval, wilson
+from visus.ops.intervals import bounded_interval, share_interval, wilson
 from visus.ops.paired import grouped_mcnemar, mcnemar, paired_interval, worth
 from visus.ops.ranking import pulls, ranking, ranking_variances, shrunk
 from visus.ops.slices import slice_scores
 from visus.outcomes import ByClass, Outcomes
-from visus.scoring import Wanted, balanced_interval, class_scores, resample
+from visus.scoring import Wanted, balanced_interval, class_scores, rank_classes, resample
 
 SIZES = (20, 50, 100, 300, 1000, 3000, 10_000)
 SHARES = (0.5, 0.7, 0.9, 0.95, 0.99, 0.999)
@@ -39,6 +42,32 @@ def shares(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
         ]
         for n in SIZES
     }
+
+
+def other_shares(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
+    """Intervals of an accuracy: for each n, the mean and the least coverage over p from 0.5 to 0.999."""
+    found = {}
+    for n in SIZES:
+        methods = (
+            functools.partial(wilson, n=n),
+            functools.partial(share_interval, n=n, method="exact"),
+            functools.partial(_bootstrapped, random, n),
+        )
+        intervals = [functools.cache(each) for each in methods]
+        held = np.array(
+            [
+                [np.mean([_holds(each(k), p) for k in drawn]) for each in intervals]
+                for p, drawn in ((p, random.binomial(n, p, repeats).tolist()) for p in SHARES)
+            ]
+        )
+        found[str(n)] = np.stack([held.mean(axis=0), held.min(axis=0)], axis=1).ravel().tolist()
+    return found
+
+
+def _bootstrapped(random: np.random.Generator, n: int, k: int) -> tuple[float, float] | None:
+    wrong = random.permutation((np.arange(n) >= k).astype(np.int64))
+    outcomes = _plain_outcomes(np.zeros(n, dtype=np.int64), wrong)
+    return resample(outcomes, Wanted(method="bootstrap"))["accuracy"]
 
 
 def pairs(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
@@ -60,6 +89,47 @@ def pairs(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
                 float(np.mean([mid(a, b) <= 0.05 for a, b, _ in drawn])),
             ]
     return found
+
+
+def pools(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
+    """Pools of seeds, accuracy 90 %: how often the interval leaves 0 out where both are equally good, and how often it holds the
+    truth where one is 2 points better. Images have a difficulty, a share of which is common to both pools, and half of the rest to
+    the seeds of one; seeds are better or worse by a standard deviation in points."""
+    found = {}
+    for seeds in ((2, 2), (3, 3), (5, 5), (2, 5), (1, 5)):
+        for n in (300, 10_000):
+            for spread in (0.0, 0.5):
+                for common in (0.5, 0.9):
+                    draw = functools.partial(_pool_runs, random, seeds, n, spread, common)
+                    held = [
+                        np.mean(
+                            [
+                                _holds(_pool_pair(draw(gain), 0, 1).difference_ci95, gain)
+                                for _ in range(repeats)
+                            ]
+                        )
+                        for gain in (0.0, 0.02)
+                    ]
+                    name = f"{seeds[0]} and {seeds[1]} seeds, n {n}, spread {spread:g}, common {common:.0%}"
+                    found[name] = [float(1 - held[0]), float(held[1])]
+    return found
+
+
+def _pool_runs(
+    random: np.random.Generator, seeds: tuple[int, int], n: int, spread: float, common: float, gain: float
+) -> list[list[SimpleNamespace]]:
+    """Runs of two pools, right in 90 % and in `gain` more on average: an image is right where a normal number is above 0."""
+    difficulty = random.normal(0, np.sqrt(common), n)
+    # By how much a seed moves the number for so many points of accuracy.
+    moved = spread / 100 / stats.norm.pdf(stats.norm.ppf(0.9))
+    pools = []
+    for accuracy, count in zip((0.9, 0.9 + gain), seeds, strict=True):
+        level = stats.norm.ppf(accuracy) * np.hypot(1, moved) + random.normal(0, moved, count)
+        alike = difficulty + random.normal(0, np.sqrt((1 - common) / 2), n)
+        noise = random.normal(0, np.sqrt((1 - common) / 2), (count, n))
+        right = level[:, None] + alike + noise > 0
+        pools.append([SimpleNamespace(correct=each, accuracy=each.mean(), name="") for each in right])
+    return pools
 
 
 def rankings(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
@@ -181,6 +251,88 @@ def averages(repeats: int, random: np.random.Generator) -> dict[str, list[float]
     return found
 
 
+def average_areas(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
+    """Macro and weighted averages of AUROC and average precision."""
+    found = {}
+    for classes, rare in ((5, False), (5, True), (20, False)):
+        for margin in (1.0, 4.0):
+            for n in (100, 1000):
+                draw = functools.partial(_outcomes, random, margin, rare, classes=classes)
+                truth = _average_areas(draw(400_000))
+                held = np.mean([_areas_covered(draw(n), truth) for _ in range(repeats)], axis=0)
+                name = f"{classes} classes, n {n}, {'rare classes' if rare else 'balanced'}, AUROC {truth[0]:.3f}"
+                found[name] = held.tolist()
+    return found
+
+
+AREAS = ("auroc", "average_precision")
+
+
+def _average_areas(outcomes: Outcomes) -> list[float]:
+    """As they are with no end of images."""
+    found = rank_classes(outcomes, None, 0.95)
+    return [each[name] for each in (found.macro, found.weighted) for name in AREAS]
+
+
+def _areas_covered(outcomes: Outcomes, truth: list[float]) -> list[bool]:
+    found = rank_classes(outcomes, None, 0.95)
+    intervals = [each[f"{name}_ci95"] for each in (found.macro, found.weighted) for name in AREAS]
+    return [_holds(each, figure) for each, figure in zip(intervals, truth, strict=True)]
+
+
+def promises(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
+    """How often `--wanted-accuracy` finds a threshold, and how often the accuracy from there on is below the one wanted, and below
+    `at_least`."""
+    found = {}
+    for name, model in MODELS.items():
+        for wanted in (0.9, 0.99):
+            for n in (100, 1000, 10_000):
+                broken = [_promised(*model(random, n, wanted), wanted) for _ in range(repeats)]
+                found[f"{name}, {wanted:.0%} wanted, n {n}"] = np.mean(broken, axis=0).tolist()
+    return found
+
+
+def _promised(
+    confidences: np.ndarray, correct: np.ndarray, truth: Callable[[float], float], wanted: float
+) -> list[bool]:
+    """Whether there is a promise, whether it is broken, and whether its bound is."""
+    found = threshold_for(wanted, confidences, correct)
+    if found is None:
+        return [False, False, False]
+    true = truth(found.threshold)
+    return [True, true < wanted, true < found.at_least]
+
+
+Answers = tuple[np.ndarray, np.ndarray, Callable[[float], float]]
+"""Confidences, whether they are right, and the true accuracy from a threshold on."""
+
+
+def _sure(times: float, random: np.random.Generator, n: int, _wanted: float) -> Answers:
+    """Right as often as Beta(9, 1) says, 90 % in all; the confidences are these with `times` their log odds."""
+    chances = random.beta(9, 1, n)
+    confidences = special.expit(times * special.logit(chances))
+    return confidences, random.random(n) < chances, functools.partial(_beta_above, times)
+
+
+def _beta_above(times: float, threshold: float) -> float:
+    """The mean of Beta(9, 1) where it is that which `threshold` was made of, or more."""
+    least = special.expit(special.logit(threshold) / times)
+    return float(0.9 * (1 - least**10) / (1 - least**9))
+
+
+def _told_nothing(random: np.random.Generator, n: int, wanted: float) -> Answers:
+    """Every promise is broken: the accuracy is a hair below the wanted one, whatever the confidence."""
+    return random.beta(9, 1, n), random.random(n) < wanted, lambda _: float(np.nextafter(wanted, 0))
+
+
+MODELS: dict[str, Callable[[np.random.Generator, int, float], Answers]] = {
+    "honest": functools.partial(_sure, 1.0),
+    "too sure": functools.partial(_sure, 2.0),
+    "not sure enough": functools.partial(_sure, 0.5),
+    "confidence says nothing": _told_nothing,
+}
+
+
 def groups(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
     """Accuracy on groups of 10 images that are alike: groups resampled, and Wilson's interval, as if images were independent."""
     found = {}
@@ -217,17 +369,19 @@ def slices(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
     return found
 
 
-def _outcomes(random: np.random.Generator, margin: float, rare: bool, n: int) -> Outcomes:
-    weights = 2.0 ** -np.arange(5) if rare else np.ones(5)
-    labels = random.choice(5, n, p=weights / weights.sum())
-    logits = random.normal(size=(n, 5))
+def _outcomes(random: np.random.Generator, margin: float, rare: bool, n: int, classes: int = 5) -> Outcomes:
+    weights = 2.0 ** -np.arange(classes) if rare else np.ones(classes)
+    labels = random.choice(classes, n, p=weights / weights.sum())
+    logits = random.normal(size=(n, classes))
     logits[np.arange(n), labels] += margin
     probabilities = special.softmax(logits, axis=1)
     own = probabilities[np.arange(n), labels]
     briers = (probabilities**2).sum(axis=1) - 2 * own + 1
     predictions = logits.argmax(axis=1)
     zeros = np.zeros(n, dtype=np.int64)
-    return Outcomes(5, labels, predictions, own, -np.log(own), briers, zeros, ByClass())
+    kept = ByClass()
+    kept.add(probabilities.astype(np.float32))
+    return Outcomes(classes, labels, predictions, own, -np.log(own), briers, zeros, kept)
 
 
 def _plain_outcomes(labels: np.ndarray, predictions: np.ndarray) -> Outcomes:
@@ -330,7 +484,12 @@ def _eliasziw_donner(difference: np.ndarray, units: np.ndarray) -> float:
 
 SECTIONS: dict[str, tuple[Callable[..., dict[str, list[float]]], list[str]]] = {
     "shares": (shares, [f"p = {p:g}" for p in SHARES]),
+    "other_shares": (
+        other_shares,
+        [f"{name}, {what}" for name in ("Wilson's", "exact", "bootstrap") for what in ("mean", "least")],
+    ),
     "pairs": (pairs, ["interval leaves out 0", "McNemar, exact", "McNemar, mid-p"]),
+    "pools": (pools, ["false alarms", "truth held, 2 points better"]),
     "rankings": (rankings, ["AUROC", "average precision"]),
     "grouped_rankings": (
         grouped_rankings,
@@ -338,6 +497,11 @@ SECTIONS: dict[str, tuple[Callable[..., dict[str, list[float]]], list[str]]] = {
     ),
     "calibration": (calibration, ["honest", "3 points too high", "10 points too high"]),
     "averages": (averages, ["balanced accuracy", "macro precision", "macro F1", "loss", "Brier"]),
+    "average_areas": (
+        average_areas,
+        ["macro AUROC", "macro average precision", "weighted AUROC", "weighted average precision"],
+    ),
+    "promises": (promises, ["promised", "below the wanted one", "below `at_least`"]),
     "groups": (groups, ["groups resampled", "Wilson's"]),
     "slices": (slices, ["slices cut across groups", "slices of whole groups"]),
     "grouped_pairs": (

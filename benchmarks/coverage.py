@@ -128,7 +128,7 @@ def _pool_runs(
         alike = difficulty + random.normal(0, np.sqrt((1 - common) / 2), n)
         noise = random.normal(0, np.sqrt((1 - common) / 2), (count, n))
         right = level[:, None] + alike + noise > 0
-        pools.append([SimpleNamespace(correct=each, accuracy=each.mean(), name="") for each in right])
+        pools.append([SimpleNamespace(correct=each, accuracy=each.mean()) for each in right])
     return pools
 
 

@@ -1,6 +1,6 @@
 """Images per second of `visus.fit`, beside a bare loop, the loop of the notes that visus began with, Lightning and fastai.
 
-    python benchmarks/loop.py [FOLDER]     # of Fashion-MNIST's IDX files (Debian: dataset-fashion-mnist)
+    python benchmarks/loop.py [FOLDER] [--only "(a)" visus]     # of Fashion-MNIST's IDX files (Debian: dataset-fashion-mnist)
 
 6,000 images, batches of 100, one epoch each, in one process, in turn. All train the same net with the same optimizer, threads and
 deterministic kernels. (a) steps through batches that are ready in memory, channels last, and does nothing else. (b) decodes
@@ -269,6 +269,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", default="/usr/share/datasets/fashion-mnist")
     parser.add_argument("--model", nargs="+", default=["small", "resnet18"])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", default=[""], help="beginnings of the names of candidates")
     options = parser.parse_args()
     data = visus.open_source(options.folder, val_fraction=0)
     split = data.train.subset(np.arange(_IMAGES))
@@ -286,7 +287,8 @@ def main() -> None:
                 "(b) loop of the notes": notes(name, split),
                 **peers(name, split, record),
             }
-            print(f"\n{name}\n\n{table(alternate(candidates, options.repeats), '(a) bare loop', 'images/s')}")
+            asked = {each: work for each, work in candidates.items() if each.startswith(tuple(options.only))}
+            print(f"\n{name}\n\n{table(alternate(asked, options.repeats), '(a) bare loop', 'images/s')}")
             sys.stdout.flush()
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from visus.calibration import calibrate_checkpoint, fit_temperature
+from visus.calibration import _cross_fitted, _honesty, calibrate_checkpoint, fit_temperature
 from visus.checkpoint import load_checkpoint, rebuild_model, save_checkpoint
 from visus.data.batching import TrainingBatches, measure_preprocessing
 from visus.data.sources import open_source
@@ -207,3 +207,21 @@ def test_a_wrong_part_or_outputs_that_are_no_numbers_leave_the_checkpoint_alone(
     save_checkpoint(overconfident, tensors, broken.document)
     with pytest.raises(DataError, match="NaN or infinite ones for 143 images"):
         calibrate_checkpoint(overconfident, "digits")
+
+
+def test_groups_stay_together_and_are_counted():
+    logits, labels = drawn(0, n=400)
+    # Of each group the images are the same one, four times.
+    logits, labels = logits.repeat_interleave(4, dim=0), labels.repeat_interleave(4)
+    groups = [str(place // 4) for place in range(len(labels))]
+    fitted = _cross_fitted(logits, labels, groups)
+    temperatures = (logits[:, 0].double() / fitted[:, 0]).reshape(-1, 4)
+    assert (temperatures.std(dim=1) < 1e-9).all()
+    assert len(set(temperatures[:, 0].numpy().round(9))) == 5
+    counted, plain = _honesty(logits, labels, groups), _honesty(logits, labels, None)
+    (low, high), (least, most) = counted.loss_ci95, plain.loss_ci95
+    assert high - low > 1.5 * (most - least)
+    assert counted.ece_ci95[0] < plain.ece_ci95[0]
+    # As of the images once.
+    once = _honesty(logits[::4], labels[::4], None)
+    assert counted.loss_ci95 == pytest.approx(once.loss_ci95, abs=0.1 * (high - low))

@@ -10,6 +10,7 @@ from scipy import stats
 from visus.comparison import compare_runs, leaderboard
 from visus.comparison_tables import describe_comparison, describe_leaderboard
 from visus.errors import DataError, UsageError
+from visus.ops.paired import mcnemar
 from visus.tables import writing_table
 from visus.tested_runs import find_runs, read_run
 
@@ -77,7 +78,7 @@ def test_a_pair_is_what_a_table_of_both_says(tmp_path):
 def test_groups_are_counted_where_images_share_one(tmp_path, suffix):
     groups = ["", *(f"patient {place // 4}" for place in range(1, 200))]
     a = make_run(tmp_path / "a", 0, 0.8, suffix=suffix, groups=groups)
-    b = make_run(tmp_path / "b", 1, 0.9, lr=0.2)
+    b = make_run(tmp_path / "b", 3, 0.84, lr=0.2)
     found = compare_runs([tmp_path / "a", tmp_path / "b"])
     (pair,) = found.pairs
     # The first image, which has no group, is one, and the three beside it are another.
@@ -91,7 +92,10 @@ def test_groups_are_counted_where_images_share_one(tmp_path, suffix):
         n_resamples=20_000,
         rng=np.random.default_rng(0),
     )
-    assert pair.mcnemar_p == pytest.approx(flipped.pvalue, abs=0.01)
+    # Of 20,000 shuffles a p-value of some per cent is known to a tenth of itself.
+    assert 0.02 < flipped.pvalue < 0.9
+    assert pair.mcnemar_p == pytest.approx(flipped.pvalue, rel=0.1)
+    assert pair.mcnemar_p != mcnemar(pair.only_a, pair.only_b)
     assert pair.mcnemar_mid_p < pair.mcnemar_p
     mean = difference.mean()
     sizes = np.bincount([0, *(1 + place // 4 for place in range(1, 200))])
@@ -134,7 +138,21 @@ def test_groups_that_speak_as_one_are_not_taken_for_their_images(tmp_path):
     assert (pair.groups, pair.mcnemar_p) == (10, pytest.approx(2 / 2**4))
     assert pair.difference_ci95[0] < 0 < narrow[0]
     assert [each["p"] for each in pair.per_class] == pytest.approx([2 / 2**4] * 2)
-    assert pair.detectable > 0.3
+    # Six groups of ten must speak alike.
+    assert pair.detectable == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(("n", "groups"), [(100, 5), (5, None)])
+def test_fewer_than_six_groups_or_images_can_show_no_difference(tmp_path, n, groups):
+    labels = ["a", "b"] * (n // 2) + ["a"] * (n % 2)
+    given = None if groups is None else [str(place % groups) for place in range(n)]
+    for name, lr in (("a", 1), ("b", 2)):
+        make_run(tmp_path / name, lr, 0.6, labels=labels, lr=lr, groups=given)
+    found = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert found.pairs[0].detectable is None
+    assert f"so few {'images' if groups is None else 'groups'} can show no difference" in describe_comparison(
+        found
+    )
 
 
 @pytest.mark.parametrize(

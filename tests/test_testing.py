@@ -135,6 +135,9 @@ def test_where_groups_tell_nothing_or_an_accuracy_is_wanted_images_count(grouped
     )
     assert evaluate_checkpoint(checkpoint, str(alone)).scores.groups is None
     assert evaluate_checkpoint(checkpoint, str(grouped)).scores.groups == 12
+    exact = evaluate_checkpoint(checkpoint, str(grouped), wanted=Wanted(method="exact"))
+    assert (exact.scores.groups, exact.scores.ci_method) == (None, "exact")
+    assert any("some of these share a group" in each for each in exact.notes)
     one = grouped.with_name("one.csv")
     lines = (",".join([*row[:3], row[2] if place else "group"]) for place, row in enumerate(rows))
     one.write_text("\n".join(lines))

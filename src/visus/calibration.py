@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -37,7 +37,7 @@ from visus.ops.calibration_error import (
     smooth_calibration_error,
 )
 from visus.ops.intervals import Interval
-from visus.ops.resampling import accelerated_interval, bootstrap, units_of
+from visus.ops.resampling import accelerated_interval, bootstrap, counted_groups, units_of
 from visus.ops.rng import permutation
 from visus.runs import RunFolder
 from visus.scoring import interval_of
@@ -45,6 +45,9 @@ from visus.testing import as_trained, choose_part, decode_for
 
 _LOWEST, _HIGHEST = 0.05, 20.0
 _FOLDS = 5
+Groups = Sequence[Any] | None
+"""The group of each image, where groups are to be counted."""
+
 _ADVICE = "give data with a part val, or --split train for images that the model has not seen"
 _MORE = "take more images, or harder ones"
 
@@ -126,15 +129,15 @@ def calibrate_checkpoint(
         checkpoint = load_checkpoint(find_checkpoint(path))
         if part == "train" and checkpoint.config.get("data") == absolute(source):
             raise UsageError(f"{source}: expected images that the model was not trained on; take --split val")
-        logits, labels, notes, skipped = _logits(checkpoint, source, part, device)
+        logits, labels, groups, notes, skipped = _logits(checkpoint, source, part, device)
         temperature = fit_temperature(logits, labels)
         found = Calibration(
             checkpoint=str(checkpoint.path),
             split=part,
             n=len(labels),
             temperature=temperature,
-            before=_honesty(logits, labels),
-            after=_honesty(_cross_fitted(logits, labels), labels),
+            before=_honesty(logits, labels, groups),
+            after=_honesty(_cross_fitted(logits, labels, groups), labels, groups),
             digest=checkpoint.document["digest"],
             notes=notes,
             skipped=skipped,
@@ -173,8 +176,8 @@ def _unsettled(labels: Tensor, reason: str) -> DataError:
 
 def _logits(
     checkpoint: Checkpoint, source: str, part: str, device: torch.device | str
-) -> tuple[Tensor, Tensor, tuple[str, ...], tuple[Skipped, ...]]:
-    """Logits `[N, K]` and labels `[N]` of a part of `source`, as they are without a temperature."""
+) -> tuple[Tensor, Tensor, Groups, tuple[str, ...], tuple[Skipped, ...]]:
+    """Logits `[N, K]` and labels `[N]` of a part of `source`, as they are without a temperature; and their groups to be counted."""
     chosen = select_device(device)
     plain = replace(checkpoint, document={**checkpoint.document, "temperature": 1.0})
     listed, _ = choose_part(plain, source, part, advice=_ADVICE)
@@ -189,7 +192,9 @@ def _logits(
         raise DataError(
             f"{checkpoint.path}: expected numbers as outputs, found NaN or infinite ones for {bad} images; take another checkpoint"
         )
-    return logits, labels, (*data.notes, *notes), data.skipped
+    column = data.test.columns.get("group")
+    groups = None if column is None else counted_groups(column.tolist())
+    return logits, labels, groups, (*data.notes, *notes), data.skipped
 
 
 def _refuse_training_images(checkpoint: Checkpoint, data: Data, source: str) -> tuple[str, ...]:
@@ -226,14 +231,14 @@ def _files(part: Split | None) -> Iterator[str]:
         yield f"{real(folder)}/{name}"
 
 
-def _cross_fitted(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits divided by the temperature that the other four fifths of the images want."""
+def _cross_fitted(logits: Tensor, labels: Tensor, groups: Groups) -> Tensor:
+    """Logits divided by the temperature that the other four fifths of the images want, or of their groups."""
     scaled = torch.empty_like(logits, dtype=torch.float64)
-    order = torch.from_numpy(permutation(0, "calibration", 0, len(labels)))
-    for held_out in order.tensor_split(min(_FOLDS, len(labels))):
-        others = torch.ones(len(labels), dtype=torch.bool)
-        others[held_out] = False
-        scaled[held_out] = logits[held_out].double() / _any_temperature(logits[others], labels[others])
+    units = torch.from_numpy(units_of(len(labels), groups, most=len(labels)))
+    order = torch.from_numpy(permutation(0, "calibration", 0, int(units.max()) + 1))
+    for held_out in order.tensor_split(min(_FOLDS, len(order))):
+        inside = torch.isin(units, held_out)
+        scaled[inside] = logits[inside].double() / _any_temperature(logits[~inside], labels[~inside])
     return scaled
 
 
@@ -245,12 +250,13 @@ def _any_temperature(logits: Tensor, labels: Tensor) -> float:
         return 1.0
 
 
-def _honesty(logits: Tensor, labels: Tensor) -> Honesty:
+def _honesty(logits: Tensor, labels: Tensor, groups: Groups) -> Honesty:
     losses = F.cross_entropy(logits.double(), labels, reduction="none").numpy()
     probabilities = logits.double().softmax(dim=1)
     confidences, predictions = (each.numpy() for each in probabilities.max(dim=1))
     correct = predictions == labels.numpy()
-    units = units_of(len(losses))
+    units = units_of(len(losses), groups)
+    together = None if groups is None else units
     sums = np.stack([np.bincount(units, losses), np.bincount(units)], axis=1)
     loss = float(losses.mean())
     samples = bootstrap(sparse.csr_array(sums), lambda drawn: drawn[:, :1] / drawn[:, 1:])[:, 0]
@@ -258,7 +264,7 @@ def _honesty(logits: Tensor, labels: Tensor) -> Honesty:
         loss=loss,
         loss_ci95=interval_of(accelerated_interval(loss, samples, sums[:, 0] - loss * sums[:, 1])),
         ece=debiased_calibration_error(confidences, correct),
-        ece_ci95=calibration_error_interval(confidences, correct),
+        ece_ci95=calibration_error_interval(confidences, correct, units=together),
         smooth_ece=smooth_calibration_error(confidences, correct),
-        reliability=reliability_bins(confidences, correct),
+        reliability=reliability_bins(confidences, correct, units=together),
     )

@@ -98,9 +98,7 @@ def main() -> None:
     try:
         code = app(arguments, standalone_mode=False)
     except VisusError as error:
-        from visus.display import ONE_LINE
-
-        code = _explain(error, str(error).translate(ONE_LINE), error.exit_code, debug)
+        code = _explain(error, str(error), error.exit_code, debug)
     except (typer.Abort, KeyboardInterrupt) as error:
         code = _explain(error, "interrupted", 130, debug)
     except Exception as error:
@@ -854,6 +852,9 @@ def _explain(error: BaseException, message: str, code: int, debug: bool) -> int:
     said = getattr(error, "said", None)
     # What all have met alike before they met each other, the first one says.
     if not said and (rank == "0" or said is False):
+        from visus.display import ONE_LINE
+
+        message = message.translate(ONE_LINE)
         typer.echo(f"visus: {message}" if rank == "0" else f"visus, process {rank}: {message}", err=True)
     return code
 

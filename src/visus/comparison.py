@@ -23,6 +23,7 @@ from visus.ops.paired import (
     Ints,
     cohens_kappa,
     detectable_difference,
+    fewest_speaking,
     grouped_mcnemar,
     mcnemar,
     paired_interval,
@@ -61,8 +62,9 @@ class Pair:
     """Share of images of which both say the same."""
     kappa: float | None
     """The same beyond chance (Cohen)."""
-    detectable: float
-    """The smallest difference that so many images, differing as often, would show in four of five cases."""
+    detectable: float | None
+    """The smallest difference that so many images, differing as often, would show in four of five cases; `None` where they, or
+    their groups, are too few to show any."""
     per_class: list[dict[str, Any]]
     """`name`, `n`, `difference`, `ci95`, `p`, `p_adjusted`: Holm's method for all classes of the pair."""
 
@@ -197,7 +199,7 @@ def _pair(a: TestedRun, b: TestedRun, units: Units | None) -> dict[str, Any]:
         "only_b": only_b,
         "agreement": float(same.mean()),
         "kappa": cohens_kappa(a.predictions, b.predictions),
-        "detectable": detectable_difference(_worth(difference, units), (only_a + only_b) / a.n),
+        "detectable": _detectable(difference, units),
         "per_class": _per_class(np.array(a.labels), difference, units),
     }
 
@@ -224,6 +226,15 @@ def _per_class(labels: npt.NDArray[Any], difference: Ints, units: Units | None) 
 def _worth(difference: Ints, units: Units | None) -> float:
     """How many independent images tell as much."""
     return len(difference) if units is None else worth(difference, units)
+
+
+def _detectable(difference: Ints, units: Units | None) -> float | None:
+    n, fewest = len(difference), fewest_speaking()
+    sizes = np.sort(np.ones(n) if units is None else np.bincount(units))
+    if len(sizes) < fewest:
+        return None
+    differing = np.count_nonzero(difference) / n
+    return detectable_difference(_worth(difference, units), differing, float(sizes[:fewest].sum()) / n)
 
 
 def _interval(difference: Ints, units: Units | None) -> Interval:

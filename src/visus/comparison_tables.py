@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from visus.comparison import Comparison, Pair, PoolPair
-from visus.display import plural
+from visus.display import ONE_LINE, plural
 from visus.score_tables import extent, percent, text_table
 from visus.tested_runs import rows_of, units_of_runs
 
@@ -62,7 +62,7 @@ def _pair(pair: Pair) -> str:
         f"(McNemar{'' if pair.groups is None else ' over groups,'} p = {pair.mcnemar_p:.3g}, {pair.p_adjusted:.3g} for all pairs)",
         f"  {pair.only_a} images are right with {a} alone, {pair.only_b} with {b} alone; both say the same of "
         f"{percent(pair.agreement)}{kappa}",
-        f"  so many images would show a difference of {100 * pair.detectable:.2f} points in four of five cases",
+        f"  {_detectable(pair)}",
     ]
     lines += [
         f"  class {each['name']}: {_points(each['difference'])} points of {each['n']} images (p = {each['p_adjusted']:.2g}, Holm)"
@@ -77,7 +77,14 @@ def _pair(pair: Pair) -> str:
         lines.append(
             f"  and {plural(len(pair.flipped) - _SHOWN, 'more image', 'more images')} that flipped (--json has all)"
         )
-    return "\n".join(lines)
+    return "\n".join(line.translate(ONE_LINE) for line in lines)
+
+
+def _detectable(pair: Pair) -> str:
+    many = "many images" if pair.groups is None else "many groups"
+    if pair.detectable is None:
+        return f"so few {many.removeprefix('many ')} can show no difference"
+    return f"so {many} would show a difference of {100 * pair.detectable:.2f} points in four of five cases"
 
 
 def _pools(comparison: Comparison) -> str:

@@ -17,7 +17,7 @@ from visus.data.keeping import decode_once
 from visus.data.listing import fingerprint, part_fingerprint
 from visus.data.sources import open_source
 from visus.devices import available_memory_bytes
-from visus.display import Display, plural
+from visus.display import ONE_LINE, Display, plural
 from visus.errors import DataError, UsageError
 from visus.models.hollow import check_weights
 from visus.models.weights import pretrained_preprocessing
@@ -192,5 +192,5 @@ def _decode(
         counts=counts,
     )
     for each in data.skipped:
-        display.line(f"skipped {each.path}: {each.reason}")
+        display.line(f"skipped {each.path}: {each.reason}".translate(ONE_LINE))
     return data

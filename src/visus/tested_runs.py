@@ -16,7 +16,7 @@ import numpy.typing as npt
 from visus.config import read_config
 from visus.errors import DataError
 from visus.ops.intervals import interval_over
-from visus.ops.resampling import Units, named_apart, units_of
+from visus.ops.resampling import Units, counted_groups, is_one_group, units_of
 from visus.runs import RunFolder, open_run
 from visus.tables import column_names, encodable, read_columns
 
@@ -45,15 +45,13 @@ class TestedRun:
     @cached_property
     def units(self) -> Units | None:
         """The group of each image `[N]`, from 0; `None` where no two share one, or all do, so that images are to be counted."""
-        if not self.groups or self.one_group:
-            return None
-        units = units_of(self.n, named_apart(self.groups), most=self.n)
-        return units if units.max() + 1 < self.n else None
+        counted = counted_groups(self.groups)
+        return None if counted is None else units_of(self.n, counted, most=self.n)
 
     @property
     def one_group(self) -> bool:
         """Whether all images, two at least, share a group."""
-        return len(set(self.groups)) == 1 and self.groups[0] != "" and self.n > 1
+        return is_one_group(self.groups)
 
     @property
     def name(self) -> str:

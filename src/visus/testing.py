@@ -31,7 +31,7 @@ from visus.devices import available_memory_bytes, computing, default_threads, ow
 from visus.errors import UsageError, first_of
 from visus.evaluation import Scores, score
 from visus.inference import predict_logits
-from visus.ops.resampling import named_apart
+from visus.ops.resampling import counted_groups, is_one_group, named_apart
 from visus.outcomes import Batch, Outcomes, collect, follow
 from visus.preprocessing import Preprocessing
 from visus.processes import ALONE, Processes, joined, refuse_other_data
@@ -40,8 +40,10 @@ from visus.tables import WriteColumns, writing_columns
 
 _MIRRORED = "probabilities are means over each image and its mirror image"
 _NOT_INDEPENDENT = (
-    "what --wanted-accuracy promises is for images that are independent; some of these share a group"
+    "what --wanted-accuracy promises is for images that are independent, and so are all intervals beside it; some of these share a "
+    "group"
 )
+_EXACT = "exact intervals are over images that are independent; some of these share a group"
 _ONE_GROUP = "all images are of one group: intervals are over images, and hold for others of that group only"
 
 
@@ -247,25 +249,22 @@ def _column(split: Split, name: str, source: str) -> Sequence[Any]:
 
 def notes_on_groups(split: Split, wanted: Wanted) -> list[str]:
     """Where `score_split` counts images though they share values in a column `group`: what follows, for people to read."""
-    groups = _shared_groups(split)
-    if groups is None or wanted.groups is not None:
-        return []
-    return [_ONE_GROUP] if len(set(groups)) == 1 else [_NOT_INDEPENDENT] * bool(wanted.accuracy)
+    groups = _groups(split)
+    if wanted.groups is not None or counted_groups(groups) is None:
+        return [_ONE_GROUP] if wanted.groups is None and is_one_group(groups) else []
+    return [_NOT_INDEPENDENT] * bool(wanted.accuracy) + [_EXACT] * (wanted.method == "exact")
 
 
 def _with_groups(wanted: Wanted, split: Split) -> Wanted:
-    groups = _shared_groups(split)
-    if groups is None or len(set(groups)) == 1 or wanted.groups is not None or wanted.accuracy:
+    """Over the groups of `split`, where nobody asked for what is for images only."""
+    if wanted.groups is not None or wanted.accuracy or wanted.method == "exact":
         return wanted
-    return replace(wanted, groups=groups)
+    return replace(wanted, groups=counted_groups(_groups(split)))
 
 
-def _shared_groups(split: Split) -> Sequence[Any] | None:
-    """What the column `group` says of each image; `None` where there is none, or no group has two images."""
-    if "group" not in split.columns:
-        return None
-    groups = named_apart(split.columns["group"].tolist())
-    return groups if len(set(groups)) < len(groups) else None
+def _groups(split: Split) -> Sequence[str]:
+    """What the column `group` says of each image; nothing where there is none."""
+    return split.columns["group"].tolist() if "group" in split.columns else []
 
 
 @dataclass(frozen=True)

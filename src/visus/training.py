@@ -41,6 +41,7 @@ from visus.config import (
     write_config,
 )
 from visus.data.batching import EvaluationBatches
+from visus.data.files import cache_in_use
 from visus.data.foreign import Transform
 from visus.data.images import ArrayImages
 from visus.devices import (
@@ -50,7 +51,7 @@ from visus.devices import (
     noting_nondeterminism,
     own_device,
 )
-from visus.display import Display, plural
+from visus.display import ONE_LINE, Display, plural
 from visus.distillation import find_teacher
 from visus.errors import CheckpointError, UnreadableError, UsageError, first_of
 from visus.files import link, write_json
@@ -360,7 +361,7 @@ def _audit(assembly: Assembly) -> int:
         return len(json.loads(run.audit.read_text(encoding="utf-8"))["findings"])
     found = short_audit(assembly.prepared.data, assembly.config.val)
     for line in (*found.notes, *found.summary()):
-        display.line(f"audit: {line}")
+        display.line(f"audit: {line}".translate(ONE_LINE))
     try:
         write_json(run.audit, found.to_json())
     except OSError as error:
@@ -397,7 +398,7 @@ def _workers(assembly: Assembly) -> str:
     """How many decode or read files; what is in memory needs none."""
     if isinstance(assembly.prepared.train.images, ArrayImages):
         return ", in memory"
-    return f", cache: {assembly.config.cache}, workers: {assembly.config.workers}"
+    return f", cache: {cache_in_use(assembly.prepared.train.images)}, workers: {assembly.config.workers}"
 
 
 def _step(assembly: Assembly) -> str:

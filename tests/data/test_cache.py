@@ -256,12 +256,21 @@ def test_a_set_that_takes_too_much_of_the_disk_is_not_kept(folder, monkeypatch):
 
 def test_that_it_will_be_too_much_is_seen_early():
     pixels = np.zeros((1, 10, 10), np.uint8)
-    disk, memory = CacheWriter(BytesIO(), 20_000, 1000), MemoryWriter(1, 20_000, 1000)
-    for add in (lambda number: disk.add(str(number), 1, 1, pixels), lambda _: memory.add(pixels)):
-        with pytest.raises(OverflowError):
-            for number in range(1000):
-                add(number)
-        assert number == 99
+    writer = CacheWriter(BytesIO(), 20_000, 1000, 5000)
+    with pytest.raises(OverflowError):
+        for number in range(1000):
+            writer.add(str(number), 5, 1, pixels)
+    assert number == 99
+
+
+@pytest.mark.parametrize(("first", "later"), [(5000, 5), (5, 5000)])
+def test_a_class_of_other_images_does_not_make_all_too_much(first, later):
+    """Large ones in large files come first, or flat drawings in files that tell nothing of their pixels."""
+    sides = (100, 10) if first > later else (20, 20)
+    writer = CacheWriter(BytesIO(), 1_500_000, 1100, 100 * first + 1000 * later)
+    for number in range(1100):
+        pixels = np.zeros((1, sides[number >= 100], sides[number >= 100]), np.uint8)
+        writer.add(str(number), first if number < 100 else later, 1, pixels)
 
 
 @pytest.mark.parametrize(
@@ -281,12 +290,16 @@ def test_what_is_kept_where_follows_its_measured_size(folder, monkeypatch, memor
     assert content(found) == content(opened(folder, "off"))
 
 
-def test_a_cache_that_is_there_is_used_by_those_that_write_none(folder, asked):
+def test_a_cache_that_is_there_is_used_by_those_that_begin_none(folder, asked, monkeypatch):
     assert cache_in_use(opened(folder, "found").train.images) == "ram"
     opened(folder, "auto")
     asked.clear()
     assert cache_in_use(opened(folder, "found").train.images) == "disk"
     assert not asked
+    # One that would have to be written anew, where there is no room, is done without.
+    monkeypatch.setattr(keeping, "room_bytes", lambda _: 0)
+    draw(folder / "train" / "a" / "1 é.jpg", 99)
+    assert cache_in_use(opened(folder, "found").train.images) == "ram"
 
 
 def test_too_little_memory_is_said(folder):
@@ -439,7 +452,7 @@ def test_images_can_be_changed_without_changing_the_cache(folder):
 def test_reading_a_whole_cache_takes_no_memory_of_its_own(tmp_path):
     path = tmp_path / "x.images"
     pixels = np.random.default_rng(0).integers(0, 256, (3, 500, 700), np.uint8)
-    with writing_cache(path, 10**9, 100, {}) as writer:
+    with writing_cache(path, 10**9, (100, 100), {}) as writer:
         for number in range(100):
             writer.add(str(number), 1, 1, pixels)
     code = (
@@ -476,7 +489,7 @@ def test_a_file_gives_what_was_written(tmp_path_factory, entries, channels):
         name: each if isinstance(each, str) else random.integers(0, 256, (channels, *each), np.uint8)
         for name, each in entries.items()
     }
-    with writing_cache(path, 10**6, len(written), {}) as writer:
+    with writing_cache(path, 10**6, (len(written), len(written)), {}) as writer:
         for number, (name, result) in enumerate(written.items()):
             writer.add(name, number, 10**18 + number, result)
     read = read_cache(path, channels)
@@ -496,7 +509,7 @@ def test_memory_is_taken_in_blocks_and_up_to_a_limit(monkeypatch):
     monkeypatch.setattr("visus.data.cache._BLOCK_BYTES", 100)
     random = np.random.default_rng(0)
     pixels = [random.integers(0, 256, (1, height, 9), np.uint8) for height in (1, 5, 6, 20, 2)]
-    writer = MemoryWriter(1, sum(each.nbytes for each in pixels), len(pixels))
+    writer = MemoryWriter(1, sum(each.nbytes for each in pixels))
     for each in pixels:
         writer.add(each)
     with pytest.raises(OverflowError):

@@ -90,6 +90,16 @@ def test_what_is_no_image_is_left_out_with_a_warning_and_positions_stay(folder, 
     assert len(pixels(data)) == len(batches)
 
 
+def test_a_part_that_loses_a_class_is_passed_through_with_a_warning(folder, monkeypatch):
+    monkeypatch.setattr("visus.data.keeping._MAX_BAD", 0.6)
+    data = visus.open_source(folder, val_fraction=0.2)
+    (lost,) = [path for path in data.val.paths if path.startswith("a/")]
+    (folder / lost).write_bytes(b"none")
+    with pytest.warns(UserWarning, match="1 files are no images"):
+        (batch,) = visus.data.batches(data.val, batch_size=len(data.val) - 1, img_size=32)
+    assert len(batch) == len(data.val) - 1
+
+
 def test_too_many_that_are_no_images_stop_it(folder):
     data = visus.open_source(folder, val_fraction=0)
     (folder / "a" / "04.png").write_bytes(b"none")

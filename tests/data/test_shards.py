@@ -100,6 +100,11 @@ def test_numbers_that_lead_out_of_something_are_refused(column, value):
         parse_bytes(as_file(index(rows=rows)))
 
 
+def test_too_few_checksums_are_refused():
+    with pytest.raises(DataError, match="lengths differ"):
+        parse_bytes(as_file(index(crcs=np.zeros(4, np.uint32))))
+
+
 def test_an_image_that_has_changed_in_its_shard_is_noticed(tmp_path):
     (tmp_path / "a.tar").write_bytes(bytes(range(256)) * 10)
     rows = {"shard": [0, 0], "offset": [512, 1000], "length": [100, 3000], "label": [0, 0], "part": [0, 0]}

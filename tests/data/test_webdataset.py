@@ -209,16 +209,20 @@ def test_odd_samples_are_named(tmp_path):
         ("none.png", png(3)),
         ("bad.png", png(4)), ("bad.json", b"{"),
         ("split.png", png(5)), ("split.json", b'{"label": 1, "split": "trian"}'),
+        ("torn.png", png(6)), ("torn.json", b'{"label": 1, "site": "\\ud800"}'),
+        ("zero.png", png(7)), ("zero.json", b'{"label": 1, "site": "a\\u0000b"}'),
         ("readme", b""), ("__meta__.json", b"{}"), ("caption.txt", b"of nothing"),
     ]  # fmt: skip
     data = read_source(write(tmp_path / "a.tar", [*samples(range(6)), *odd]))
     assert len(data.train) == 6
     reasons = {each.path.removeprefix("a.tar/"): each.reason for each in data.skipped}
-    assert reasons.pop("bad.png").startswith("its label cannot be read: ")
+    for name in ("bad.png", "torn.png"):
+        assert reasons.pop(name).startswith("its label cannot be read: ")
     assert reasons == {
         "two": "2 images of one key",
         "none.png": "no label beside it",
         "split.png": "its label cannot be read: expected train, val or test as split, found trian",
+        "zero.png": "its label cannot be read: expected text, found a byte of zero in it",
     }
     assert "4 other files passed over" in data.notes
 

@@ -10,6 +10,7 @@ from sklearn.metrics import cohen_kappa_score
 from visus.ops.paired import (
     cohens_kappa,
     detectable_difference,
+    fewest_speaking,
     grouped_mcnemar,
     mcnemar,
     paired_interval,
@@ -144,11 +145,13 @@ def test_alarms_over_groups_are_as_frequent_as_they_should_be():
 
 def test_a_difference_that_is_detectable_is_detected_in_four_of_five_cases():
     n, differing = 2000, 0.1
-    difference = detectable_difference(n, differing)
+    difference = detectable_difference(n, differing, fewest_speaking() / n)
     parts = [(differing - difference) / 2, (differing + difference) / 2, 1 - differing]
     drawn = np.random.default_rng(0).multinomial(n, parts, size=1000).tolist()
     assert np.mean([mcnemar(a, b) <= 0.05 for a, b, _ in drawn]) == pytest.approx(0.8, abs=0.05)
-    assert detectable_difference(100, 0) == 0.06
+    assert detectable_difference(100, 0, fewest_speaking() / 100) == 0.06
+    # Five coins on one side are no surprise, six are.
+    assert mcnemar(0, fewest_speaking() - 1) > 0.05 >= mcnemar(0, fewest_speaking())
     assert mcnemar(0, 6) <= 0.05 < mcnemar(0, 5)
 
 

@@ -63,7 +63,7 @@ class Finding:
     message: str
     """One sentence, with the figures."""
     paths: tuple[str, ...] = ()
-    """Every file concerned; of a shortcut those that it gives away most surely."""
+    """Every file concerned; of a shortcut those that it gives away, the surest first."""
     figure: float | None = None
     """What the finding rests on; the message says what it is."""
     drop: tuple[str, ...] = ()

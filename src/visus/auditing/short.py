@@ -17,7 +17,7 @@ from visus.data.images import ArrayImages, Data, Split
 
 
 def short_audit(data: Data, val: str | None = None) -> Audit:
-    """What can be found in a second or two in `data`, decoded: files left out, sizes of classes, groups, and exact copies.
+    """What can be found quickly in `data`, decoded: files left out, sizes of classes, groups, and exact copies.
 
     Copies are looked for among the decoded pixels, as the model gets them, where they are kept; a note says where not. `val` is the
     other source of the validation part, if any.

@@ -27,8 +27,6 @@ _GIVEN_AWAY = 0.95
 """Share of a class that a cell finds at 1 % false alarms from which on it is said; trousers between their legs reach 0.91."""
 _OF_FILE, _OF_COLOUR = 0.5, 0.8
 """The same for size, format and mode, which say nothing of a subject, and for length of file and mean colour, which may."""
-_NAMED = 24
-"""Files that a finding names: what gives them away is seen on these."""
 _ROWS = ("top", "upper middle", "middle", "lower middle", "bottom")
 _COLUMNS = ("left", "left of the middle", "middle", "right of the middle", "right")
 
@@ -50,7 +48,7 @@ class _Looked:
 def find_shortcuts(pool: Pool, scan: Scan) -> list[Finding]:
     """A finding for each class, or for all, that something beside the subject gives away.
 
-    It names the files of which that is surest and right, 24 at most, the surest first; none of them is to be left out.
+    It names the files of which that is right, the surest first; none of them is to be left out.
     """
     places = np.flatnonzero(scan.readable)
     places = places[:: -(-max(1, len(places)) // _MOST)]
@@ -76,11 +74,11 @@ def find_shortcuts(pool: Pool, scan: Scan) -> list[Finding]:
 
 
 def _surest(scores: Array, right: Array, labels: Array) -> Array:
-    """Places of images that are `right`, 24 at most: the best scores `[N]` first, of each class in turn."""
+    """Places of images that are `right`: the best scores `[N]` first, of each class in turn."""
     order = np.lexsort((-scores, labels))
     order = order[right[order]]
     rank = np.arange(len(order)) - np.searchsorted(labels[order], labels[order])
-    return order[np.lexsort((-scores[order], rank))][:_NAMED]
+    return order[np.lexsort((-scores[order], rank))]
 
 
 def _shortcut(looked: _Looked, message: str, share: float, scores: Array, right: Array) -> Finding:

@@ -129,21 +129,21 @@ def _map(
 
 
 class MemoryWriter:
-    """Takes about `expected` decoded images into memory."""
+    """Takes decoded images into memory, up to `limit_bytes`."""
 
-    def __init__(self, channels: int, limit_bytes: int, expected: int) -> None:
+    def __init__(self, channels: int, limit_bytes: int) -> None:
         self._channels = channels
         self._limit_bytes = limit_bytes
-        self._expected = expected
         self._taken = 0
         self._blocks: list[npt.NDArray[np.uint8]] = []
         self._end = 0
         self._places: list[tuple[int, int, int, int]] = []
 
     def add(self, pixels: Pixels) -> None:
-        """The next image, `[channels, H, W]`; `OverflowError` where they get longer than they may, as soon as that shows."""
+        """The next image, `[channels, H, W]`; `OverflowError` where it finds no room."""
         self._taken += pixels.nbytes
-        _check_room(self._taken, len(self._places) + 1, self._expected, self._limit_bytes)
+        if self._taken > self._limit_bytes:
+            raise OverflowError
         if not self._blocks or self._end + pixels.nbytes > len(self._blocks[-1]):
             # Memory that nothing was written to is not taken from the machine yet.
             self._blocks.append(np.empty(max(_BLOCK_BYTES, pixels.nbytes), dtype=np.uint8))
@@ -197,15 +197,16 @@ class Entries:
 
 
 class CacheWriter:
-    """Writes a cache file of about `expected` images from its beginning to its end."""
+    """Writes a cache file from its beginning to its end, of about `expected` images in files of `expected_bytes` together."""
 
-    def __init__(self, file: IO[bytes], limit_bytes: int, expected: int) -> None:
+    def __init__(self, file: IO[bytes], limit_bytes: int, expected: int, expected_bytes: int) -> None:
         self._file = file
         self._limit_bytes = limit_bytes
-        self._expected = expected
+        self._expected = expected, expected_bytes
         self._end = 0
         self._names = NamesBuilder()
         self._count = 0
+        self._file_bytes = 0
         self._reasons: dict[str, str] = {}
         # One row each, in plain arrays: position, height, width, CRC, size and time of the file.
         self._rows = _Rows(6)
@@ -214,15 +215,24 @@ class CacheWriter:
         """The next image, or why it is none; `OverflowError` where the pixels get longer than they may, as soon as that shows."""
         self._names.add([name])
         self._count += 1
+        self._file_bytes += size
         if isinstance(result, str):
             self._reasons[name] = result
             return self._rows.add(-1, 0, 0, 0, size, time)
-        _check_room(self._end + result.nbytes, self._count, self._expected, self._limit_bytes)
+        if (self._end + result.nbytes) * self._share() > self._limit_bytes:
+            raise OverflowError
         flat = result.reshape(-1).data
         self._file.write(flat)
         self._rows.add(self._end, *result.shape[1:], zlib.crc32(flat), size, time)
         self._end += result.nbytes
         return None
+
+    def _share(self) -> float:
+        """How much longer all will be than what is there, at least: files come class by class, and classes may differ in size."""
+        if self._count < _ENOUGH:
+            return 1.0
+        count, file_bytes = self._expected
+        return max(1.0, min(count / self._count, file_bytes / max(1, self._file_bytes)))
 
     def finish(self, about: dict[str, Any]) -> None:
         """The index, what the file is `about`, and the footer."""
@@ -236,13 +246,6 @@ class CacheWriter:
         self._file.write(index)
         self._file.write(described)
         self._file.write(_FOOTER.pack(self._end, len(index), len(described), crc, _MAGIC))
-
-
-def _check_room(taken_bytes: int, count: int, expected: int, limit_bytes: int) -> None:
-    """`OverflowError` where `expected` images will take more than they may, as `count` of them tell."""
-    share = max(1.0, expected / count) if count >= _ENOUGH else 1.0
-    if taken_bytes * share > limit_bytes:
-        raise OverflowError
 
 
 class _Rows:
@@ -350,9 +353,10 @@ def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing_cache(
-    path: Path, limit_bytes: int, expected: int, about: dict[str, Any]
+    path: Path, limit_bytes: int, expected: tuple[int, int], about: dict[str, Any]
 ) -> Iterator[CacheWriter]:
-    """A writer of about `expected` images, whose file takes the place of `path` in one step once all is written.
+    """A writer of about so many images, in files of so many bytes, whose file takes the place of `path` in one step once all is
+    written.
 
     Called under the lock. The file may have `limit_bytes` of pixels.
     """
@@ -361,7 +365,7 @@ def writing_cache(
         left.unlink(missing_ok=True)
     # What a power cut leaves of it is known by its checksums.
     with replacing(path, durable=False) as temporary, temporary.open("wb") as file:
-        writer = CacheWriter(file, limit_bytes, expected)
+        writer = CacheWriter(file, limit_bytes, *expected)
         yield writer
         writer.finish(about)
 

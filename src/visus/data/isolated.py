@@ -150,8 +150,9 @@ class Decoder:
         shape = _SHAPE.unpack(_exactly(answers, _SHAPE.size))
         if shape[2] != self._settings.channels or shape[0] * shape[1] > self._settings.max_pixels:
             raise ValueError
-        if shared and self._shared:
-            return _in_memory(self._shared, shape)
+        # Another thread may close this meanwhile.
+        if shared and (memory := self._shared):
+            return _in_memory(memory, shape)
         image = np.empty(shape, dtype=np.uint8)
         # The buffered reader goes on until the array is full or the child is gone.
         if answers.readinto(image.reshape(-1).data) != image.nbytes:

@@ -100,8 +100,8 @@ def decode_once(
     already, else `ram`. What cannot be kept is decoded each time: the pixels are always the same. `cache_size` is the short side of
     the training images, `resize` where it is not given. Arrays get their channels and their size in the same way. More than
     `max_bad` of the set bad, or a class without an image left to train on, is a `DataError`. `progress(done, total)` is called for
-    each file, `say` with a line for people; `counts` are taken of each file to train on, but of those that an earlier run has
-    decoded.
+    each file, `say` with a line for people; `counts` are taken of the first part of `data`, the one to train on, but for what an
+    earlier run has decoded.
     """
     every = {name: getattr(data, name) for name in ("train", "val", "test")}
     sides = {"train": resize if cache_size is None else None if cache_size == "full" else cache_size}
@@ -126,7 +126,7 @@ def decode_once(
     means = _Means(cache, memory_bytes, workers, progress or _ignore, say or _ignore)
     skipped: list[Skipped] = []
     for names in _of_one_source(parts):
-        some = replace(means, counts=counts if names[0] == "train" else None)
+        some = replace(means, counts=counts if names[0] == next(iter(parts)) else None)
         whole, bad, kept_bytes = _decode_parts([parts[name] for name in names], some)
         parts.update(zip(names, whole, strict=True))
         skipped += bad
@@ -151,7 +151,7 @@ def keep_part(part: Split, resize: int | None, memory_bytes: int, counts: PixelC
     if cache == "off":
         return replace(part, images=replace(images, resize=resize, decoded=None))
     data = decode_once(
-        Data(str(images.root), part.classes, train=part),
+        Data(str(images.root), part.classes, val=part),
         channels=images.channels,
         resize=resize,
         interpolation=images.interpolation,
@@ -169,8 +169,8 @@ def keep_part(part: Split, resize: int | None, memory_bytes: int, counts: PixelC
             f"{first.path}: {first.reason}",
             stacklevel=3,
         )
-    assert data.train is not None
-    return data.train
+    assert data.val is not None
+    return data.val
 
 
 def _of_one_source(parts: dict[str, Split]) -> list[list[str]]:
@@ -222,7 +222,7 @@ def _with_pixels(part: Split, good: Index, decoded: StoredImages | None, ranks: 
 
 def _decode(files: FileImages, stamps: Stamps, means: _Means) -> _Decoded:
     """Decode `files` and keep them as `means` say, or can."""
-    tried = _TRIED["disk" if means.cache == "found" and _is_cached(files) else means.cache]
+    tried = _TRIED["auto" if means.cache == "found" and _is_cached(files) else means.cache]
     for place in tried:
         try:
             if place == "disk":
@@ -238,7 +238,7 @@ def _decode(files: FileImages, stamps: Stamps, means: _Means) -> _Decoded:
 
 def _decode_to_memory(files: FileImages, means: _Means) -> _Decoded:
     """Raises `_NotKept` where they take more than they may."""
-    writer = MemoryWriter(files.channels, means.memory_bytes, len(files))
+    writer = MemoryWriter(files.channels, means.memory_bytes)
     reasons: dict[str, str] = {}
     bounds = f"{_shown(means.memory_bytes)} of memory may be used"
     with closing(_decoded(files, np.arange(len(files)), means)) as results:
@@ -317,7 +317,8 @@ def _write_cache(
     passing: dict[str, str] = {}
     room = room_bytes(path.parent)
     others = np.empty(0, dtype=np.int64) if entries is None else _others(entries, files)
-    expected = len(files) + len(others)
+    known_bytes = 0 if entries is None else int(entries.stamps.sizes[others].sum())
+    expected = len(files) + len(others), int(stamps.sizes.sum()) + known_bytes
     with writing_cache(path, room, expected, describe_source(files.identity, files.settings)) as writer:
 
         def add(place: int, result: Pixels | str) -> None:

@@ -183,3 +183,7 @@ def _add_labels(sample: _Sample, texts: dict[str, bytes]) -> None:
         and isinstance(value, str | int | float)
         and len(text := str(value)) <= _LONGEST_FIELD
     }
+    for said in (sample.label, sample.path, *sample.others.values()):
+        # What cannot be encoded is a `ValueError`, too.
+        if said and b"\0" in said.encode("utf-8", "surrogateescape"):
+            raise ValueError("expected text, found a byte of zero in it")

@@ -163,7 +163,8 @@ def _check(index: ShardIndex) -> None:
     """`ValueError` for numbers that lead out of something."""
     rows, count = index.rows, len(index.paths)
     limits = {"shard": len(index.shards), "label": len(index.classes), "part": len(PART_NAMES)}
-    if index.stamps.shape != (len(index.shards), 2) or any(len(each) != count for each in rows.values()):
+    lengths = {len(each) for each in rows.values()} | ({count} if index.crcs is None else {len(index.crcs)})
+    if index.stamps.shape != (len(index.shards), 2) or lengths != {count}:
         raise ValueError("lengths differ")
     if any((rows[name] < 0).any() or (rows[name] >= limit).any() for name, limit in limits.items()):
         raise ValueError("numbers out of range")

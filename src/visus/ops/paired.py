@@ -106,14 +106,18 @@ def _flipped(chances: npt.NDArray[np.float64], size: int, count: int) -> npt.NDA
     return grown
 
 
-def detectable_difference(n: float, differing: float, level: float = 0.95) -> float:
+def fewest_speaking(level: float = 0.95) -> int:
+    """How many images, or groups, must all speak for one classifier before the exact test does: 6 at 95 %."""
+    return math.ceil(math.log2(2 / (1 - level)))
+
+
+def detectable_difference(n: float, differing: float, fewest: float, level: float = 0.95) -> float:
     """The smallest difference in accuracy that `n` images would show in four of five cases, where a share `differing` of them is
     right with one classifier only (Connor, Sample Size for Testing Differences in Proportions for the Paired-Sample Design, 1987).
 
-    At least that of the fewest images with which the exact test speaks, all of them for one classifier.
+    At least `fewest`, the share of the fewest images with which the exact test speaks, all of them for one classifier.
     """
     surely, mostly = stats.norm.ppf((1 + level) / 2), stats.norm.ppf(POWER)
-    fewest = math.ceil(math.log2(2 / (1 - level))) / n
 
     def excess(difference: float) -> float:
         spread = mostly * math.sqrt(max(0.0, differing - difference**2))

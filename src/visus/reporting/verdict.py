@@ -127,7 +127,9 @@ def _on_calibration(results: RunResults) -> Sentence:
             few = f"{int(has.sum()):,} images are too few to tell whether its confidence can be believed"
             return Sentence(f"{few}: {said}, which may be {percent(highest)} as well.", "unknown")
         return Sentence(f"Its confidence can be believed: {said}.", "good")
-    low, high = wilson(int(predictions.correct[has].sum()), int(has.sum()))
+    # Over groups, where the run's intervals are.
+    stated = evaluation.get("accuracy_ci95") if evaluation.get("groups") else None
+    low, high = stated or wilson(int(predictions.correct[has].sum()), int(has.sum()))
     if confidence > high:
         return Sentence(f"It is surer than it should be: {said}.", "doubtful")
     if confidence < low:

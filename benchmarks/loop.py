@@ -133,7 +133,7 @@ def ours(
     return measure
 
 
-def end_to_end(name: str, split: Split) -> Callable[[], float]:
+def end_to_end(name: str, split: Split, checkpoint_every: str) -> Callable[[], float]:
     """`visus train` with its run folder: checkpoints, metrics, curves; the images/s that it tells of its training itself."""
     assert isinstance(split.images, ArrayImages)
     folder = Path(tempfile.mkdtemp())
@@ -148,7 +148,7 @@ def end_to_end(name: str, split: Split) -> Callable[[], float]:
         "augment": "none",
         "amp": "off",
         "lr": 0.05,
-        "checkpoint_every": "1s",
+        "checkpoint_every": checkpoint_every,
     }
     config = visus.TrainConfig(data=str(folder / "images.npz"), out=str(folder), **settings)
 
@@ -281,7 +281,8 @@ def main() -> None:
             candidates = {
                 "(a) bare loop": bare(name, split, record),
                 "visus.fit": ours(name, split, record, "none"),
-                "visus.train, a checkpoint each second": end_to_end(name, split),
+                "visus.train": end_to_end(name, split, "5m"),
+                "visus.train, a checkpoint each second": end_to_end(name, split, "1s"),
                 "visus.fit, flips and padded crops": ours(name, split, record, "light"),
                 **({"visus.fit, bf16": ours(name, split, record, "none", "bf16")} if has_bf16 else {}),
                 "(b) loop of the notes": notes(name, split),

@@ -272,6 +272,9 @@ def test_a_difference_over_groups_says_so(tmp_path):
     header, *rows = table.read_text().splitlines()
     grouped = [f"{row},patient {place // 4}" for place, row in enumerate(rows)]
     table.write_text("\n".join([f"{header},group", *grouped]))
+    evaluation = json.loads((runs[0] / "evaluation.json").read_text())
+    write_json(runs[0] / "evaluation.json", {**evaluation, "groups": 17})
+    assert read_run(runs[0]).listing == read_run(runs[1]).listing
     (pair,) = differences([read_run(each) for each in runs])
     tested = [row for row in grouped if ",val," in row]
     count = len({row.rpartition(",")[2] for row in tested})
@@ -279,6 +282,9 @@ def test_a_difference_over_groups_says_so(tmp_path):
     page = write_report(runs, tmp_path / "all.html").read_text(encoding="utf-8")
     told = f"{100 * pair.difference:+.1f} points"
     assert told in page
+    assert "could not be read" not in page
+    assert re.search(r"95\s%\sinterval over 17 groups ", html.unescape(page))
+    assert re.search(r"95\s%\sinterval over 17 groups ", write_card(runs[0]).read_text(encoding="utf-8"))
     assert f"(McNemar over {count} groups of images, p = {pair.p_adjusted:.2g})" in page
 
 

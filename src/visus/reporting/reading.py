@@ -147,9 +147,9 @@ def read_run(path: str | Path) -> RunResults:
 
 
 def read_listing(path: Path) -> Listing:
-    """A table of `path,label,split`."""
+    """A table of `path,label,split`, and what columns it has besides."""
     images: dict[str, dict[str, list[str]]] = {}
-    for name, label, part in _rows(path, [*_COLUMNS[:2], "split"])[1]:
+    for name, label, part, *_ in _rows(path, [*_COLUMNS[:2], "split"])[1]:
         images.setdefault(part, {}).setdefault(clean(label), []).append(clean(name))
     return Listing(images)
 

@@ -55,7 +55,11 @@ def judge(results: RunResults, against: str = "") -> Verdict:
     interval = _interval(results, accuracy, n)
     baseline_class, baseline = _majority(results, part)
     verdict = Verdict(accuracy, interval, n, part, baseline, baseline_class, [])
-    verdict.sentences.extend([_on_accuracy(verdict, against), _on_calibration(results), _on_data(results)])
+    groups = (results.evaluation or {}).get("groups")
+    over = f" over {plural(groups, 'group')}" if groups else ""
+    verdict.sentences.extend(
+        [_on_accuracy(verdict, over, against), _on_calibration(results), _on_data(results)]
+    )
     return verdict
 
 
@@ -86,13 +90,13 @@ def _majority(results: RunResults, part: str) -> tuple[str | None, float | None]
     return commonest, listing.count(part, commonest) / listing.count(part)
 
 
-def _on_accuracy(verdict: Verdict, against: str) -> Sentence:
+def _on_accuracy(verdict: Verdict, over: str, against: str) -> Sentence:
     if verdict.accuracy is None or verdict.interval is None:
         return Sentence("Nothing has been measured yet: the first epoch is not over.", "unknown")
     low, high = verdict.interval
     told = (
         f"It is right on {percent(verdict.accuracy)} of {verdict.n:,} {part_name(verdict.part)} images "
-        f"(95\u00a0% interval {percent_range(low, high)})"
+        f"(95\u00a0% interval{over} {percent_range(low, high)})"
     )
     beyond, tone = _against_majority(verdict, low)
     chosen = ""

@@ -19,9 +19,13 @@ NAMES = st.builds(lambda folders, file: "/".join([*folders, file]), st.lists(FOL
 
 def understood(tree):
     try:
-        return {part: list_classes(tree, folder) for part, folder in find_parts(tree).items()}
+        return {part: told(list_classes(tree, folder)) for part, folder in find_parts(tree).items()}
     except DataError as error:
         return str(error)
+
+
+def told(listing):
+    return {**vars(listing), "paths": list(listing.paths), "labels": listing.labels.tolist()}
 
 
 @settings(max_examples=40, deadline=None)

@@ -50,7 +50,8 @@ def run(tmp_path_factory):
 
 
 def trained_on(source, out):
-    settings = {"model": "small", "augment": "none", "epochs": 1, "batch_size": 20}
+    # In memory, so that the report has something to decode.
+    settings = {"model": "small", "augment": "none", "epochs": 1, "batch_size": 20, "cache": "ram"}
     return train(make_config(data=str(source), out=str(out), device="cpu", amp="off", **settings))
 
 

@@ -5,10 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from made_folders import make_folder
 
 from visus.checkpoint import load_checkpoint
 from visus.runs import RunFolder
@@ -30,16 +29,7 @@ def train(folder, out, ways):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two classes of 19 images of several sizes, and a broken one: 34 to train on, in batches of 8, the last of them of 2."""
-    root = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    for number in range(39):
-        pixels = random.integers(0, 256, (40 + number % 7, 50, 3), np.uint8)
-        pixels[: 10 * (number % 2 + 1)] = 0
-        path = root / "ab"[number % 2] / f"{number}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(path)
-    (root / "a" / "0.png").write_bytes(b"no image")
-    return root
+    return make_folder(tmp_path_factory.mktemp("images"), 39)
 
 
 @pytest.fixture(scope="module")

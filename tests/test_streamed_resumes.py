@@ -9,9 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from made_folders import make_folder
 
 from visus import finishing, training
 from visus.checkpoint import load_checkpoint
@@ -42,16 +41,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two classes of 24 images of several sizes, one of them broken."""
-    root = tmp_path_factory.mktemp("images")
-    random = np.random.default_rng(0)
-    for number in range(48):
-        pixels = random.integers(0, 256, (40 + number % 7, 50, 3), np.uint8)
-        pixels[: 10 * (number % 2 + 1)] = 0
-        path = root / "ab"[number % 2] / f"{number}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(path)
-    (root / "a" / "0.png").write_bytes(b"no image")
-    return root
+    return make_folder(tmp_path_factory.mktemp("images"), 48)
 
 
 @pytest.fixture(autouse=True)

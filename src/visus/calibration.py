@@ -41,7 +41,7 @@ from visus.ops.resampling import accelerated_interval, bootstrap, counted_groups
 from visus.ops.rng import permutation
 from visus.runs import RunFolder
 from visus.scoring import interval_of
-from visus.testing import as_trained, choose_part, decode_for
+from visus.testing import as_trained, choose_part, decode_for, groups_of
 
 _LOWEST, _HIGHEST = 0.05, 20.0
 _FOLDS = 5
@@ -192,9 +192,7 @@ def _logits(
         raise DataError(
             f"{checkpoint.path}: expected numbers as outputs, found NaN or infinite ones for {bad} images; take another checkpoint"
         )
-    column = data.test.columns.get("group")
-    groups = None if column is None else counted_groups(column.tolist())
-    return logits, labels, groups, (*data.notes, *notes), data.skipped
+    return logits, labels, counted_groups(groups_of(data.test)), (*data.notes, *notes), data.skipped
 
 
 def _refuse_training_images(checkpoint: Checkpoint, data: Data, source: str) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from visus.ops.paired import (
 from visus.ops.resampling import Units
 from visus.ops.significance import holm
 from visus.runs import RunFolder
-from visus.tested_runs import TestedRun, read_run, rows_of, units_of_runs
+from visus.tested_runs import TestedRun, read_run, row_of, units_of_runs
 
 TOO_FEW = "expected at least two different runs to compare; name each once"
 
@@ -102,11 +102,17 @@ class Comparison:
     pairs: list[Pair]
     pools: list[Pool]
     pool_pairs: list[PoolPair]
+    units: Units | None
+    """The group of each image `[N]`, where groups are counted."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What a leaderboard says of each run."""
+        return [row_of(run, self.units) for run in self.runs]
 
     def to_json(self) -> dict[str, Any]:
         """The document of `visus compare --json`."""
         return {
-            "runs": rows_of(self.runs),
+            "runs": self.rows(),
             "pairs": [vars(pair) for pair in self.pairs],
             "pools": [vars(pool) for pool in self.pools],
             "pool_pairs": [vars(pair) for pair in self.pool_pairs],
@@ -143,6 +149,7 @@ def compare_tested(runs: Sequence[TestedRun], *, with_first_only: bool = False) 
         pairs,
         [_pool(each) for each in pools],
         [_pool_pair(pools, a, b, units) for a, b in places],
+        units,
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from visus.comparison import Comparison, Pair, PoolPair
 from visus.display import ONE_LINE, plural
 from visus.score_tables import extent, percent, text_table
-from visus.tested_runs import rows_of, units_of_runs
 
 _SHOWN = 5
 _LEVEL = 0.05
@@ -38,15 +37,15 @@ def _runs(comparison: Comparison) -> str:
             _number(row["loss"]),
             str(row["seed"]),
         ]
-        for run, row in zip(comparison.runs, rows_of(comparison.runs), strict=True)
+        for run, row in zip(comparison.runs, comparison.rows(), strict=True)
     ]
     return f"on the same {comparison.runs[0].n} images{_counted(comparison)}:\n{text_table(headings, rows)}"
 
 
 def _counted(comparison: Comparison) -> str:
     """What is to be said of groups."""
-    if (units := units_of_runs(comparison.runs)) is not None:
-        return f" of {plural(int(units.max()) + 1, 'group')}, which intervals and p-values count"
+    if comparison.units is not None:
+        return f" of {plural(int(comparison.units.max()) + 1, 'group')}, which intervals and p-values count"
     one = any(run.one_group for run in comparison.runs)
     return ", all of one group: figures hold for others of that group only" if one else ""
 
@@ -81,10 +80,10 @@ def _pair(pair: Pair) -> str:
 
 
 def _detectable(pair: Pair) -> str:
-    many = "many images" if pair.groups is None else "many groups"
+    counted = "images" if pair.groups is None else "groups"
     if pair.detectable is None:
-        return f"so few {many.removeprefix('many ')} can show no difference"
-    return f"so {many} would show a difference of {100 * pair.detectable:.2f} points in four of five cases"
+        return f"so few {counted} can show no difference"
+    return f"so many {counted} would show a difference of {100 * pair.detectable:.2f} points in four of five cases"
 
 
 def _pools(comparison: Comparison) -> str:
@@ -113,7 +112,7 @@ def _board(board: Comparison) -> str:
     against = {pair.b: pair for pair in board.pairs}
     headings = ["run", "accuracy", "95 % interval", "to the best", "p", "loss", "model", "epochs", "seed"]
     rows: list[list[Any]] = []
-    for run, row in zip(board.runs, rows_of(board.runs), strict=True):
+    for run, row in zip(board.runs, board.rows(), strict=True):
         pair = against.get(run.name)
         behind = ["", ""] if pair is None else [_points(pair.difference), f"{pair.p_adjusted:.2g}"]
         rows.append(

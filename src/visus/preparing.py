@@ -70,10 +70,8 @@ def prepare(config: TrainConfig, display: Display) -> Prepared:
     _check_weights(config, part, size)
     channels = part.images.channels
     interpolation: Interpolation = pretrained.interpolation if pretrained else "bilinear"
-    counts = PixelCounts(channels, size)
-    data = _decode(
-        data, channels, config, size, resize, interpolation, display, None if pretrained else counts
-    )
+    counts = None if pretrained else PixelCounts(channels, size)
+    data = _decode(data, channels, config, size, resize, interpolation, display, counts)
     if pretrained is None:
         assert data.train is not None
         record = measure_preprocessing(data.train, size, resize, config.workers, counts=counts)

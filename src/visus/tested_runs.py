@@ -127,13 +127,8 @@ def find_runs(folder: str | os.PathLike[str]) -> list[RunFolder]:
     return [run for each in sorted(Path(folder).iterdir()) if (run := RunFolder(each)).config.is_file()]
 
 
-def rows_of(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
-    """What a leaderboard says of each of `runs`, which were tested on the same images."""
-    units = units_of_runs(runs)
-    return [_row(run, units) for run in runs]
-
-
-def _row(run: TestedRun, units: Units | None) -> dict[str, Any]:
+def row_of(run: TestedRun, units: Units | None) -> dict[str, Any]:
+    """What a leaderboard says of `run`, whose images are of `units [N]` where groups are counted."""
     keys = ("model", "recipe", "epochs", "seed")
     return {
         "run": run.name,

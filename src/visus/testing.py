@@ -249,7 +249,7 @@ def _column(split: Split, name: str, source: str) -> Sequence[Any]:
 
 def notes_on_groups(split: Split, wanted: Wanted) -> list[str]:
     """Where `score_split` counts images though they share values in a column `group`: what follows, for people to read."""
-    groups = _groups(split)
+    groups = groups_of(split)
     if wanted.groups is not None or counted_groups(groups) is None:
         return [_ONE_GROUP] if wanted.groups is None and is_one_group(groups) else []
     return [_NOT_INDEPENDENT] * bool(wanted.accuracy) + [_EXACT] * (wanted.method == "exact")
@@ -259,10 +259,10 @@ def _with_groups(wanted: Wanted, split: Split) -> Wanted:
     """Over the groups of `split`, where nobody asked for what is for images only."""
     if wanted.groups is not None or wanted.accuracy or wanted.method == "exact":
         return wanted
-    return replace(wanted, groups=counted_groups(_groups(split)))
+    return replace(wanted, groups=counted_groups(groups_of(split)))
 
 
-def _groups(split: Split) -> Sequence[str]:
+def groups_of(split: Split) -> Sequence[str]:
     """What the column `group` says of each image; nothing where there is none."""
     return split.columns["group"].tolist() if "group" in split.columns else []
 

@@ -11,9 +11,9 @@ from visus.auditing.copies import Copies, find_copies
 from visus.auditing.findings import Audit, Finding
 from visus.auditing.plain_checks import find_group_leakage, find_imbalance
 from visus.auditing.scanning import Pool, pixel_digest, pool_images
-from visus.data.decode import Pixels
-from visus.data.files import FileImages
+from visus.data.files import FileImages, cache_in_use
 from visus.data.images import ArrayImages, Data, Split
+from visus.data.reading import read_one
 
 
 def short_audit(data: Data, val: str | None = None) -> Audit:
@@ -29,20 +29,11 @@ def short_audit(data: Data, val: str | None = None) -> Audit:
     ]
     findings += find_imbalance(pool) + find_group_leakage(pool)
     notes: tuple[str, ...] = ()
-    if all(map(_is_kept, parts)):
+    if all(cache_in_use(part.images) != "off" for part in parts):
         findings += _find_exact(pool, parts)
     else:
         notes = ("copies were not looked for, as the decoded images are not kept; visus audit does",)
     return Audit(len(pool) + len(data.skipped), data.classes, tuple(findings), notes, "short")
-
-
-def _is_kept(part: Split) -> bool:
-    return isinstance(part.images, ArrayImages) or _files(part).decoded is not None
-
-
-def _files(part: Split) -> FileImages:
-    assert isinstance(part.images, FileImages)
-    return part.images
 
 
 def _find_exact(pool: Pool, parts: list[Split]) -> list[Finding]:
@@ -55,7 +46,8 @@ def _find_exact(pool: Pool, parts: list[Split]) -> list[Finding]:
     begin = 0
     for part in parts:
         for position in np.flatnonzero(repeated[begin : begin + len(part)]).tolist():
-            groups.setdefault(pixel_digest(_pixels(part, position)), []).append(begin + position)
+            pixels = read_one(part.images, position).numpy()
+            groups.setdefault(pixel_digest(pixels), []).append(begin + position)
         begin += len(part)
     copies = [Copies(tuple(places), exact=True) for places in groups.values() if len(places) > 1]
     return find_copies(pool, copies)
@@ -63,18 +55,11 @@ def _find_exact(pool: Pool, parts: list[Split]) -> list[Finding]:
 
 def _checksums(part: Split) -> npt.NDArray[np.uint32]:
     """CRC-32 of the pixels of each image, `[N]`."""
-    if not isinstance(part.images, ArrayImages):
-        kept = _files(part).decoded
-        assert kept is not None
-        return kept.checksums()
-    pixels = part.images.pixels.numpy()
+    images = part.images
+    if isinstance(images, FileImages) and images.decoded is not None:
+        return images.decoded.checksums()
+    assert isinstance(images, ArrayImages)
+    pixels = images.pixels.numpy()
     return np.fromiter(
         (zlib.crc32(np.ascontiguousarray(each).data) for each in pixels), np.uint32, len(pixels)
     )
-
-
-def _pixels(part: Split, position: int) -> Pixels:
-    if isinstance(part.images, ArrayImages):
-        pixels: Pixels = part.images.pixels[position].numpy()
-        return pixels
-    return _files(part).read(position)

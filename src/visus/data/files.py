@@ -15,9 +15,9 @@ import numpy as np
 
 from visus.data.archives import Archive
 from visus.data.cache import Cache, DamagedCacheError, Index, Stamps, StoredImages
-from visus.data.decode import Pixels, UndecodableError, decode_image
+from visus.data.decode import Pixels, UndecodableError
 from visus.data.images import Data, Images
-from visus.data.isolated import Decoder, Decoders, DecodeSettings, Watch, decode_in_order
+from visus.data.isolated import Decoder, Decoders, DecodeSettings, Watch, decode_here, decode_in_order
 from visus.data.names import take
 from visus.errors import DataError, UsageError
 
@@ -94,10 +94,8 @@ class FileImages:
             with contextlib.suppress(DamagedCacheError):
                 return self.decoded[position]
         try:
-            source = self.source(position)
-            if apart:
-                return self.decoders.decode(source, self.settings)
-            return decode_image(source, **vars(self.settings))
+            decode = self.decoders.decode if apart else decode_here
+            return decode(self.source(position), self.settings)
         except UndecodableError as error:
             raise DataError(
                 f"{self._where(position)}: expected an image, found that it cannot be used ({error}); "

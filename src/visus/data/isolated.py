@@ -276,7 +276,7 @@ def decode_in_order(
     wanted = processors() if processes is None else processes
     threads = min(wanted, 1 + count // _FILES_PER_PROCESS)
     with Decoders() as decoders:
-        decode = decoders.decode if threads else _decode_here
+        decode = decoders.decode if threads else decode_here
 
         def attempt(position: int) -> Pixels | UndecodableError:
             try:
@@ -291,7 +291,8 @@ def decode_in_order(
             yield from results
 
 
-def _decode_here(source: Source, settings: DecodeSettings) -> Pixels:
+def decode_here(source: Source, settings: DecodeSettings) -> Pixels:
+    """As `Decoders.decode`, in this process."""
     return decode_image(source, **vars(settings))
 
 

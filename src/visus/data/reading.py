@@ -56,7 +56,7 @@ def _read_now(
     images: Images, wanted: Iterable[Wanted], change: Change, workers: int
 ) -> Generator[list[Tensor], None, None]:
     def read(some: Wanted) -> list[Tensor]:
-        return [change(_one(images, position), drawn) for position, drawn in zip(*some, strict=True)]
+        return [change(read_one(images, position), drawn) for position, drawn in zip(*some, strict=True)]
 
     with working(max(1, workers)) as pool:
         for positions, draws in wanted:
@@ -92,7 +92,8 @@ def _again(first: Wanted, others: Iterator[Wanted]) -> Iterator[Wanted]:
     yield from others
 
 
-def _one(images: Images, position: int) -> Tensor:
+def read_one(images: Images, position: int) -> Tensor:
+    """One image, uint8 `[C, h, w]`; `DataError` for a file that can no longer be used."""
     if isinstance(images, ArrayImages):
         return images.pixels[position]
     assert isinstance(images, FileImages)

@@ -78,8 +78,7 @@ function drawChart(host, spec) {
     drawing.append(svg("line", { class: "grid-line", x1: left, x2: width - right, y1: py(value), y2: py(value) }));
     drawing.append(svg("text", { x: left - 8, y: py(value) + 4, "text-anchor": "end" }, yFormat(value)));
   }
-  const whole = spec.xWhole !== false && !spec.xFormat;
-  const xTicks = xHigh === xLow ? [xLow] : ticks(xLow, xHigh, Math.min(8, width / 70), whole ? 1 : 0);
+  const xTicks = xHigh === xLow ? [xLow] : ticks(xLow, xHigh, Math.min(8, width / 70), spec.xFormat ? 0 : 1);
   for (const value of xTicks) {
     drawing.append(svg("text", { x: px(value), y: height - bottom + 18, "text-anchor": "middle" }, xFormat(value)));
   }

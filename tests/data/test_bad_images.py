@@ -296,14 +296,15 @@ def test_files_may_vanish_at_any_time(tmp_path, monkeypatch):
     root = folder_of(tmp_path / "x", {name: encoded(PHOTO, "png") for name in ("early.png", "late.png")})
     data = open_source(root)
     (root / "a" / "early.png").unlink()
-    ask = Decoder.decode
+    ask = Decoder.decode_all
 
-    def vanish(self, source):
-        if source.endswith("late.png"):
-            Path(source).unlink()
-        return ask(self, source)
+    def vanish(self, sources):
+        for source in sources:
+            if source.endswith("late.png"):
+                Path(source).unlink()
+        return ask(self, sources)
 
-    monkeypatch.setattr(Decoder, "decode", vanish)
+    monkeypatch.setattr(Decoder, "decode_all", vanish)
     decoded = decode_once(data, resize=16, max_bad=0.9, memory_bytes=10**9, cache="disk")
     assert {(Path(each.path).name, each.reason) for each in decoded.skipped} == {
         ("early.png", "No such file or directory"),

@@ -73,13 +73,13 @@ def folder(tmp_path, monkeypatch):
 def asked(monkeypatch):
     """Of which files pixels are asked for in a child."""
     names = []
-    decode = Decoder.decode
+    decode = Decoder.decode_all
 
-    def counted(self, source):
-        names.append(source if isinstance(source, bytes) else Path(source).name)
-        return decode(self, source)
+    def counted(self, sources):
+        names.extend(each if isinstance(each, bytes) else Path(each).name for each in sources)
+        return decode(self, sources)
 
-    monkeypatch.setattr(Decoder, "decode", counted)
+    monkeypatch.setattr(Decoder, "decode_all", counted)
     return names
 
 
@@ -236,8 +236,8 @@ def test_one_run_decodes_and_the_other_waits(folder, asked):
 def test_runs_at_once_decode_once(folder, tmp_path):
     code = (
         "import sys\nfrom visus.data.keeping import decode_once\nfrom visus.data.isolated import Decoder\n"
-        "from visus.data.sources import open_source\ndecode, asked = Decoder.decode, []\n"
-        "Decoder.decode = lambda self, source: asked.append(source) or decode(self, source)\n"
+        "from visus.data.sources import open_source\ndecode, asked = Decoder.decode_all, []\n"
+        "Decoder.decode_all = lambda self, sources: asked.extend(sources) or decode(self, sources)\n"
         "decode_once(open_source(sys.argv[1]), cache='disk', resize=16, max_bad=0.5, memory_bytes=0)\n"
         "print(len(asked))"
     )

@@ -264,3 +264,57 @@ def test_a_child_whose_answer_finds_no_memory_is_replaced(child, monkeypatch):
                 decoder.decode(paths[0])
         assert not caught.value.lasting
         assert decoder.decode(paths[1]).shape == (3, 10, 12)
+
+
+@pytest.mark.parametrize("how", ["shared", "no such memory"])
+def test_files_asked_for_together_are_what_each_is_alone(child, monkeypatch, how):
+    if how == "no such memory":
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    names = ["a", "deadly", "b", "leaving", "none", "greedy", "once", "babbling"]
+    paths = [child(name) for name in names]
+    Path(paths[4]).unlink()
+    with Decoder(DecodeSettings(resize=10)) as decoder:
+        found = decoder.decode_all([*paths, Path(paths[0]).read_bytes()])
+    whole = decode_image(paths[0], resize=10)
+    for name, result in zip([*names, "a"], found, strict=True):
+        if name in ("a", "b", "once", "babbling"):
+            np.testing.assert_array_equal(result, whole)
+    assert {
+        name: str(each) for name, each in zip(names, found, strict=False) if not isinstance(each, np.ndarray)
+    } == {
+        "deadly": "the decoder dies of it (SIGSEGV)",
+        "leaving": "the decoder dies of it (exit code 7)",
+        "none": "No such file or directory",
+        "greedy": "the decoder dies of it (SIGKILL)",
+    }
+
+
+def test_one_that_hangs_among_others_is_refused_alone(child):
+    paths = [child(name) for name in ("a", "endless", "b")]
+    with Decoder(DecodeSettings(), seconds=1) as decoder:
+        first, second, third = decoder.decode_all(paths)
+    assert first.shape == third.shape == (3, 40, 50)
+    assert str(second) == "decoding takes longer than 1 s"
+
+
+def test_as_many_are_asked_for_together_as_find_room(tmp_path, monkeypatch):
+    sides = [100, 150, 100, 900, 1500, 100, 900, 100]
+    paths = []
+    for number, side in enumerate(sides):
+        pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.bmp")
+        paths.append(str(tmp_path / f"{number}.bmp"))
+    together = []
+    decode_all = Decoder.decode_all
+    monkeypatch.setattr(
+        Decoder, "decode_all", lambda self, some: together.append(len(some)) or decode_all(self, some)
+    )
+    monkeypatch.setattr(isolated, "_SHARED_BYTES", 3 * 10**6)
+    settings = DecodeSettings(resize=10)
+    found = list(decode_in_order(60, lambda position: paths[position % 8], settings, 1))
+    for position, result in enumerate(found):
+        np.testing.assert_array_equal(result, decode_image(paths[position % 8], resize=10))
+    if hasattr(os, "memfd_create"):
+        assert together[0] == 1
+        assert max(together) == 8
+    assert together[-1] == 1

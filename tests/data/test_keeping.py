@@ -35,8 +35,10 @@ def folder(tmp_path):
 @pytest.fixture
 def asked(monkeypatch):
     """Of which files pixels were asked for in a child."""
-    names, decode = [], Decoder.decode
-    monkeypatch.setattr(Decoder, "decode", lambda self, source: names.append(source) or decode(self, source))
+    names, decode = [], Decoder.decode_all
+    monkeypatch.setattr(
+        Decoder, "decode_all", lambda self, sources: names.extend(sources) or decode(self, sources)
+    )
     return names
 
 

@@ -1,9 +1,11 @@
 """Decoding where it can break nothing: in child processes, which may die or hang over a file without taking the run with them.
 
-Each child has one file at a time, so that the one it died of is known. Requests and answers are frames on its standard input and
-output: a letter, a length, and that many bytes. The children are Python processes of their own, not multiprocessing's: those would
-load the caller's main module again, and torch with it. They load Pillow and numpy only; what they leave to do, the caller ends.
-Where the system has memory that is no file's, pixels lie there for both, and the answer says of what shape they are.
+Each child gets a few files at a time, since to wait for each other over every one takes both as long again as much of the work.
+When it dies over them another one gets them one by one, so that the one it died of is known. Requests and answers are frames on
+its standard input and output: a letter, a length, and that many bytes. The children are Python processes of their own, not
+multiprocessing's: those would load the caller's main module again, and torch with it. They load Pillow and numpy only; what they
+leave to do, the caller ends. Where the system has memory that is no file's, pixels lie there for both, and the answer says where
+and of what shape they are.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import numpy as np
 
@@ -46,6 +48,7 @@ Source = str | bytes
 """A file's path, or all its bytes."""
 
 Watch = Callable[[int, Pixels], None]
+Result = TypeVar("Result")
 
 _FILES_PER_PROCESS = 100
 """A further process takes 0.2 s to start, in which another one decodes some fifty photographs."""
@@ -55,10 +58,16 @@ _PIPE_BYTES = 2**20
 """What Linux allows everybody."""
 _SHARED_BYTES = 3 * HANDED_OVER
 """Whatever is not shrunk yet finds room in it; what nobody writes to is not taken from the machine."""
-_REQUEST = struct.Struct("<2sQ")
+_AT_ONCE = 8
+"""Files that a child gets, at most: more gain little, and an interrupt waits for them."""
+_REQUEST = struct.Struct("<cQ")
+_SOURCE = struct.Struct("<cQ")
 _ANSWER = struct.Struct("<cQ")
-_SHAPE = struct.Struct("<3Q")
-_READY, _PIXELS, _SHARED, _SIZE, _REFUSED, _UNREADABLE = b"r", b"p", b"m", b"s", b"e", b"u"
+_SHAPE = struct.Struct("<4Q")
+"""The first byte in shared memory, height, width and channels."""
+_READY, _PIXELS, _SHARED, _LATER, _SIZE, _REFUSED, _UNREADABLE = b"r", b"p", b"m", b"l", b"s", b"e", b"u"
+_LOST = (OSError, EOFError, ValueError, MemoryError)
+"""What an exchange ends with where the child is no more, has lost its way, or answers with more than there is room for."""
 _CHILD = ["-m", "visus.data.isolated"]
 
 
@@ -83,6 +92,7 @@ class Decoder:
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._shared: mmap.mmap | None = None
+        self._largest_bytes = 0
         self._closed = False
 
     def __enter__(self) -> Decoder:
@@ -93,9 +103,32 @@ class Decoder:
 
     def decode(self, source: Source) -> Pixels:
         """As `decode_image`."""
-        image = self._ask(b"d", source)
-        assert isinstance(image, np.ndarray)
-        return end_decoding(image, self._settings.resize)
+        return self._end_decoding(self._ask(b"d", source))
+
+    def decode_all(self, sources: Sequence[Source]) -> list[Pixels | UndecodableError]:
+        """As `decode` for each, or why it cannot be; asked for together."""
+        answers: list[Any] = [None] * len(sources)
+        if len(sources) > 1:
+            try:
+                answers = self._exchange(self._running(), b"d", sources)
+            except (*_LOST, UndecodableError) as error:
+                self._end(error)
+        # What is in shared memory first, where the next answer will lie.
+        results = [
+            _tried(self._end_decoding, answer) if isinstance(answer, np.ndarray) else answer
+            for answer in answers
+        ]
+        return [
+            _tried(self.decode, source) if result is None else result
+            for source, result in zip(sources, results, strict=True)
+        ]
+
+    @property
+    def at_once(self) -> int:
+        """How many files may be asked for together, for all that is known of their size."""
+        if self._largest_bytes and (memory := self._shared):
+            return min(_AT_ONCE, max(1, len(memory) // self._largest_bytes))
+        return 1
 
     def size(self, source: Source) -> tuple[int, int]:
         """As `read_size`."""
@@ -107,32 +140,40 @@ class Decoder:
         self._closed = True
         self._end()
 
+    def _end_decoding(self, pixels: Pixels) -> Pixels:
+        return end_decoding(pixels, self._settings.resize)
+
     def _ask(self, what: bytes, source: Source) -> Any:
         for lost in (False, True):
             process = self._running()
             try:
-                return self._exchange(process, what, source)
-            except (OSError, EOFError, ValueError, MemoryError) as error:
+                answer = self._exchange(process, what, [source])[0]
+            except _LOST as error:
                 reason = self._end(error)
                 # A child may have been killed for want of memory, or stopped with the whole machine: the file gets a second one.
                 if lost:
                     raise reason from None
+                continue
+            if isinstance(answer, UndecodableError):
+                raise answer
+            return answer
         raise AssertionError
 
-    def _exchange(self, process: subprocess.Popen[bytes], what: bytes, source: Source) -> Any:
-        """One request and its answer; `OSError`, `EOFError` or `ValueError` where the child is no more, or has lost its way.
-
-        `MemoryError` where there is no room for its answer.
-        """
+    def _exchange(
+        self, process: subprocess.Popen[bytes], what: bytes, sources: Sequence[Source]
+    ) -> list[Any]:
+        """One request and its answers, `None` for what is to be asked for by itself; one of `_LOST` where there are none."""
         assert process.stdin
         assert process.stdout
-        kind, content = (b"b", source) if isinstance(source, bytes) else (b"f", os.fsencode(source))
-        process.stdin.write(_REQUEST.pack(what + kind, len(content)))
-        process.stdin.write(content)
+        process.stdin.write(_REQUEST.pack(what, len(sources)))
+        for source in sources:
+            kind, content = (b"b", source) if isinstance(source, bytes) else (b"f", os.fsencode(source))
+            process.stdin.write(_SOURCE.pack(kind, len(content)))
+            process.stdin.write(content)
         process.stdin.flush()
         # The child keeps the time itself, unless somebody has stopped it, or the system does not let it go on.
-        _wait_for(process.stdout, self._seconds + _GRACE_SECONDS)
-        return self._read_answer(cast("BufferedReader", process.stdout))
+        _wait_for(process.stdout, len(sources) * self._seconds + _GRACE_SECONDS)
+        return [self._read_answer(cast("BufferedReader", process.stdout)) for _ in sources]
 
     def _read_answer(self, answers: BufferedReader) -> Any:
         kind, length = _ANSWER.unpack(_exactly(answers, _ANSWER.size))
@@ -143,16 +184,19 @@ class Decoder:
         content = _exactly(answers, length)
         if kind == _SIZE:
             return struct.unpack("<2Q", content)
-        raise UndecodableError(content.decode("utf-8", "replace"), lasting=kind == _REFUSED)
+        if kind == _LATER:
+            return None
+        return UndecodableError(content.decode("utf-8", "replace"), lasting=kind == _REFUSED)
 
     def _read_pixels(self, answers: BufferedReader, shared: bool) -> Pixels:
         """Where they are `shared` they are the child's to write over when it is asked again."""
-        shape = _SHAPE.unpack(_exactly(answers, _SHAPE.size))
+        first, *shape = _SHAPE.unpack(_exactly(answers, _SHAPE.size))
         if shape[2] != self._settings.channels or shape[0] * shape[1] > self._settings.max_pixels:
             raise ValueError
+        self._largest_bytes = max(self._largest_bytes, math.prod(shape))
         # Another thread may close this meanwhile.
         if shared and (memory := self._shared):
-            return _in_memory(memory, shape)
+            return _in_memory(memory, first, shape)
         image = np.empty(shape, dtype=np.uint8)
         # The buffered reader goes on until the array is full or the child is gone.
         if answers.readinto(image.reshape(-1).data) != image.nbytes:
@@ -213,14 +257,20 @@ class Decoders:
 
     def decode(self, source: Source, settings: DecodeSettings) -> Pixels:
         """As `decode_image`; `UndecodableError` also where this was closed."""
-        decoder = self._lend(settings)
-        try:
+        with self._lent_decoder(settings) as decoder:
             return decoder.decode(source)
-        finally:
-            with self._changed:
-                self._idle.setdefault(settings, []).append(decoder)
-                self._lent -= 1
-                self._changed.notify_all()
+
+    def decode_all(
+        self, sources: Sequence[Source], settings: DecodeSettings
+    ) -> list[Pixels | UndecodableError]:
+        """As `Decoder.decode_all`; `UndecodableError` where this was closed."""
+        with self._lent_decoder(settings) as decoder:
+            return decoder.decode_all(sources)
+
+    @property
+    def at_once(self) -> int:
+        """How many files may be asked for together."""
+        return min((decoder.at_once for decoder in self._all), default=1)
 
     def close(self) -> None:
         """End the children, whatever they are doing."""
@@ -240,6 +290,17 @@ class Decoders:
         self._all: list[Decoder] = []
         self._idle: dict[DecodeSettings, list[Decoder]] = {}
         weakref.finalize(self, _close_all, self._all, self._owner)
+
+    @contextlib.contextmanager
+    def _lent_decoder(self, settings: DecodeSettings) -> Iterator[Decoder]:
+        decoder = self._lend(settings)
+        try:
+            yield decoder
+        finally:
+            with self._changed:
+                self._idle.setdefault(settings, []).append(decoder)
+                self._lent -= 1
+                self._changed.notify_all()
 
     def _lend(self, settings: DecodeSettings) -> Decoder:
         if self._owner != os.getpid():
@@ -276,19 +337,39 @@ def decode_in_order(
     wanted = processors() if processes is None else processes
     threads = min(wanted, 1 + count // _FILES_PER_PROCESS)
     with Decoders() as decoders:
-        decode = decoders.decode if threads else decode_here
 
-        def attempt(position: int) -> Pixels | UndecodableError:
-            try:
-                pixels = decode(read(position), settings)
-            except UndecodableError as error:
-                return error
-            if watch:
-                watch(position, pixels)
-            return pixels
+        def attempt(positions: range) -> list[Pixels | UndecodableError]:
+            sources = [_tried(read, position) for position in positions]
+            there = [each for each in sources if not isinstance(each, UndecodableError)]
+            decoded = iter(
+                decoders.decode_all(there, settings)
+                if threads
+                else [_tried(decode_here, each, settings) for each in there]
+            )
+            results = [each if isinstance(each, UndecodableError) else next(decoded) for each in sources]
+            for position, result in zip(positions, results, strict=True):
+                if watch and not isinstance(result, UndecodableError):
+                    watch(position, result)
+            return results
 
-        with closing(in_order(attempt, range(count), threads, 4 * threads)) as results:
-            yield from results
+        with closing(in_order(attempt, _together(count, decoders), threads, threads + 1)) as results:
+            for some in results:
+                yield from some
+
+
+def _together(count: int, decoders: Decoders) -> Iterator[range]:
+    """The positions from 0 to `count`, in order, as many together as a child may get by then."""
+    begin = 0
+    while begin < count:
+        yield range(begin, min(count, begin := begin + decoders.at_once))
+
+
+def _tried(work: Callable[..., Result], *given: Any) -> Result | UndecodableError:
+    """What `work` gives, or the reason why it gives nothing."""
+    try:
+        return work(*given)
+    except UndecodableError as error:
+        return error
 
 
 def decode_here(source: Source, settings: DecodeSettings) -> Pixels:
@@ -308,8 +389,9 @@ def _shared_memory() -> Iterator[tuple[mmap.mmap | None, int | None]]:
         yield memory, number
 
 
-def _in_memory(shared: mmap.mmap, shape: tuple[int, ...]) -> Pixels:
-    return np.frombuffer(shared, dtype=np.uint8, count=math.prod(shape)).reshape(shape)
+def _in_memory(shared: mmap.mmap, first: int, shape: Sequence[int]) -> Pixels:
+    """The pixels of `shape` from byte `first` on."""
+    return np.frombuffer(shared, dtype=np.uint8, count=math.prod(shape), offset=first).reshape(shape)
 
 
 def _start(arguments: list[str], shared: int | None) -> subprocess.Popen[bytes]:
@@ -380,9 +462,9 @@ def main() -> None:
     settings, seconds = json.loads(sys.argv[1]), float(sys.argv[2])
     shared = None
     if len(sys.argv) > 3:
-        shared = mmap.mmap(int(sys.argv[3]), _SHARED_BYTES)
+        shared = mmap.mmap(int(sys.argv[3]), 0)
         os.close(int(sys.argv[3]))
-    requests = sys.stdin.buffer
+    requests = cast("BufferedReader", sys.stdin.buffer)
     with os.fdopen(os.dup(1), "wb") as answers, Path(os.devnull).open("wb") as nowhere:
         # Decoders written in C print what they think of a file.
         os.dup2(nowhere.fileno(), 1)
@@ -390,14 +472,42 @@ def main() -> None:
         answers.write(_READY)
         answers.flush()
         while header := requests.read(_REQUEST.size):
-            what, length = _REQUEST.unpack(header)
-            content = requests.read(length)
-            _set_alarm(seconds)
-            pieces = _answer(what, content, settings, shared)
-            _set_alarm(0)
-            for piece in pieces:
-                answers.write(piece)
+            what, count = _REQUEST.unpack(header)
+            # All of them first: whoever asks does not listen yet.
+            sources = [_read_source(requests) for _ in range(count)]
+            for pieces in _answers(what, sources, settings, seconds, shared):
+                for piece in pieces:
+                    answers.write(piece)
             answers.flush()
+
+
+def _read_source(requests: BufferedReader) -> Source:
+    kind, length = _SOURCE.unpack(requests.read(_SOURCE.size))
+    content = requests.read(length)
+    return content if kind == b"b" else os.fsdecode(content)
+
+
+def _answers(
+    what: bytes, sources: list[Source], settings: dict[str, Any], seconds: float, shared: mmap.mmap | None
+) -> Iterator[list[bytes | memoryview]]:
+    """What is said of each source. Pixels lie one after the other in `shared`; those that find no room there are for another time,
+    unless they are alone.
+    """
+    taken = 0
+    for source in sources:
+        _set_alarm(seconds)
+        found = _find(what, source, settings)
+        _set_alarm(0)
+        if isinstance(found, bytes):
+            yield [found]
+        elif shared and taken + found.nbytes <= len(shared):
+            _in_memory(shared, taken, found.shape)[:] = found
+            yield [_ANSWER.pack(_SHARED, 0), _SHAPE.pack(taken, *found.shape)]
+            taken += found.nbytes
+        elif len(sources) > 1:
+            yield [_ANSWER.pack(_LATER, 0)]
+        else:
+            yield [_ANSWER.pack(_PIXELS, found.nbytes), _SHAPE.pack(0, *found.shape), found.reshape(-1).data]
 
 
 def _set_alarm(seconds: float) -> None:
@@ -408,23 +518,16 @@ def _set_alarm(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _answer(
-    what: bytes, content: bytes, settings: dict[str, Any], shared: mmap.mmap | None
-) -> list[bytes | memoryview]:
-    source = content if what[1:] == b"b" else os.fsdecode(content)
+def _find(what: bytes, source: Source, settings: dict[str, Any]) -> bytes | Pixels:
+    """The pixels of `source`, or an answer without any."""
     try:
-        if what[:1] == b"s":
+        if what == b"s":
             size = struct.pack("<2Q", *read_size(source))
-            return [_ANSWER.pack(_SIZE, len(size)), size]
-        image = read_image(source, **settings)
+            return _ANSWER.pack(_SIZE, len(size)) + size
+        return read_image(source, **settings)
     except UndecodableError as error:
         reason = str(error).encode("utf-8", "replace")[:1000]
-        return [_ANSWER.pack(_REFUSED if error.lasting else _UNREADABLE, len(reason)), reason]
-    shape = _SHAPE.pack(*image.shape)
-    if shared and image.nbytes <= _SHARED_BYTES:
-        _in_memory(shared, image.shape)[:] = image
-        return [_ANSWER.pack(_SHARED, 0), shape]
-    return [_ANSWER.pack(_PIXELS, image.nbytes), shape, image.reshape(-1).data]
+        return _ANSWER.pack(_REFUSED if error.lasting else _UNREADABLE, len(reason)) + reason
 
 
 if __name__ == "__main__":

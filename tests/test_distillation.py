@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from visus.checkpoint import model_digest, save_checkpoint
-from visus.data.batching import normalise
+from visus.data.normalising import normalise
 from visus.distillation import Teacher, find_teacher, load_teacher, normalised_again
 from visus.errors import CheckpointError, UsageError
 from visus.models.build import build_model

@@ -11,7 +11,8 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 from torch.nn import functional
 
-from visus.data.batching import EvaluationBatches, measure_preprocessing, normalise
+from visus.data.batching import EvaluationBatches, measure_preprocessing
+from visus.data.normalising import normalise
 from visus.data.sources import open_source
 from visus.errors import UsageError
 from visus.explaining import _grad_cam, _last_places, explain

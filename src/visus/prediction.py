@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from visus.amp import amp_that_works
 from visus.checkpoint import Checkpoint, rebuild_model
-from visus.data.batching import normalise
 from visus.data.crops import centre_crop
 from visus.data.decode import Pixels, UndecodableError
 from visus.data.files import FileImages, decode_all
 from visus.data.folders import list_images
+from visus.data.normalising import normalise
 from visus.devices import computing, select_device
 from visus.errors import DataError
 from visus.inference import predict_logits

@@ -18,10 +18,10 @@ from visus.data.batching import (
     batch_sizes,
     batches,
     measure_preprocessing,
-    normalise,
 )
 from visus.data.images import ArrayImages
 from visus.data.mixing import draw_mixing
+from visus.data.normalising import normalise
 from visus.data.policies import apply_change, rand_augment, trivial_augment
 from visus.errors import UsageError
 from visus.loop import fit

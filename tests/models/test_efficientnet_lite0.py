@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 
 from visus import finishing
 from visus.config import make_config
-from visus.data.batching import normalise
+from visus.data.normalising import normalise
 from visus.models.build import build_model
 from visus.models.weights import pretrained_preprocessing
 from visus.recording import RunRecorder

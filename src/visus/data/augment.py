@@ -5,7 +5,7 @@ Images are uint8 `[N, C, H, W]`. What happens to an image does not depend on the
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,19 +37,20 @@ def draw(seed: int, epoch: int, indices: npt.NDArray[np.int64], how: Cropping) -
     return uniform(seed, "augment", epoch, indices, DRAWS if how == "standard" else 3)
 
 
+def is_mirrored(draws: npt.NDArray[np.float64]) -> Any:
+    """Whether the image of the draws `[..., 3 or more]` is to be mirrored."""
+    return draws[..., 2] < _FLIPPED
+
+
 def augment(images: Tensor, draws: npt.NDArray[np.float64], how: Cropping) -> Tensor:
     """`images [N, C, H, W]`, changed as `how` says by the `draws [N, 3 or more]` of each.
 
-    `flip` mirrors every other one; `light` also pads each side by an eighth with black and crops back at random; `none` leaves
-    them. `standard` mirrors them in place: those were cropped one by one when they were read (`random_resized_crop`).
+    `flip` mirrors every other one; `light` also pads each side by an eighth with black and crops back at random. `none` leaves
+    them, and so does `standard`: those were cropped and mirrored one by one when they were read.
     """
-    if how == "none" or not len(images):
+    if how in ("none", "standard") or not len(images):
         return images
-    flip = draws[:, 2] < _FLIPPED
-    if how == "standard":
-        for place in np.flatnonzero(flip):
-            images[place] = images[place].flip(2)
-        return images
+    flip = is_mirrored(draws)
     if how == "flip":
         mirrored = torch.from_numpy(flip).to(images.device)[:, None, None, None]
         return torch.where(mirrored, images.flip(3), images)

@@ -6,16 +6,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterable, Iterator
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from visus.data.augment import LARGEST_SMALL_SIZE, Augment, augment, cropping, draw
+from visus.data.augment import (
+    LARGEST_SMALL_SIZE,
+    Augment,
+    Cropping,
+    augment,
+    cropping,
+    draw,
+    is_mirrored,
+)
 from visus.data.counts import PixelCounts
 from visus.data.crops import centre_crop, random_resized_crop
 from visus.data.erasing import erase_
@@ -24,15 +34,20 @@ from visus.data.foreign import Transform, transform_images
 from visus.data.images import ArrayImages, Images, Split
 from visus.data.keeping import keep_part
 from visus.data.mixing import Mixing, draw_mixing, mix_images_, mix_labels, with_partner
+from visus.data.normalising import IMAGE_AT_ONCE, normalise, normalise_image_into, scales_of
 from visus.data.policies import POLICIES, apply_change
-from visus.data.reading import Draws, Positions, Wanted, pixels_bytes, read_batches, stack
+from visus.data.reading import Positions, pixels_bytes, read_batches, stack
 from visus.data.sampling import Sampler, draw_epoch
 from visus.devices import available_memory_bytes
 from visus.errors import UsageError
 from visus.preprocessing import RESIZE_RATIO, Preprocessing
 
+Draws = npt.NDArray[np.float64]
+Place = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+Drawn = tuple[Positions, Draws]
+"""Which images a batch has, and the random numbers of each, `[N, ...]`."""
+
 _MEASURED_AT_ONCE = 2**24
-_NORMALISED_AT_ONCE = 2**17
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,23 +156,27 @@ class TrainingBatches:
         if self.transform:
             yield from self._transformed(self.transform, epoch, shares)
             return
-        size = self.preprocessing.size
-        how = cropping(self.augment, size)
+        how = cropping(self.augment, self.preprocessing.size)
         n = len(self.split)
         drawn = ((each, draw(self.seed, epoch, each, how)) for each in shares)
         wanted, same = itertools.tee(drawn)
         places = ((numbers % n, draws) for numbers, draws in same)
-        with closing(_read(self.split.images, places, size, how == "standard", self.workers)) as read:
-            for (numbers, draws), pixels in zip(wanted, read, strict=True):
-                yield self._augmented(augment(pixels, draws, how), epoch, numbers)
+        alone = self.augment in ("none", "standard")
+        with closing(
+            _read(self.split.images, places, how, self.preprocessing, self.workers, alone=alone)
+        ) as read:
+            for (numbers, draws), images in zip(wanted, read, strict=True):
+                finished = images
+                if images.dtype == torch.uint8:
+                    finished = self._augmented(augment(images, draws, how), epoch, numbers)
+                yield erase_(finished, self.seed, epoch, numbers, self.erasing) if self.erasing else finished
 
     def _augmented(self, pixels: Tensor, epoch: int, numbers: Positions) -> Tensor:
-        """What comes after cropping and flipping."""
+        """What comes after cropping and flipping, to the whole batch."""
         if policy := POLICIES.get(self.augment):
             for change in policy(self.seed, epoch, numbers, self.preprocessing.size):
                 pixels = apply_change(pixels, change)
-        images = normalise(pixels, self.preprocessing)
-        return erase_(images, self.seed, epoch, numbers, self.erasing) if self.erasing else images
+        return normalise(pixels, self.preprocessing)
 
     def _transformed(
         self, transform: Transform, epoch: int, shares: Iterator[Positions]
@@ -205,10 +224,11 @@ class EvaluationBatches:
         begins = range(first, len(self.split), step)
         blocks = [np.arange(begin, min(begin + self.batch_size, len(self.split))) for begin in begins]
         with closing(
-            _read(self.split.images, _undrawn(blocks), self.preprocessing.size, False, self.workers)
+            _read(self.split.images, _undrawn(blocks), "none", self.preprocessing, self.workers, alone=True)
         ) as read:
-            for positions, pixels in zip(blocks, read, strict=True):
-                yield _batch(self.split, positions, normalise(pixels, self.preprocessing))
+            for positions, images in zip(blocks, read, strict=True):
+                finished = normalise(images, self.preprocessing) if images.dtype == torch.uint8 else images
+                yield _batch(self.split, positions, finished)
 
 
 def batches(
@@ -263,29 +283,6 @@ def _kept(
     return images.seen[size]  # type: ignore[no-any-return]
 
 
-def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """uint8 `[N, C, H, W]` as float32 with the record's mean and standard deviation taken out, in channels-last layout."""
-    mean = torch.tensor(preprocessing.mean, device=pixels.device).mul_(255)[:, None, None]
-    scale = torch.tensor(preprocessing.std, device=pixels.device).mul_(255).reciprocal_()[:, None, None]
-    images = _empty_images(pixels)
-    # Rearranged last, and while in the cache: arithmetic on three values in a row at a time takes three times as long.
-    at_once = max(1, _NORMALISED_AT_ONCE // max(1, pixels[:1].numel()))
-    for begin in range(0, len(pixels), at_once):
-        block = slice(begin, begin + at_once)
-        images[block].copy_(pixels[block].float().sub_(mean).mul_(scale))
-    return images
-
-
-def _empty_images(pixels: Tensor) -> Tensor:
-    """Room for floats of the shape of `pixels`, in channels-last layout."""
-    n, channels, height, width = pixels.shape
-    shape = (n, height, width, channels)
-    if pixels.device.type == "cpu":
-        # Numpy asks Linux for large pages: to write 60 MB for the first time takes a fourth of the time then.
-        return torch.from_numpy(np.empty(shape, np.float32)).permute(0, 3, 1, 2)
-    return torch.empty(shape, device=pixels.device).permute(0, 3, 1, 2)
-
-
 def measure_preprocessing(
     split: Split,
     size: tuple[int, int] | None = None,
@@ -318,7 +315,7 @@ def _count(images: Images, size: tuple[int, int], workers: int | None) -> PixelC
             counts.add_all(images.pixels[torch.from_numpy(positions)])
         return counts
 
-    def count(pixels: Tensor, _: Draws) -> Tensor:
+    def count(pixels: Tensor, _: Any) -> Tensor:
         counts.add(pixels.numpy())
         return pixels[:0]
 
@@ -334,31 +331,64 @@ def _several_sizes() -> UsageError:
 
 
 def _read(
-    images: Images, wanted: Iterable[Wanted], size: tuple[int, int], at_random: bool, workers: int | None
+    images: Images,
+    wanted: Iterable[Drawn],
+    how: Cropping,
+    record: Preprocessing,
+    workers: int | None,
+    *,
+    alone: bool,
 ) -> Generator[Tensor, None, None]:
-    """Pixels `[N, C, H, W]` of the images that are wanted: cropped at random, by draws `[N, 48]`, or in the middle."""
-    if isinstance(images, ArrayImages) and images.size == size and not at_random:
+    """The images that are wanted, `[N, C, H, W]`, cropped: in the middle, or with `standard` at random, and mirrored.
+
+    As pixels, or normalised in the threads that crop, where nothing comes between that is done to a batch as a whole (`alone`), and
+    they are so large that it pays.
+    """
+    channels, size = images.channels, record.size
+    if isinstance(images, ArrayImages) and images.size == size and how != "standard":
         for positions, _ in wanted:
             yield images.pixels[torch.from_numpy(positions)]
         return
+    finished = alone and channels * math.prod(size) > IMAGE_AT_ONCE
+    # Not tensors yet: of those made in inference mode the threads, which know nothing of it, could write to none.
+    shape, dtype = ((*size, channels), np.float32) if finished else ((channels, *size), np.uint8)
+    placed = ((positions, draws, np.empty((len(positions), *shape), dtype)) for positions, draws in wanted)
+    mine, theirs = itertools.tee(placed)
+    each = ((positions, list(zip(draws, places, strict=True))) for positions, draws, places in theirs)
+    image_bytes = math.prod(size) * channels * np.dtype(dtype).itemsize
+    finish = _finisher(how, record)
+    with closing(read_batches(images, each, finish, workers=workers, image_bytes=image_bytes)) as read:
+        for (_, _, places), _ in zip(mine, read, strict=True):
+            batch = torch.from_numpy(places)
+            yield batch.permute(0, 3, 1, 2) if finished else batch
 
-    def crop(image: Tensor, drawn: Draws) -> Tensor:
-        if at_random:
-            return random_resized_crop(image, size, drawn[8:])
-        return centre_crop(image, size)
 
-    image_bytes = pixels_bytes(images, size)
-    with closing(read_batches(images, wanted, crop, workers=workers, image_bytes=image_bytes)) as read:
-        for found in read:
-            yield stack(found, images.channels, size)
+def _finisher(how: Cropping, record: Preprocessing) -> Callable[[Tensor, tuple[Draws, Place]], Tensor]:
+    """What crops an image by its draws, and writes it to its place: pixels `[C, H, W]`, or floats `[H, W, C]`, normalised."""
+    scales = scales_of(record)
+
+    def finish(image: Tensor, given: tuple[Draws, Place]) -> Tensor:
+        draws, place = given
+        mirrored = False
+        if how == "standard":
+            crop, mirrored = random_resized_crop(image, record.size, draws[8:]), is_mirrored(draws)
+        else:
+            crop = centre_crop(image, record.size)
+        if place.dtype == np.uint8:
+            place[:] = crop.numpy()[..., ::-1] if mirrored else crop.numpy()
+        else:
+            normalise_image_into(torch.from_numpy(place), crop, scales, mirrored=mirrored)
+        return crop[:0]
+
+    return finish
 
 
-def _undrawn(shares: Iterable[Positions]) -> Iterator[Wanted]:
+def _undrawn(shares: Iterable[Positions]) -> Iterator[Drawn]:
     """With no random numbers."""
     return ((positions, np.empty((len(positions), 0))) for positions in shares)
 
 
-def _as_it_is(image: Tensor, _: Draws) -> Tensor:
+def _as_it_is(image: Tensor, _: Any) -> Tensor:
     return image
 
 

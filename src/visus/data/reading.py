@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import islice, tee
+from itertools import islice, pairwise, tee
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,10 @@ from visus.data.images import ArrayImages, Images
 from visus.processors import own_processors
 
 Positions = npt.NDArray[np.int64]
-Draws = npt.NDArray[np.float64]
-Wanted = tuple[Positions, Draws]
-"""Which images a batch has, and the random numbers of each, `[N, ...]`."""
-Change = Callable[[Tensor, Draws], Tensor]
-"""What is done to an image `[C, h, w]` with its random numbers, alone and in any thread."""
+Wanted = tuple[Positions, Sequence[Any] | npt.NDArray[Any]]
+"""Which images a batch has, and what the change of each is given besides."""
+Change = Callable[[Tensor, Any], Tensor]
+"""What is done to an image `[C, h, w]` with what it is given, alone and in any thread."""
 
 _AHEAD_BATCHES = 2
 _AHEAD_BYTES = 2**28
@@ -56,21 +56,22 @@ def _read_now(
     images: Images, wanted: Iterable[Wanted], change: Change, workers: int
 ) -> Generator[list[Tensor], None, None]:
     def read(some: Wanted) -> list[Tensor]:
-        return [change(read_one(images, position), drawn) for position, drawn in zip(*some, strict=True)]
+        return [change(read_one(images, position), given) for position, given in zip(*some, strict=True)]
 
     with working(max(1, workers)) as pool:
-        for positions, draws in wanted:
+        for positions, given in wanted:
             if workers < 2:
-                yield read((positions, draws))
+                yield read((positions, given))
                 continue
-            shares = zip(np.array_split(positions, workers), np.array_split(draws, workers), strict=True)
+            ends = (len(positions) * np.arange(workers + 1) // workers).tolist()
+            shares = [(positions[begin:end], given[begin:end]) for begin, end in pairwise(ends)]
             yield [image for share in pool.map(read, shares) for image in share]
 
 
 def _read_ahead(
     images: FileImages, wanted: Iterable[Wanted], change: Change, workers: int, image_bytes: int | None
 ) -> Generator[list[Tensor], None, None]:
-    def read(one: tuple[int, Draws]) -> Tensor:
+    def read(one: tuple[int, Any]) -> Tensor:
         return change(torch.from_numpy(images.read(one[0], apart=workers > 0)), one[1])
 
     batches = iter(wanted)
@@ -81,7 +82,7 @@ def _read_ahead(
     most = 4 * workers
     if image_bytes is not None:
         most = max(most, min(_AHEAD_BATCHES * len(first[0]), _AHEAD_BYTES // max(1, image_bytes)))
-    each = ((int(position), drawn) for some in theirs for position, drawn in zip(*some, strict=True))
+    each = ((int(position), given) for some in theirs for position, given in zip(*some, strict=True))
     with closing(in_order(read, each, workers, most)) as results:
         for positions, _ in mine:
             yield list(islice(results, len(positions)))

@@ -253,3 +253,12 @@ def test_standard_is_a_random_crop_and_a_flip_of_torchvision():
 def test_there_is_no_epoch_or_step_before_the_first(epoch, start_step):
     with pytest.raises(UsageError, match="from 0 on, found epoch"):
         next(batches(SPLIT, batch_size=2, epoch=epoch, start_step=start_step))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_mirrored_image_has_its_columns_the_other_way_round(channels):
+    pixels = torch.randint(0, 256, (channels, 7, 10), dtype=torch.uint8)
+    expected = tv.horizontal_flip(pixels)
+    assert torch.equal(crops.mirror(pixels), expected)
+    as_decoded = pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert torch.equal(crops.mirror(as_decoded), expected)

@@ -92,3 +92,9 @@ def test_a_transform_that_works_in_place_leaves_the_images_alone():
     image = torch.full((3, 4, 4), 7, dtype=torch.uint8)
     transform_images(lambda pixels: pixels.fill_(0), [image], 0, 0, [0])
     assert (image == 7).all()
+
+
+def test_a_transform_gets_an_image_whose_channels_come_first_in_memory_too():
+    decoded = torch.arange(4 * 5 * 3, dtype=torch.uint8).view(4, 5, 3).permute(2, 0, 1)
+    flat = transform_images(lambda image: image.view(3, 1, 20), [decoded], 0, 0, [0])
+    assert torch.equal(flat[0].view(3, 4, 5), decoded)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from visus.data import batching, isolated, normalising
+from visus.data import batching, isolated
 from visus.data.ahead import in_order
 from visus.data.batching import EvaluationBatches, TrainingBatches, measure_preprocessing
 from visus.data.isolated import Decoders, DecodeSettings
@@ -213,7 +213,7 @@ def test_a_file_that_goes_bad_is_named_when_its_batch_is_due(folder, tmp_path):
 
 DYING = """
 import os, signal
-from visus.data import batching, isolated, normalising
+from visus.data import batching, isolated
 whole = isolated.read_image
 
 def decode(source, **settings):
@@ -320,9 +320,7 @@ def test_work_is_done_in_order_a_little_ahead():
 def test_large_images_are_normalised_where_they_are_cropped_to_the_same_bits(parts, monkeypatch, kind):
     expected = list(TrainingBatches(parts["ram"], RECORD, 4, seed=3, workers=0, **KINDS[kind])(1))
     evaluated = list(EvaluationBatches(parts["ram"], RECORD, 5, workers=0))
-    # Larger than that is any image, and some three rows of them are done at once.
-    for module in (batching, normalising):
-        monkeypatch.setattr(module, "IMAGE_AT_ONCE", 200)
+    monkeypatch.setattr(batching, "_LARGE", 0)
     for part in parts.values():
         for workers in (0, 3):
             batches = TrainingBatches(part, RECORD, 4, seed=3, workers=workers, **KINDS[kind])

@@ -154,7 +154,8 @@ def _decoded(part: Split, workers: int | None) -> Iterator[Pixels | UndecodableE
 def pixel_digest(pixels: Pixels) -> bytes:
     """16 bytes that are the same for images of the same shape and pixels."""
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels).data)
+    # As pixels of files lie in memory.
+    digest.update(np.ascontiguousarray(pixels.transpose(1, 2, 0)).data)
     return digest.digest()
 
 
@@ -167,11 +168,18 @@ def _look(scan: Scan, position: int, pixels: Pixels) -> None:
     )
     flat = Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
     scan.thumbs[position] = np.asarray(flat.resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert("RGB"))
-    scan.spread[position] = np.ptp(pixels.reshape(len(pixels), -1), axis=1).max()
+    scan.spread[position] = _spread(flat)
     flat.thumbnail((_BLUR_SIDE, _BLUR_SIDE), Image.Resampling.BILINEAR)
     grey = np.asarray(flat.convert("L"), dtype=np.float64)
     scan.mean[position], scan.contrast[position] = grey.mean(), grey.std()
     scan.sharpness[position] = _laplacian_variance(grey) / max(grey.var(), 1e-9)
+
+
+def _spread(image: Image.Image) -> int:
+    """The largest difference between two values of one channel."""
+    extrema = image.getextrema()
+    pairs = [extrema] if image.mode == "L" else extrema
+    return max(int(high) - int(low) for low, high in pairs)  # type: ignore[misc,arg-type]
 
 
 def _laplacian_variance(grey: Floats) -> float:

@@ -61,5 +61,7 @@ def _checksums(part: Split) -> npt.NDArray[np.uint32]:
     assert isinstance(images, ArrayImages)
     pixels = images.pixels.numpy()
     return np.fromiter(
-        (zlib.crc32(np.ascontiguousarray(each).data) for each in pixels), np.uint32, len(pixels)
+        (zlib.crc32(np.ascontiguousarray(each).data) for each in pixels.transpose(0, 2, 3, 1)),
+        np.uint32,
+        len(pixels),
     )

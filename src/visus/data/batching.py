@@ -27,14 +27,14 @@ from visus.data.augment import (
     is_mirrored,
 )
 from visus.data.counts import PixelCounts
-from visus.data.crops import centre_crop, random_resized_crop
+from visus.data.crops import centre_crop, mirror, random_resized_crop
 from visus.data.erasing import erase_
 from visus.data.files import FileImages, small_size
 from visus.data.foreign import Transform, transform_images
 from visus.data.images import ArrayImages, Images, Split
 from visus.data.keeping import keep_part
 from visus.data.mixing import Mixing, draw_mixing, mix_images_, mix_labels, with_partner
-from visus.data.normalising import IMAGE_AT_ONCE, normalise, normalise_image_into, scales_of
+from visus.data.normalising import normalise, normalise_image_into, row_scales
 from visus.data.policies import POLICIES, apply_change
 from visus.data.reading import Positions, pixels_bytes, read_batches, stack
 from visus.data.sampling import Sampler, draw_epoch
@@ -48,6 +48,8 @@ Drawn = tuple[Positions, Draws]
 """Which images a batch has, and the random numbers of each, `[N, ...]`."""
 
 _MEASURED_AT_ONCE = 2**24
+_LARGE = 2**15
+"""Values of an image from which on it pays to normalise it by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +351,7 @@ def _read(
         for positions, _ in wanted:
             yield images.pixels[torch.from_numpy(positions)]
         return
-    finished = alone and channels * math.prod(size) > IMAGE_AT_ONCE
+    finished = alone and channels * math.prod(size) >= _LARGE
     # Not tensors yet: of those made in inference mode the threads, which know nothing of it, could write to none.
     shape, dtype = ((*size, channels), np.float32) if finished else ((channels, *size), np.uint8)
     placed = ((positions, draws, np.empty((len(positions), *shape), dtype)) for positions, draws in wanted)
@@ -365,19 +367,19 @@ def _read(
 
 def _finisher(how: Cropping, record: Preprocessing) -> Callable[[Tensor, tuple[Draws, Place]], Tensor]:
     """What crops an image by its draws, and writes it to its place: pixels `[C, H, W]`, or floats `[H, W, C]`, normalised."""
-    scales = scales_of(record)
+    scales = row_scales(record)
 
     def finish(image: Tensor, given: tuple[Draws, Place]) -> Tensor:
         draws, place = given
-        mirrored = False
         if how == "standard":
-            crop, mirrored = random_resized_crop(image, record.size, draws[8:]), is_mirrored(draws)
+            crop = random_resized_crop(image, record.size, draws[8:])
+            crop = mirror(crop) if is_mirrored(draws) else crop
         else:
             crop = centre_crop(image, record.size)
         if place.dtype == np.uint8:
-            place[:] = crop.numpy()[..., ::-1] if mirrored else crop.numpy()
+            place[:] = crop.numpy()
         else:
-            normalise_image_into(torch.from_numpy(place), crop, scales, mirrored=mirrored)
+            normalise_image_into(place, crop.numpy().transpose(1, 2, 0), scales)
         return crop[:0]
 
     return finish

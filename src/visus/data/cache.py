@@ -32,7 +32,7 @@ from visus.data.names import NamesBuilder, find_names, read_names, separated
 from visus.errors import UsageError
 from visus.files import replacing
 
-_MAGIC = b"visus images 1\r\n"
+_MAGIC = b"visus images 2\r\n"
 _FOOTER = struct.Struct("<QQQI16s")
 """Where the index begins; the lengths of the index and of what the file is about; the CRC-32 of both; the magic."""
 _BLOCK_BYTES = 64 * 2**20
@@ -50,7 +50,7 @@ class DamagedCacheError(Exception):
 
 @dataclass(frozen=True)
 class StoredImages:
-    """Decoded images, one after the other in `blocks` of bytes. Read in order of their positions, or any other."""
+    """Decoded images, `[H, W, C]` one after the other in `blocks` of bytes. Read in order of their positions, or any other."""
 
     channels: int
     blocks: Sequence[npt.NDArray[np.uint8]]
@@ -70,7 +70,7 @@ class StoredImages:
         return (self[position] for position in range(len(self)))
 
     def __getitem__(self, position: int) -> Pixels:
-        """One image `[channels, H, W]`; `DamagedCacheError` where the file has changed under it."""
+        """One image, `[channels, H, W]`, as `decode_image` gives it; `DamagedCacheError` where the file has changed under it."""
         block, first, height, width = map(int, self.places[position])
         pixels = self.blocks[block][first : first + self.channels * height * width]
         if self.crcs is not None and self.checked is not None:
@@ -79,7 +79,7 @@ class StoredImages:
             self.checked[position] = True
             # Torch warns of memory that cannot be written.
             pixels = np.array(pixels)
-        return pixels.reshape(self.channels, height, width)
+        return pixels.reshape(height, width, self.channels).transpose(2, 0, 1)
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         """Of images in a file another process gets the path, and maps it for itself."""
@@ -97,7 +97,7 @@ class StoredImages:
         """CRC-32 of the pixels of each image, `[N]`; those in a file are known without reading them."""
         if self.crcs is not None:
             return self.crcs
-        return np.fromiter((zlib.crc32(pixels.data) for pixels in self), np.uint32, len(self))
+        return np.fromiter((zlib.crc32(_flat(pixels).data) for pixels in self), np.uint32, len(self))
 
     def _give_up_file(self) -> NoReturn:
         """The next run shall decode again; this one goes on with what is whole."""
@@ -117,6 +117,11 @@ class StoredImages:
     def nbytes(self) -> int:
         """Bytes of all pixels."""
         return int(self.channels * self.places[:, 2:].prod(axis=1).sum())
+
+
+def _flat(pixels: Pixels) -> npt.NDArray[np.uint8]:
+    """`[C, H, W]` as one row of bytes, as they lie in memory."""
+    return pixels.transpose(1, 2, 0).reshape(-1)
 
 
 def _map(
@@ -148,7 +153,7 @@ class MemoryWriter:
             # Memory that nothing was written to is not taken from the machine yet.
             self._blocks.append(np.empty(max(_BLOCK_BYTES, pixels.nbytes), dtype=np.uint8))
             self._end = 0
-        self._blocks[-1][self._end : self._end + pixels.nbytes] = pixels.reshape(-1)
+        self._blocks[-1][self._end : self._end + pixels.nbytes] = _flat(pixels)
         self._places.append((len(self._blocks) - 1, self._end, *pixels.shape[1:]))
         self._end += pixels.nbytes
 
@@ -221,7 +226,7 @@ class CacheWriter:
             return self._rows.add(-1, 0, 0, 0, size, time)
         if (self._end + result.nbytes) * self._share() > self._limit_bytes:
             raise OverflowError
-        flat = result.reshape(-1).data
+        flat = _flat(result).data
         self._file.write(flat)
         self._rows.add(self._end, *result.shape[1:], zlib.crc32(flat), size, time)
         self._end += result.nbytes

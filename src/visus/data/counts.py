@@ -25,8 +25,9 @@ class PixelCounts:
     def add(self, pixels: Pixels) -> None:
         """One more image, `[C, h, w]`, whole; from any thread, in any order."""
         # Pillow counts twice as fast as numpy, and torch would do it with threads of its own.
-        middle = centre_crop(torch.from_numpy(pixels), self.size).numpy()
-        found = [Image.fromarray(np.ascontiguousarray(channel)).histogram() for channel in middle]
+        middle = centre_crop(torch.from_numpy(pixels), self.size).numpy().transpose(1, 2, 0)
+        image = Image.fromarray(np.ascontiguousarray(middle if middle.shape[2] == 3 else middle[..., 0]))
+        found = np.array(image.histogram()).reshape(self._counts.shape)
         with self._changing:
             self._counts += found
             self.images += 1

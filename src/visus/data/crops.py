@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional
+
+from visus.data.shrinking import resample
 
 _TRIES = 10
 
@@ -31,12 +32,19 @@ def random_resized_crop(pixels: Tensor, size: tuple[int, int], draws: npt.NDArra
     `draws [40]` are uniform in [0, 1): torchvision's `RandomResizedCrop`, ten tries and then the middle.
     """
     top, left, height, width = _crop_box(pixels.shape[1], pixels.shape[2], draws)
+    whole = pixels.numpy().transpose(1, 2, 0)
     # Copied by numpy: torch copies with threads of its own, and each of several that did so side by side would hold up the others.
-    part = torch.from_numpy(np.array(pixels.numpy()[:, top : top + height, left : left + width], order="C"))
-    if (height, width) == size:
-        return part
-    # What torchvision's resize comes to, without its preparations.
-    return interpolate(part[None], size, mode="bilinear", antialias=True)[0]
+    part = np.array(whole[top : top + height, left : left + width], order="C")
+    found = part if (height, width) == size else resample(part, size)
+    return torch.from_numpy(found).permute(2, 0, 1)
+
+
+def mirror(pixels: Tensor) -> Tensor:
+    """An image `[C, h, w]`, left and right changed."""
+    whole = np.ascontiguousarray(pixels.numpy().transpose(1, 2, 0))
+    # A pixel at a time, not a value: that takes half of the time.
+    turned = whole.view(f"V{len(pixels)}")[:, ::-1].copy().view(np.uint8)
+    return torch.from_numpy(turned).permute(2, 0, 1)
 
 
 def _crop_box(height: int, width: int, draws: npt.NDArray[np.float64]) -> tuple[int, int, int, int]:

@@ -1,6 +1,7 @@
 """From a file, or its bytes, to pixels, or one reason why not. `read_image` needs Pillow and numpy only.
 
-Pixels are uint8 `[C, H, W]`, 0 to 255, with the orientation applied and transparency composed on white.
+Pixels are uint8 `[C, H, W]`, 0 to 255, with the orientation applied and transparency composed on white. In memory they lie as they
+come, `[H, W, C]`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
-WAY = 4
+WAY = 5
 """Of decoding; another number where the same file gives other pixels, so that no cache mixes them."""
 _REDUCED_TO = 2
 """Of the short side that is wanted, what a JPEG must have left when it is decoded at a fraction of its size."""

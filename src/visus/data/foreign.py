@@ -33,8 +33,8 @@ def transform_images(
     with generators_kept():
         for image, position in zip(images, positions, strict=True):
             _seed_generators(derive_seed(seed, "transform", epoch, int(position)))
-            # It may work in place, and this is the image that the next epoch begins with.
-            found.append(transform(image.clone()))
+            # It may work in place, and this is the image that the next epoch begins with; and it may count on the usual layout.
+            found.append(transform(image.clone(memory_format=torch.contiguous_format)))
     wrong = [each for each in found if not isinstance(each, Tensor) or each.dim() != 3]
     shapes = {tuple(each.shape) for each in found} if not wrong else set()
     if wrong or len(shapes) > 1:

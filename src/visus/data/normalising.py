@@ -5,23 +5,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from visus.preprocessing import Preprocessing
 
-_BATCH_AT_ONCE = 2**17
+_AT_ONCE = 2**17
 """Values that stay in the processor's cache while they are reckoned with."""
-IMAGE_AT_ONCE = 2**15 - 1
-"""So few torch does not share among threads of its own. Several threads that all had such would hold each other up."""
-
 Scales = tuple[Tensor, Tensor]
 """What is taken from a pixel, and what the rest is multiplied by; `[C, 1, 1]` each."""
+RowScales = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""The same for a row of an image, `[W * C]` each."""
 
 
-def scales_of(preprocessing: Preprocessing, device: torch.device | str = "cpu") -> Scales:
-    """What normalises to the mean and standard deviation of a record."""
+def _scales(preprocessing: Preprocessing, device: torch.device | str = "cpu") -> Scales:
     mean = torch.tensor(preprocessing.mean, device=device).mul_(255)[:, None, None]
     scale = torch.tensor(preprocessing.std, device=device).mul_(255).reciprocal_()[:, None, None]
     return mean, scale
@@ -29,28 +30,30 @@ def scales_of(preprocessing: Preprocessing, device: torch.device | str = "cpu") 
 
 def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 `[N, C, H, W]` as float32 with the record's mean and standard deviation taken out, in channels-last layout."""
-    scales = scales_of(preprocessing, pixels.device)
+    mean, scale = _scales(preprocessing, pixels.device)
     images = _empty_images(pixels)
-    at_once = max(1, _BATCH_AT_ONCE // max(1, pixels[:1].numel()))
+    at_once = max(1, _AT_ONCE // max(1, pixels[:1].numel()))
     for begin in range(0, len(pixels), at_once):
         block = slice(begin, begin + at_once)
-        _normalise_into(images[block], pixels[block], scales)
+        # Rearranged last, and while in the cache: arithmetic on three values in a row at a time takes three times as long.
+        images[block].copy_(pixels[block].float().sub_(mean).mul_(scale))
     return images
 
 
-def normalise_image_into(image: Tensor, pixels: Tensor, scales: Scales, *, mirrored: bool) -> None:
-    """Write `pixels [C, H, W]`, normalised and perhaps mirrored, to `image [H, W, C]`; in the calling thread alone."""
-    channels, height, width = pixels.shape
-    rows, at_once = image.permute(2, 0, 1), max(1, IMAGE_AT_ONCE // (channels * width))
-    for top in range(0, height, at_once):
-        part = pixels[:, top : top + at_once]
-        _normalise_into(rows[:, top : top + at_once], part.flip(2) if mirrored else part, scales)
-
-
-def _normalise_into(images: Tensor, pixels: Tensor, scales: Scales) -> None:
+def normalise_image_into(image: npt.NDArray[Any], pixels: npt.NDArray[np.uint8], scales: RowScales) -> None:
+    """Write `pixels [H, W, C]`, normalised, to `image`, float32, of the same shape; by numpy, which uses no threads of its own."""
     mean, scale = scales
-    # Rearranged last: arithmetic on three values in a row at a time takes three times as long.
-    images.copy_(pixels.float().sub_(mean).mul_(scale))
+    rows = image.reshape(len(image), -1)
+    rows[:] = pixels.reshape(len(pixels), -1)
+    rows -= mean
+    rows *= scale
+
+
+def row_scales(preprocessing: Preprocessing) -> RowScales:
+    """What `normalise_image_into` takes for images of a record, as large as it says."""
+    mean, scale = (each.flatten().numpy() for each in _scales(preprocessing))
+    width = preprocessing.size[1]
+    return np.tile(mean, width), np.tile(scale, width)
 
 
 def _empty_images(pixels: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import gc
+import subprocess
 import sys
 import tracemalloc
 
@@ -316,6 +317,28 @@ def test_parquet_says_what_csv_does(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match=r"pip install 'visus\[table\]'"):
         read_source(folder / "a.parquet")
+
+
+def test_texts_and_numbers_of_parquet_need_nothing_that_casts(folder):
+    """It would take 40 MB, whatever the table."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {
+        "path": pyarrow.array(NAMES, pyarrow.large_string()),
+        "label": pyarrow.array([label for _, label in ROWS]).dictionary_encode(),
+        "ward": pyarrow.array([None, "b"] * 4).dictionary_encode(),
+        "age": pyarrow.array([1, None, -3, 4] * 2, pyarrow.int8()),
+        "number": pyarrow.array([2**64 - 1] * 8, pyarrow.uint64()).dictionary_encode(),
+    }
+    parquet.write_table(pyarrow.table(columns), folder / "a.parquet")
+    code = (
+        "import sys, pathlib, visus.data.tabular as tabular\n"
+        f"columns = tabular.read_table(pathlib.Path({str(folder / 'a.parquet')!r}))['train'].columns\n"
+        "print({name: texts.tolist() for name, texts in columns.items()}, 'pyarrow.compute' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    texts = {"ward": ["", "b"] * 4, "age": ["1", "", "-3", "4"] * 2, "number": [str(2**64 - 1)] * 8}
+    assert done.stdout == f"{texts} False\n"
 
 
 def test_two_tables_in_one_folder_have_a_cache_each(folder):

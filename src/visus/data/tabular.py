@@ -32,6 +32,8 @@ _REQUIRED = ("path", "label")
 _KNOWN = (*_REQUIRED, "split", "group")
 _PART_NAMES = ("train", "val", "test")
 _ROWS_AT_ONCE = 10_000
+_BYTES_AT_ONCE = 2**16
+"""Of a column in a Parquet file, which may be one piece."""
 _SORTED_AT_ONCE = 50_000
 _DELIMITERS = ",;\t"
 _NUMBER = re.compile(r"(0|[1-9]\d{0,17})(\.0+)?")
@@ -245,16 +247,18 @@ def _rows(path: Path, file: Any, delimiter: str, width: int) -> Iterator[tuple[i
 def _parquet_blocks(path: Path) -> Iterator[_Block]:
     pyarrow = import_pyarrow()
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, buffer_size=_BYTES_AT_ONCE, pre_buffer=False) as file:
             plain = [field.name for field in file.schema_arrow if is_plain(field.type)]
             names, where = _columns(path, plain)
             first = 1
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=plain):
+            # Threads would each hold on to memory of their own.
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=plain, use_threads=False):
                 texts = {
                     name: as_texts(batch.column(place)) for name, place in zip(names, where, strict=True)
                 }
                 yield _Block(range(first, first + len(batch)), texts)
                 first += len(batch)
+        pyarrow.default_memory_pool().release_unused()
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from None
 
@@ -274,6 +278,11 @@ def as_texts(column: Any) -> list[str]:
     """A column of Arrow's as text, empty where there is nothing."""
     import pyarrow
 
+    types = pyarrow.types
+    kind = column.type.value_type if types.is_dictionary(column.type) else column.type
+    # What Arrow casts with takes 40 MB once it is loaded; most tables can do without.
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind):
+        return ["" if value is None else str(value) for value in column.to_pylist()]
     texts: list[str] = column.cast(pyarrow.string()).fill_null("").to_pylist()
     return texts
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from visus.data import tabular
-from visus.data.listing import split_header, split_rows
+from visus.data.listing import fingerprint, split_header, split_rows
 from visus.data.sources import open_source, read_source
 from visus.data.tabular import number_labels
 from visus.errors import DataError, UsageError
@@ -278,9 +278,11 @@ def test_other_encodings_are_refused_but_in_names_of_files(folder):
 
 
 def test_some_missing_files_are_left_for_the_decoder(folder):
-    data = read_source(write(folder, [*ROWS, ["images/gone.png", "cat"]]))
-    assert len(data.train) == 9
-    assert data.train.images.stamps()[1] == {4: "No such file or directory"}
+    data = read_source(write(folder, [*ROWS, ["images/gone.png", "cat"], ["images/gone\0.png", "dog"]]))
+    assert len(data.train) == 10
+    assert data.train.images.stamps()[1] == {4: "No such file or directory", 9: "embedded null byte"}
+    assert data.train.images.sizes_bytes()[[4, 9]].tolist() == [-1, -1]
+    assert len(fingerprint(data)) == 64
 
 
 def test_a_group_of_its_own_class_cannot_be_set_aside(folder):

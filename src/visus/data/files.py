@@ -188,5 +188,6 @@ def small_size(images: Images, largest: int) -> tuple[int, int] | None:
 def _size_bytes(root: str, name: str) -> int:
     try:
         return _stat(_join(root, name)).st_size
-    except OSError:
+    # A name with a byte of zero in it.
+    except (OSError, ValueError):
         return -1

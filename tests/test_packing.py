@@ -15,7 +15,7 @@ from visus.cli import main
 from visus.data import shardwriting
 from visus.data.listing import fingerprint, split_rows
 from visus.data.sources import open_source, read_source
-from visus.errors import UsageError
+from visus.errors import DataError, UsageError
 from visus.packing import pack_source
 
 KINDS = ("cat", "dog", "dog.old")
@@ -181,6 +181,19 @@ def test_columns_and_groups_come_along(folder, tmp_path):
         assert told(after) == told(before)
         assert after.train.columns["age"].tolist() == before.train.columns["age"].tolist()
         (tmp_path / "a" / "index.npz").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("place", ["path", "label", "group"])
+def test_a_byte_of_zero_is_refused_before_anything_is_written(folder, tmp_path, place):
+    """It is what stands between two texts in the index, which could not be read again."""
+    row = {"path": f"{folder}/train/cat/0.v1 é.jpg", "label": "cat", "group": "a"}
+    other = {"path": f"{folder}/train/dog/0.v1 é.jpg", "label": "dog", "group": "b"}
+    other[place] += "\0c"
+    lines = [",".join(each) for each in (row, row.values(), other.values())]
+    (tmp_path / "a.csv").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(DataError, match=f"expected text as {place}, found a byte of zero in "):
+        pack_source(str(tmp_path / "a.csv"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_images_are_shrunk_when_asked(folder, tmp_path):

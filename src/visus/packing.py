@@ -27,7 +27,7 @@ from visus.data.names import join_names
 from visus.data.shards import INDEX_NAME, PART_NAMES, ShardIndex
 from visus.data.shardwriting import WrittenShards, read_written, write_shard
 from visus.data.sources import read_source
-from visus.errors import UsageError
+from visus.errors import DataError, UsageError
 from visus.files import replacing, write_json
 from visus.ops.rng import permutation
 
@@ -94,13 +94,14 @@ def pack_source(
 
     Files are taken as they are, arrays become PNGs; with `cache_size` every image is shrunk to that short side and becomes a JPEG
     of that `quality` (90). The same call goes on with what an interrupted one has left. Files that cannot be read are left out and
-    listed. `UsageError` where `out` holds anything else: nothing is overwritten.
+    listed. `UsageError` where `out` holds anything else: nothing is overwritten; `DataError` for a text with a byte of zero in it.
     """
     if quality is not None and cache_size is None:
         raise UsageError("--quality: files are taken as they are without --cache-size; leave it out")
     recoding = None if cache_size is None else Recoding(cache_size, quality or _QUALITY)
     data, folder = read_source(source), Path(out)
     parts = {name: part for name in PART_NAMES if (part := getattr(data, name)) is not None}
+    _refuse_zero_bytes(data.source, parts)
     told = _Progress(sum(map(len, parts.values())), progress or _ignore, say or _ignore)
     told.skipped += data.skipped
     for line in (*data.notes, *(f"skipped {each.path}: {each.reason}" for each in data.skipped)):
@@ -229,6 +230,16 @@ def _is_of(folder: Path, about: dict[str, Any]) -> bool:
         return bool(json.loads((folder / _ABOUT).read_text(encoding="utf-8")) == about)
     except (OSError, ValueError):
         return False
+
+
+def _refuse_zero_bytes(source: str, parts: dict[str, Split]) -> None:
+    """`DataError` for a text with what stands between two texts in the index, which could not be read again."""
+    for part in parts.values():
+        for name, texts in (("path", part.paths), ("label", part.classes), *part.columns.items()):
+            if (text := next((each for each in texts if "\0" in each), None)) is not None:
+                raise DataError(
+                    f"{source}: expected text as {name}, found a byte of zero in {text!r}; correct it, or leave it out"
+                )
 
 
 def _refuse_inside(source: str, folder: Path) -> None:

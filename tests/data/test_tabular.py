@@ -313,6 +313,10 @@ def test_parquet_says_what_csv_does(folder, monkeypatch):
     parquet.write_table(pyarrow.table({"path": ["a", "b"], "label": ["x", None]}), folder / "a.parquet")
     with pytest.raises(DataError, match="row 2: expected a label, found nothing"):
         read_source(folder / "a.parquet")
+    latin = pyarrow.array([b"a", "é".encode("latin-1")]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"path": ["a", "b"], "label": latin}), folder / "a.parquet")
+    with pytest.raises(DataError, match="cannot be read as Parquet: 'utf-8' codec can't decode byte 0xe9"):
+        read_source(folder / "a.parquet")
     (folder / "a.parquet").write_bytes(b"PAR1 no table")
     with pytest.raises(DataError, match="cannot be read as Parquet"):
         read_source(folder / "a.parquet")

@@ -259,7 +259,7 @@ def _parquet_blocks(path: Path) -> Iterator[_Block]:
                 yield _Block(range(first, first + len(batch)), texts)
                 first += len(batch)
         pyarrow.default_memory_pool().release_unused()
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from None
 
 

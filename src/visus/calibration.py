@@ -36,8 +36,9 @@ from visus.ops.calibration_error import (
     reliability_bins,
     smooth_calibration_error,
 )
+from visus.ops.groups import counted_groups
 from visus.ops.intervals import Interval
-from visus.ops.resampling import accelerated_interval, bootstrap, counted_groups, units_of
+from visus.ops.resampling import accelerated_interval, bootstrap, units_of
 from visus.ops.rng import permutation
 from visus.runs import RunFolder
 from visus.scoring import interval_of

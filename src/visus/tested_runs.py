@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from visus.config import read_config
 from visus.errors import DataError
+from visus.ops.groups import counted_groups, is_one_group
 from visus.ops.intervals import interval_over
-from visus.ops.resampling import Units, counted_groups, is_one_group, units_of
+from visus.ops.resampling import Units, units_of
 from visus.runs import RunFolder, open_run
 from visus.tables import column_names, encodable, read_columns
 

@@ -31,7 +31,7 @@ from visus.devices import available_memory_bytes, computing, default_threads, ow
 from visus.errors import UsageError, first_of
 from visus.evaluation import Scores, score
 from visus.inference import predict_logits
-from visus.ops.resampling import counted_groups, is_one_group, named_apart
+from visus.ops.groups import counted_groups, is_one_group, named_apart
 from visus.outcomes import Batch, Outcomes, collect, follow
 from visus.preprocessing import Preprocessing
 from visus.processes import ALONE, Processes, joined, refuse_other_data

@@ -36,6 +36,7 @@ from visus.data.tars import COMPRESSED_SUFFIXES
 from visus.data.trees import FolderTree, NameTree, Tree
 from visus.data.webdataset import SHARD_SUFFIX, ShardSource, find_shards, listings, read_index
 from visus.errors import DataError, UsageError
+from visus.ops.groups import count_groups
 
 Source = str | os.PathLike[str] | MapStyle
 
@@ -112,19 +113,12 @@ def _with_validation_part(
         kept, held_out = split_off(train, "val", val_fraction, split_seed)
         note = f"{len(held_out)} of {len(train)} training images set aside for validation (seed {split_seed})"
         if "group" in train.columns:
-            note += f", {_count_groups(held_out)} of {_count_groups(train)} groups"
+            away, all_groups = (count_groups(part.columns["group"]) for part in (held_out, train))
+            note += f", {away} of {all_groups} groups"
         return replace(data, train=kept, val=held_out, notes=(*data.notes, note))
     if data.val is not None and val_fraction and (val_fraction, split_seed) != (_VAL_FRACTION, _SPLIT_SEED):
         return replace(data, notes=(*data.notes, _NOTHING_SET_ASIDE))
     return data
-
-
-def _count_groups(split: Split) -> int:
-    """Images without a group count for one each."""
-    groups = split.columns["group"]
-    named = set(groups)
-    named.discard("")
-    return len(named) + int((groups == "").sum())
 
 
 def _with_absent_classes_said(data: Data, train: Split) -> Data:

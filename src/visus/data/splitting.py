@@ -7,8 +7,9 @@ from itertools import groupby
 
 import numpy as np
 
-from visus.data.images import Column, Labels, Split
+from visus.data.images import Labels, Split
 from visus.errors import DataError, UsageError
+from visus.ops.groups import named_apart
 from visus.ops.rng import hash64
 
 _ROUNDING = 1e-9
@@ -99,18 +100,13 @@ def _compositions(of_image: Labels, labels: Labels, groups: int) -> Callable[[in
 def split_off(split: Split, name: str, fraction: float, seed: int) -> tuple[Split, Split]:
     """`split` without a stratified `fraction` of its images, and those, as a part called `name`; groups stay together."""
     if "group" in split.columns:
-        groups = _groups(split.columns["group"], split.paths)
+        groups = named_apart(split.columns["group"], split.paths)
         away = held_out_groups(groups, split.labels, fraction, seed)
     else:
         away = held_out(split.paths, split.labels, fraction, seed)
     stays = np.ones(len(split), dtype=np.bool_)
     stays[away] = False
     return split.subset(np.flatnonzero(stays)), split.subset(away, name)
-
-
-def _groups(column: Column, paths: Sequence[str]) -> list[str]:
-    """The group of each image; one that has none is a group of its own, whose name no group can have."""
-    return [group or f"\0{path}" for group, path in zip(column, paths, strict=True)]
 
 
 def _check_fraction(fraction: float) -> None:

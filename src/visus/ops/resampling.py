@@ -43,22 +43,6 @@ def units_of(n: int, groups: Sequence[Any] | npt.NDArray[Any] | None = None, mos
     return dealt[units].astype(np.int64)
 
 
-def named_apart(groups: Sequence[Any]) -> Sequence[Any]:
-    """`groups` as a table names them; an image without one, that is `""`, is a group of its own."""
-    return [each if each != "" else (position,) for position, each in enumerate(groups)]
-
-
-def counted_groups(groups: Sequence[str]) -> Sequence[Any] | None:
-    """`groups` of images to count, each without one apart; `None` where no two share one, or all do, so that images count."""
-    apart = named_apart(groups)
-    return apart if 1 < len(set(apart)) < len(apart) else None
-
-
-def is_one_group(groups: Sequence[str]) -> bool:
-    """Whether all images, two at least, share a group."""
-    return len(groups) > 1 and groups[0] != "" and len(set(groups)) == 1
-
-
 def sums_over(units: Units | None, values: Floats) -> Floats:
     """`values [M, N]` of images summed over `units [N]`: `[M, U]`; without units each image is one."""
     return values if units is None else np.stack([np.bincount(units, each) for each in values])

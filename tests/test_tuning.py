@@ -1,5 +1,6 @@
 """A search: it ends where it was asked to, goes on with what was killed, and is shared by processes."""
 
+import csv
 import json
 import os
 import signal
@@ -8,10 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from listening import Listening
+from PIL import Image
 
+from visus.checkpoint import load_checkpoint
 from visus.errors import UsageError, VisusError
+from visus.testing import evaluate_checkpoint
 from visus.tuning import Span, read_space, tune
 
 optuna = pytest.importorskip("optuna")
@@ -67,6 +72,50 @@ def test_a_search_ends_after_its_trials_and_says_what_was_best(tmp_path):
     (tmp_path / "study" / "study.db").unlink()
     with pytest.raises(UsageError, match=r"expected study\.db beside its trials"):
         tune(settings, SPACE, trials=4)
+
+
+def write_grouped(folder, *, tested, together):
+    """A table of forty images to train on, thirty to validate on, and, where `tested`, thirty to test, each part in groups of
+    `together`."""
+    parts = ["train"] * 40 + ["val"] * 30 + ["test"] * (30 if tested else 0)
+    rows = []
+    for place, part in enumerate(parts):
+        bright = place % 2 * 60
+        pixels = np.random.default_rng(place).integers(bright, bright + 190, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{place}.png")
+        group = f"{part}-{(place - parts.index(part)) // together}"
+        rows.append([f"{place}.png", "cat" if place % 2 else "dog", part, group])
+    with (folder / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label", "split", "group"], *rows])
+    return str(folder / "t.csv")
+
+
+@pytest.mark.parametrize("tested", [True, False])
+def test_the_interval_of_the_best_counts_groups_of_images(tmp_path, tested):
+    table = write_grouped(tmp_path, tested=tested, together=5)
+    settings = {**SETTINGS, "data": table, "device": "cpu", "out": str(tmp_path / "study")}
+    found = tune(settings, {"lr": [0.05]}, trials=1)
+    best = load_checkpoint(Path(found.best.run) / "best.safetensors")
+    scores = evaluate_checkpoint(best, table, part="val", device="cpu").scores
+    assert (scores.groups, scores.accuracy) == (6, found.best.accuracy)
+    assert (found.groups, tuple(found.accuracy_ci95)) == (6, scores.accuracy_ci95)
+    assert found.to_json()["groups"] == 6
+    assert "of the validation images (95 % interval over 6 groups " in str(found)
+    assert ("on the 30 test images: " in str(found)) == tested
+    if tested:
+        assert found.test["groups"] == 6
+        assert "% (over 6 groups " in str(found)
+
+
+def test_a_validation_part_of_one_group_is_said(tmp_path):
+    table = write_grouped(tmp_path, tested=False, together=40)
+    said = Listening()
+    settings = {**SETTINGS, "data": table, "device": "cpu", "out": str(tmp_path / "study")}
+    found = tune(settings, {"lr": [0.05]}, trials=1, display=said)
+    assert found.groups is None
+    assert said.lines[-1] == (
+        "validation: all images are of one group: intervals are over images, and hold for others of that group only"
+    )
 
 
 def test_searches_of_one_seed_try_the_same(tmp_path):

@@ -158,7 +158,12 @@ def _result(
     findings: int,
 ) -> Run:
     run, state, data = assembly.run, assembly.state, assembly.prepared.data
-    test = {"n": scores.n, "accuracy": scores.accuracy, "accuracy_ci95": list(scores.accuracy_ci95)}
+    test = {
+        "n": scores.n,
+        "accuracy": scores.accuracy,
+        "accuracy_ci95": list(scores.accuracy_ci95),
+        "groups": scores.groups,
+    }
     return Run(
         run=str(run.path),
         epochs=state.epoch,

@@ -108,12 +108,17 @@ def read_run(path: str | os.PathLike[str]) -> TestedRun:
 
 
 def _groups(split: Path, tested: str | None, paths: Sequence[str]) -> list[str]:
-    """What the column `group` of the table `split`, if there is one, says of the `paths` in the part `tested`."""
+    """What `split` says of the `paths` in the part `tested`; an empty list where that is nothing."""
+    found = groups_in(split, tested)
+    return [found.get(encodable(path), "") for path in paths] if found else []
+
+
+def groups_in(split: Path, part: str | None) -> dict[str, str]:
+    """What the column `group` of the table `split`, if there is one, says of each image in a `part`, by its `encodable` path."""
     if not split.is_file() or "group" not in column_names(split):
-        return []
+        return {}
     rows = zip(*read_columns(split, ["path", "split", "group"]), strict=True)
-    found = {encodable(path): group for path, part, group in rows if part == tested}
-    return [found.get(encodable(path), "") for path in paths]
+    return {encodable(path): group for path, each, group in rows if each == part}
 
 
 def units_of_runs(runs: Sequence[TestedRun]) -> Units | None:

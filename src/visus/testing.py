@@ -44,7 +44,7 @@ _NOT_INDEPENDENT = (
     "group"
 )
 _EXACT = "exact intervals are over images that are independent; some of these share a group"
-_ONE_GROUP = "all images are of one group: intervals are over images, and hold for others of that group only"
+ONE_GROUP = "all images are of one group: intervals are over images, and hold for others of that group only"
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def notes_on_groups(split: Split, wanted: Wanted) -> list[str]:
     """Where `score_split` counts images though they share values in a column `group`: what follows, for people to read."""
     groups = groups_of(split)
     if wanted.groups is not None or counted_groups(groups) is None:
-        return [_ONE_GROUP] if wanted.groups is None and is_one_group(groups) else []
+        return [ONE_GROUP] if wanted.groups is None and is_one_group(groups) else []
     return [_NOT_INDEPENDENT] * bool(wanted.accuracy) + [_EXACT] * (wanted.method == "exact")
 
 

@@ -17,12 +17,16 @@ import pydantic
 import yaml
 from pydantic import ConfigDict, Field
 
+from visus.checkpoint import load_checkpoint
 from visus.config import TrainConfig, remake_config
-from visus.display import Display
+from visus.display import Display, plural
 from visus.errors import DataError, NonFiniteError, UsageError, unknown_name
+from visus.ops.groups import counted_groups, is_one_group
 from visus.ops.intervals import Interval, wilson
 from visus.ops.rng import derive_seed
 from visus.runs import RunFolder
+from visus.tested_runs import groups_in
+from visus.testing import ONE_GROUP, evaluate_checkpoint
 from visus.training import resume, train
 
 _STUDY = "visus"
@@ -94,6 +98,8 @@ class Search:
     best: Trial | None
     accuracy_ci95: Interval | None
     """Of the best trial as one run; the best of many is above its true accuracy by more than this says."""
+    groups: int | None
+    """How many groups of validation images that interval counts; `None` where it counts images."""
     test: dict[str, Any] | None
     """Of the best trial, where the data has a test part; no other trial was chosen or dropped by it."""
 
@@ -115,18 +121,17 @@ class Search:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         if self.best and self.accuracy_ci95:
-            low, high = self.accuracy_ci95
+            interval = _extent(self.accuracy_ci95, self.groups)
             lines += [
                 "",
                 f"best: trial {self.best.number}, {100 * (self.best.accuracy or 0):.2f}% of the validation images "
-                f"(95 % interval {100 * low:.2f} to {100 * high:.2f}, as for one run; "
+                f"(95 % interval {interval}, as for one run; "
                 f"the best of {len(self.trials)} looks better than it is)",
             ]
             if self.test:
-                low, high = self.test["accuracy_ci95"]
+                interval = _extent(self.test["accuracy_ci95"], self.test.get("groups"))
                 lines.append(
-                    f"on the {self.test['n']} test images: {100 * self.test['accuracy']:.2f}% "
-                    f"({100 * low:.2f} to {100 * high:.2f})"
+                    f"on the {self.test['n']} test images: {100 * self.test['accuracy']:.2f}% ({interval})"
                 )
             lines.append(f"again: visus train --config {self.best.run}/config.yaml")
         return "\n".join(lines)
@@ -171,7 +176,7 @@ def tune(
             break
         orphan = _orphan(study, settings)
         _run_trial(study, orphan or _ask(study, settings), settings, display, begun=orphan is not None)
-    return _result(study, Path(settings["out"]))
+    return _result(study, Path(settings["out"]), settings.get("device", "auto"), display)
 
 
 def _optuna() -> Any:
@@ -343,17 +348,39 @@ def _suggest(trial: Any, space: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _result(study: Any, folder: Path) -> Search:
+def _result(study: Any, folder: Path, device: str, display: Display) -> Search:
     trials = [_trial(each, folder) for each in study.get_trials(deepcopy=False)]
     complete = [each for each in trials if each.state == "complete"]
     if not complete:
-        return Search(str(folder), trials, None, None, None)
+        return Search(str(folder), trials, None, None, None, None)
     best = max(complete, key=lambda each: each.accuracy or 0.0)
     run = RunFolder(best.run)
-    n = next(each["n"] for each in run.records() if each["phase"] == "val")
+    groups = list(groups_in(run.split, "val").values())
+    if is_one_group(groups):
+        display.line(f"validation: {ONE_GROUP}")
+    if counted_groups(groups) is None:
+        n = next(each["n"] for each in run.records() if each["phase"] == "val")
+        interval, count = wilson(round((best.accuracy or 0.0) * n), n), None
+    else:
+        interval, count = _over_groups(run, device)
     summary = json.loads(run.summary.read_text(encoding="utf-8"))
-    interval = wilson(round((best.accuracy or 0.0) * n), n)
-    return Search(str(folder), trials, best, interval, summary["test"])
+    return Search(str(folder), trials, best, interval, count, summary["test"])
+
+
+def _over_groups(run: RunFolder, device: str) -> tuple[Interval, int | None]:
+    """The interval of the accuracy on the validation part, and its groups. A run that was tested on other images has not kept which
+    of validation were right: its best model is asked once more."""
+    found = json.loads(run.evaluation.read_text(encoding="utf-8"))
+    if found["split"] != "val":
+        best = load_checkpoint(run.best)
+        found = evaluate_checkpoint(best, best.config["data"], part="val", device=device).to_json()
+    low, high = found["accuracy_ci95"]
+    return (low, high), found["groups"]
+
+
+def _extent(interval: Interval, groups: int | None) -> str:
+    over = "" if groups is None else f"over {plural(groups, 'group')} "
+    return f"{over}{100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
 
 
 def _trial(found: Any, folder: Path) -> Trial:

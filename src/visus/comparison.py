@@ -21,6 +21,7 @@ from visus.errors import DataError, UsageError, first_of
 from visus.ops.intervals import Interval
 from visus.ops.paired import (
     Ints,
+    PValues,
     cohens_kappa,
     detectable_difference,
     fewest_speaking,
@@ -189,15 +190,16 @@ def _pair(a: TestedRun, b: TestedRun, units: Units | None) -> dict[str, Any]:
     difference = b.correct.astype(np.int64) - a.correct
     only_a, only_b = _alone(difference)
     same = np.array(a.predictions) == np.array(b.predictions)
+    n, p = _worth(difference, units), _p_values(difference, units)
     return {
         "a": a.name,
         "b": b.name,
         "n": a.n,
         "groups": None if units is None else int(units.max()) + 1,
         "difference": float(difference.mean()),
-        "difference_ci95": _interval(difference, units),
-        "mcnemar_p": _p(difference, units),
-        "mcnemar_mid_p": _p(difference, units, mid=True),
+        "difference_ci95": _interval(difference, n),
+        "mcnemar_p": p.exact,
+        "mcnemar_mid_p": p.mid,
         "flipped": [
             {"path": a.paths[i], "label": a.labels[i], "a": a.predictions[i], "b": b.predictions[i]}
             for i in np.flatnonzero(difference).tolist()
@@ -206,7 +208,7 @@ def _pair(a: TestedRun, b: TestedRun, units: Units | None) -> dict[str, Any]:
         "only_b": only_b,
         "agreement": float(same.mean()),
         "kappa": cohens_kappa(a.predictions, b.predictions),
-        "detectable": _detectable(difference, units),
+        "detectable": _detectable(difference, units, n),
         "per_class": _per_class(np.array(a.labels), difference, units),
     }
 
@@ -216,13 +218,13 @@ def _per_class(labels: npt.NDArray[Any], difference: Ints, units: Units | None) 
     order = np.argsort(places, kind="stable")
     parts = np.split(order, np.cumsum(np.bincount(places))[:-1])
     classes = [(difference[part], None if units is None else units[part]) for part in parts]
-    p_values = [_p(*each) for each in classes]
+    p_values = [_p_values(*each).exact for each in classes]
     return [
         {
             "name": name,
             "n": len(each[0]),
             "difference": float(each[0].mean()),
-            "ci95": _interval(*each),
+            "ci95": _interval(each[0], _worth(*each)),
             "p": p,
             "p_adjusted": float(adjusted),
         }
@@ -235,24 +237,25 @@ def _worth(difference: Ints, units: Units | None) -> float:
     return len(difference) if units is None else worth(difference, units)
 
 
-def _detectable(difference: Ints, units: Units | None) -> float | None:
-    n, fewest = len(difference), fewest_speaking()
-    sizes = np.sort(np.ones(n) if units is None else np.bincount(units))
+def _detectable(difference: Ints, units: Units | None, n: float) -> float | None:
+    """Of images that tell as much as `n` independent ones."""
+    images, fewest = len(difference), fewest_speaking()
+    sizes = np.sort(np.ones(images) if units is None else np.bincount(units))
     if len(sizes) < fewest:
         return None
-    differing = np.count_nonzero(difference) / n
-    return detectable_difference(_worth(difference, units), differing, float(sizes[:fewest].sum()) / n)
+    differing = np.count_nonzero(difference) / images
+    return detectable_difference(n, differing, float(sizes[:fewest].sum()) / images)
 
 
-def _interval(difference: Ints, units: Units | None) -> Interval:
-    n = _worth(difference, units)
+def _interval(difference: Ints, n: float) -> Interval:
+    """Of images that tell as much as `n` independent ones."""
     return paired_interval(n, *(n * each / len(difference) for each in _alone(difference)))
 
 
-def _p(difference: Ints, units: Units | None, *, mid: bool = False) -> float:
+def _p_values(difference: Ints, units: Units | None) -> PValues:
     if units is None:
-        return mcnemar(*_alone(difference), mid=mid)
-    return grouped_mcnemar(np.bincount(units, difference).astype(np.int64), mid=mid)
+        return mcnemar(*_alone(difference))
+    return grouped_mcnemar(np.bincount(units, difference).astype(np.int64))
 
 
 def _alone(difference: Ints) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,17 +53,22 @@ def _score(difference: float, n: float, first: float, second: float) -> float:
     return (second - first - n * difference) / math.sqrt(max(variance, 1e-12))
 
 
-def mcnemar(first: int, second: int, *, mid: bool = False) -> float:
-    """The exact two-sided p-value of McNemar's test (1947) that both are right equally often; 1 where they never differ.
+class PValues(NamedTuple):
+    """Two-sided, that both classifiers are right equally often; 1 where they never differ."""
 
-    With `mid` half of the chance of just this outcome counts (Fagerland et al., The McNemar Test for Binary Matched-Pairs Data,
-    2013): the exact test errs less often than it says, above all with few images that differ.
-    """
+    exact: float
+    mid: float
+    """Half of the chance of just this outcome counts (Fagerland et al., The McNemar Test for Binary Matched-Pairs Data, 2013): the
+    exact test errs less often than it says, above all with few images that differ."""
+
+
+def mcnemar(first: int, second: int) -> PValues:
+    """Those of McNemar's test (1947)."""
     if first + second == 0:
-        return 1.0
+        return PValues(1.0, 1.0)
     p = float(stats.binomtest(first, first + second).pvalue)
     half = float(stats.binom.pmf(first, first + second, 0.5))
-    return p - half if mid and first != second else p
+    return PValues(p, p - half if first != second else p)
 
 
 def worth(differences: Ints, units: Ints, level: float = 0.95) -> float:
@@ -79,8 +85,8 @@ def worth(differences: Ints, units: Ints, level: float = 0.95) -> float:
     return len(differences) * min(1.0, apart / together) if told else float(count)
 
 
-def grouped_mcnemar(sums: Ints, *, mid: bool = False) -> float:
-    """As `mcnemar` over groups: the exact two-sided p-value that each group is as likely to speak for the one as for the other.
+def grouped_mcnemar(sums: Ints) -> PValues:
+    """As `mcnemar` over groups: that each group is as likely to speak for the one as for the other.
 
     `sums [U]` are those of each group: images right with the second alone, less those right with the first alone. All outcomes with
     other signs are counted (Fisher's randomisation test, The Design of Experiments, 1935, par. 21); of groups of one image it is
@@ -89,13 +95,13 @@ def grouped_mcnemar(sums: Ints, *, mid: bool = False) -> float:
     sizes, counts = np.unique(np.abs(sums[sums != 0]), return_counts=True)
     total, apart = int(sizes @ counts), abs(int(sums.sum()))
     if apart == 0:
-        return 1.0
+        return PValues(1.0, 1.0)
     chances = np.ones(1)
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
         chances = _flipped(chances, size, count)
     least = (total - apart) // 2
     p = 2 * float(chances[: least + 1].sum())
-    return p - float(chances[least]) if mid else p
+    return PValues(p, p - float(chances[least]))
 
 
 def _flipped(chances: npt.NDArray[np.float64], size: int, count: int) -> npt.NDArray[np.float64]:

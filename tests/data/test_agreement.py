@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from visus.data.agreement import refuse_other_classes
 from visus.data.dataset import ArrayDataset
 from visus.data.sources import open_source
 from visus.errors import DataError, UsageError
@@ -43,6 +44,16 @@ def test_of_a_source_with_parts_the_validation_part_or_else_the_training_part_is
     assert open_source(train, val=other).val.paths == ["train/cat/a.png", "train/dog/a.png"]
     folder(other / "val", "cat", "dog")
     assert open_source(train, val=other).val.paths == ["val/cat/a.png", "val/dog/a.png"]
+
+
+def test_of_many_other_classes_the_first_are_named():
+    names = [f"c{place:03}" for place in range(1000)]
+    with pytest.raises(DataError) as raised:
+        refuse_other_classes("photos", "val", [*names[:2], *(f"d{name}" for name in names)], names)
+    said = str(raised.value)
+    assert "missing: c002, c003, " in said
+    assert "c021, ...; more: dc000, dc001, " in said
+    assert said.endswith("dc019, ...)")
 
 
 def test_data_sets_of_python_serve_too():

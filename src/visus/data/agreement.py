@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from visus.data.arrays import adapt_pixels
 from visus.data.images import ArrayImages, Data, Split, map_classes
-from visus.errors import DataError
+from visus.errors import DataError, first_of
 
 
 def with_validation(data: Data, train: Split, other: Data) -> Data:
@@ -33,15 +33,12 @@ def with_validation(data: Data, train: Split, other: Data) -> Data:
 
 
 def refuse_other_classes(source: object, part: str, found: Sequence[str], expected: Sequence[str]) -> None:
-    """`DataError` naming the classes that `part` of `source` has beyond, or lacks of, those `expected` from training."""
+    """`DataError` naming the first classes that `part` of `source` has beyond, or lacks of, those `expected` from training."""
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or extra:
-        differences = [f"missing: {', '.join(missing)}"] * bool(missing) + [
-            f"more: {', '.join(extra)}"
-        ] * bool(extra)
-        raise DataError(
-            f"{source}: expected the same classes in train and {part}; {part} differs ({'; '.join(differences)})"
-        )
+        named = {"missing": missing, "more": extra}
+        how = "; ".join(f"{what}: {first_of(classes)}" for what, classes in named.items() if classes)
+        raise DataError(f"{source}: expected the same classes in train and {part}; {part} differs ({how})")
 
 
 def refuse_shared_groups(source: object, parts: Iterable[tuple[str, Split | None]]) -> None:

@@ -135,6 +135,17 @@ def test_curves_have_ticks_at_whole_epochs(browser, tmp_path, epochs, expected):
     assert [ticks for *ticks, name in texts if name.startswith("Epoch")] == [expected.split()] * 4
 
 
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_the_learning_rate_is_drawn_over_the_whole_of_each_epoch(browser, tmp_path, epochs):
+    run = make_run(tmp_path / "run", ["cat", "dog"], epochs=epochs)
+    with watched(browser, write_report([run]).as_uri()) as page:
+        chart = page.locator("[data-chart=lr]")
+        line = chart.locator("path.curve").bounding_box()
+        grid = chart.locator("line.grid-line").first.bounding_box()
+        assert (line["x"], line["width"]) == pytest.approx((grid["x"], grid["width"]), abs=1)
+        assert chart.locator("circle.dot").count() == 0
+
+
 @pytest.fixture(scope="module")
 def looked_into(tmp_path_factory):
     """The page of a run that was trained, on images of which one class has a name that is markup."""

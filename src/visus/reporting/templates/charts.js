@@ -51,8 +51,8 @@ function powers(low, high) {
 
 /**
  * Draw lines into `host`, a `.chart`. `spec`: `x` values, `series` of {name, colour, dash, y}, `format` of y, `xFormat`, `xName`,
- * and optionally `domain` [low, high] of y, `xDomain`, `ideal` (draw y = x), `whiskers` ([low, high] for each x), `points`, `steps`,
- * `mark` (an index that is named `markName`). Returns {show(index), hide()}.
+ * and optionally `domain` [low, high] of y, `xDomain`, `ideal` (draw y = x), `whiskers` ([low, high] for each x), `points`, `steps`
+ * (each value holds half of 1 to both sides of its x), `mark` (an index that is named `markName`). Returns {show(index), hide()}.
  */
 function drawChart(host, spec) {
   const values = spec.series.flatMap((each) => each.y).filter((value) => value !== null);
@@ -69,7 +69,8 @@ function drawChart(host, spec) {
   if (logarithmic) [low, high] = [smallest * 0.9, Math.max(...values) * 1.1];
   const yTicks = logarithmic ? powers(low, high) : ticks(low, high, 5);
   const left = 12 + 7 * Math.max(...yTicks.map((value) => yFormat(value).length)), right = 14, top = 10, bottom = 40;
-  const [xLow, xHigh] = spec.xDomain || [spec.x[0], spec.x[spec.x.length - 1]];
+  const around = spec.steps ? 0.5 : 0;
+  const [xLow, xHigh] = spec.xDomain || [spec.x[0] - around, spec.x[spec.x.length - 1] + around];
   const px = (value) => left + (xHigh === xLow ? 0.5 : (value - xLow) / (xHigh - xLow)) * (width - left - right);
   const scaled = (value) => (logarithmic ? Math.log(value / low) / Math.log(high / low) : (value - low) / (high - low));
   const py = (value) => top + (1 - scaled(value)) * (height - top - bottom);
@@ -89,7 +90,7 @@ function drawChart(host, spec) {
   for (const each of spec.series) {
     if (!spec.points) drawing.append(svg("path", { class: "curve", d: linePath(spec.x, each.y, px, (value) => py(inside(value)), spec.steps), style: `stroke:${each.colour}`, ...(each.dash ? { "stroke-dasharray": each.dash } : {}) }));
     each.y.forEach((value, i) => {
-      const alone = (each.y[i - 1] ?? null) === null && (each.y[i + 1] ?? null) === null;
+      const alone = !spec.steps && (each.y[i - 1] ?? null) === null && (each.y[i + 1] ?? null) === null;
       if (value !== null && (spec.points || alone)) drawing.append(svg("circle", { class: "dot", cx: px(spec.x[i]), cy: py(inside(value)), r: spec.points ? 4.5 : 4, style: `fill:${each.colour}` }));
     });
   }
@@ -128,13 +129,13 @@ function drawChart(host, spec) {
   return { show, hide, nearest, last: spec.x.length - 1, describe };
 }
 
-/** The path of a line; with `steps` each value holds from the x before to its own. */
+/** The path of a line, or of `steps`. */
 function linePath(x, y, px, py, steps) {
   let path = "", pen = "M";
   y.forEach((value, i) => {
     if (value === null) { pen = "M"; return; }
-    if (steps && pen === "L") path += `V${py(value).toFixed(1)}`;
-    path += `${pen}${px(x[i]).toFixed(1)} ${py(value).toFixed(1)}`;
+    path += `${pen}${px(x[i] - (steps ? 0.5 : 0)).toFixed(1)} ${py(value).toFixed(1)}`;
+    if (steps) path += `H${px(x[i] + 0.5).toFixed(1)}`;
     pen = "L";
   });
   return path;

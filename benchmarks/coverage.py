@@ -235,7 +235,7 @@ def calibration(repeats: int, random: np.random.Generator) -> dict[str, list[flo
 
 
 def averages(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
-    """Balanced accuracy, macro precision and F1, loss and Brier's score of 5 classes."""
+    """Balanced accuracy, precision and F1 on average, loss and Brier's score of 5 classes."""
     found = {}
     for rare in (False, True):
         for margin in (1.0, 4.0):
@@ -247,6 +247,9 @@ def averages(repeats: int, random: np.random.Generator) -> dict[str, list[float]
                     held.tolist()
                 )
     return found
+
+
+MEANS = ("macro_precision", "macro_f1", "weighted_precision", "weighted_f1")
 
 
 def average_areas(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
@@ -263,6 +266,22 @@ def average_areas(repeats: int, random: np.random.Generator) -> dict[str, list[f
     return found
 
 
+def grouped_average_areas(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
+    """Macro and weighted averages of AUROC and average precision of 5 classes on groups of 10 images that lean alike, which are of
+    all classes or of one."""
+    found = {}
+    for margin, together in ((1.0, 0.7), (4.0, 0.7), (4.0, 1.5)):
+        draw = functools.partial(_grouped_outcomes, random, margin, together)
+        truth = _average_areas(draw(400_000, 1, whole=False))
+        for whole in (False, True):
+            for count in (10, 30, 100):
+                units = np.arange(count).repeat(10)
+                held = [_areas_covered(draw(count, 10, whole=whole), truth, units) for _ in range(repeats)]
+                name = f"{count} groups of {'one class' if whole else 'all classes'}, AUROC {truth[0]:.3f}, together {together:g}"
+                found[name] = np.mean(held, axis=0).tolist()
+    return found
+
+
 AREAS = ("auroc", "average_precision")
 
 
@@ -272,8 +291,8 @@ def _average_areas(outcomes: Outcomes) -> list[float]:
     return [each[name] for each in (found.macro, found.weighted) for name in AREAS]
 
 
-def _areas_covered(outcomes: Outcomes, truth: list[float]) -> list[bool]:
-    found = rank_classes(outcomes, None, 0.95)
+def _areas_covered(outcomes: Outcomes, truth: list[float], units: np.ndarray | None = None) -> list[bool]:
+    found = rank_classes(outcomes, units, 0.95)
     intervals = [each[f"{name}_ci95"] for each in (found.macro, found.weighted) for name in AREAS]
     return [_holds(each, figure) for each, figure in zip(intervals, truth, strict=True)]
 
@@ -348,29 +367,43 @@ def groups(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
 
 
 def slices(repeats: int, random: np.random.Generator) -> dict[str, list[float]]:
-    """How often one of five slices is named beyond chance though none is worse, on groups of 10 images that are alike."""
+    """How often one of five slices is named beyond chance though none is worse, on groups of 10 images that are alike, and how
+    often the intervals of their accuracies hold the truth."""
     found = {}
     for count in (20, 40, 100, 300):
         units = np.arange(count).repeat(10)
         for accuracy in (0.7, 0.9, 0.97):
-            named = np.zeros(2)
+            seen = np.zeros(4)
             for _ in range(repeats):
                 skill = random.beta(4 * accuracy, 4 - 4 * accuracy, count).repeat(10)
                 correct = random.random(len(units)) < skill
                 across = random.integers(0, 5, len(units))
                 whole = random.permutation(np.arange(count) % 5).repeat(10)
-                named += [
-                    any(each.beyond_chance for each in slice_scores({"x": values}, correct, units=units))
-                    for values in (across, whole)
-                ]
-            found[f"{count} groups, accuracy {accuracy:.0%}"] = (named / repeats).tolist()
+                both = [slice_scores({"x": values}, correct, units=units) for values in (across, whole)]
+                seen[:2] += [any(each.beyond_chance for each in parts) for parts in both]
+                seen[2:] += [np.mean([_holds(each.ci95, accuracy) for each in parts]) for parts in both]
+            found[f"{count} groups, accuracy {accuracy:.0%}"] = (seen / repeats).tolist()
     return found
 
 
 def _outcomes(random: np.random.Generator, margin: float, rare: bool, n: int, classes: int = 5) -> Outcomes:
     weights = 2.0 ** -np.arange(classes) if rare else np.ones(classes)
     labels = random.choice(classes, n, p=weights / weights.sum())
-    logits = random.normal(size=(n, classes))
+    return _made_of(random.normal(size=(n, classes)), labels, margin)
+
+
+def _grouped_outcomes(
+    random: np.random.Generator, margin: float, together: float, count: int, size: int, *, whole: bool
+) -> Outcomes:
+    """Of `count` groups of `size` images, each of which leans to some of 5 classes and is, where `whole`, of one."""
+    leaning = random.normal(0, together, (count, 5)).repeat(size, axis=0)
+    labels = random.integers(0, 5, count).repeat(size) if whole else random.integers(0, 5, count * size)
+    return _made_of(leaning + random.normal(size=leaning.shape), labels, margin)
+
+
+def _made_of(logits: np.ndarray, labels: np.ndarray, margin: float) -> Outcomes:
+    """Those of `logits [N, K]`, with `margin` added to the one of the label."""
+    n, classes = logits.shape
     logits[np.arange(n), labels] += margin
     probabilities = special.softmax(logits, axis=1)
     own = probabilities[np.arange(n), labels]
@@ -393,7 +426,7 @@ def _figures(outcomes: Outcomes) -> list[float]:
 
     table = confusion_matrix(outcomes.labels, outcomes.predictions, 5)[:, :-1]
     means = averages(table.sum(axis=1), table.sum(axis=0), table.diagonal())
-    plain = [float(each) for each in (means.macro_recall, means.macro_precision, means.macro_f1)]
+    plain = [float(getattr(means, name)) for name in ("macro_recall", *MEANS)]
     return [*plain, float(outcomes.losses.mean()), float(outcomes.briers.mean())]
 
 
@@ -405,7 +438,7 @@ def _covered(outcomes: Outcomes, truth: list[float]) -> list[bool]:
     per_class = class_scores(table, list("abcde"), wanted, found, [{}] * 5)
     intervals = [
         balanced_interval(per_class, wanted, None),
-        *(found[name] for name in ("macro_precision", "macro_f1", "loss", "brier")),
+        *(found[name] for name in (*MEANS, "loss", "brier")),
     ]
     return [_holds(each, figure) for each, figure in zip(intervals, truth, strict=True)]
 
@@ -494,14 +527,34 @@ SECTIONS: dict[str, tuple[Callable[..., dict[str, list[float]]], list[str]]] = {
         ["AUROC", "average precision", "AUROC, images", "average precision, images"],
     ),
     "calibration": (calibration, ["honest", "3 points too high", "10 points too high"]),
-    "averages": (averages, ["balanced accuracy", "macro precision", "macro F1", "loss", "Brier"]),
+    "averages": (
+        averages,
+        [
+            "balanced accuracy",
+            *(each.replace("_", " ").replace("f1", "F1") for each in MEANS),
+            "loss",
+            "Brier",
+        ],
+    ),
     "average_areas": (
         average_areas,
         ["macro AUROC", "macro average precision", "weighted AUROC", "weighted average precision"],
     ),
+    "grouped_average_areas": (
+        grouped_average_areas,
+        ["macro AUROC", "macro average precision", "weighted AUROC", "weighted average precision"],
+    ),
     "promises": (promises, ["promised", "below the wanted one", "below `at_least`"]),
     "groups": (groups, ["groups resampled", "Wilson's"]),
-    "slices": (slices, ["slices cut across groups", "slices of whole groups"]),
+    "slices": (
+        slices,
+        [
+            "named, cut across groups",
+            "named, of whole groups",
+            "truth held, cut across groups",
+            "truth held, of whole groups",
+        ],
+    ),
     "grouped_pairs": (
         grouped_pairs,
         [

@@ -1,5 +1,8 @@
 import csv
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from visus.errors import DataError, UsageError
@@ -36,6 +39,31 @@ def test_parquet_comes_back_with_its_types(tmp_path):
         write([["a", 0.25]])
         write([["b", 0.5]])
     assert parquet.read_table(tmp_path / "t.parquet").to_pydict() == {"path": ["a", "b"], "p": [0.25, 0.5]}
+
+
+def test_parquet_is_what_pyarrow_makes_of_the_columns(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    names = ["text", "single", "double", "number", "truth"]
+    values = np.random.default_rng(0).random((7, 2))
+    values[3] = np.nan
+    columns = [["", "é", "a" * 300, "\n", "z", "", "y"], values[:, 0].astype(np.float32), values[:, 1]]
+    columns += [np.arange(7), values[:, 0] > 0.5]
+    with writing_columns(tmp_path / "t.parquet", names) as write:
+        write(columns)
+    pyarrow.parquet.write_table(pyarrow.table(columns, names=names), tmp_path / "whole.parquet")
+    assert (tmp_path / "t.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_predictions_are_written_without_pandas(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = str(tmp_path / "t.parquet")
+    code = (
+        "import sys, numpy as np; from visus.tables import writing_columns\n"
+        f"with writing_columns({path!r}, ['path', 'p']) as write: write([['a', 'b'], np.ones(2, np.float32)])\n"
+        "print('pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from visus.errors import DataError, UsageError
 from visus.files import replacing
 
@@ -131,9 +133,8 @@ def _parquet(path: Path, header: Sequence[str]) -> Iterator[WriteColumns]:
         pending.clear()
 
     def write(columns: Sequence[Sequence[Any]]) -> None:
-        pending.append(
-            pyarrow.table([_encodable(column) for column in columns], names=list(_encodable(header)))
-        )
+        arrays = [_arrow(pyarrow, column) for column in columns]
+        pending.append(pyarrow.Table.from_arrays(arrays, names=[encodable(name) for name in header]))
         if sum(each.num_rows for each in pending) >= _ROWS_AT_ONCE:
             flush()
 
@@ -142,19 +143,29 @@ def _parquet(path: Path, header: Sequence[str]) -> Iterator[WriteColumns]:
         if pending:
             flush()
         elif not writer:
-            pyarrow.parquet.write_table(
-                pyarrow.table([[]] * len(header), names=list(_encodable(header))), path
-            )
+            names = [encodable(name) for name in header]
+            pyarrow.parquet.write_table(pyarrow.table([[]] * len(header), names=names), path)
     finally:
         if writer:
             writer.close()
 
 
-def _encodable(column: Sequence[Any]) -> Sequence[Any]:
-    """Text that is no UTF-8, as names of files may be, with `\\x..` for its bytes."""
+def _arrow(pyarrow: Any, column: Sequence[Any]) -> Any:
+    """`column` for Parquet; text that is no UTF-8, as names of files may be, with `\\x..` for its bytes.
+
+    Text and numpy's floats are given as the bytes that they are: `pyarrow.array` loads pandas, 40 MB, to see whether a column is
+    one of its own.
+    """
     if len(column) and isinstance(column[0], str):
-        return [encodable(each) for each in column]
-    return column
+        texts = [encodable(each).encode() for each in column]
+        ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+        return pyarrow.StringArray.from_buffers(
+            len(texts), pyarrow.py_buffer(ends), pyarrow.py_buffer(b"".join(texts))
+        )
+    if isinstance(column, np.ndarray) and column.dtype.kind == "f":
+        values = pyarrow.py_buffer(np.ascontiguousarray(column))
+        return pyarrow.Array.from_buffers(pyarrow.from_numpy_dtype(column.dtype), len(column), [None, values])
+    return pyarrow.array(column)
 
 
 def encodable(text: str) -> str:

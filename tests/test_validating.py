@@ -21,3 +21,10 @@ def test_what_only_intervals_need_is_not_loaded_for_training():
     code = "import sys, visus.training; print([name for name in ('scipy.stats', 'scipy.optimize') if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+def test_the_test_of_a_run_does_without_what_is_large():
+    # 20 MB: all of scipy's distributions.
+    code = "import sys, visus.testing; print('scipy.stats' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"

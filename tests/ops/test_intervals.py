@@ -38,6 +38,12 @@ def test_a_mean_of_few_has_students_interval(units, level):
     assert np.isnan(of_few(1))
 
 
+@given(st.integers(0, 10_000), st.integers(1, 10_000), st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilsons_interval_is_scipys(correct, n, level):
+    expected = stats.binomtest(min(correct, n), n).proportion_ci(level, method="wilson")
+    assert wilson(min(correct, n), n, level) == pytest.approx(tuple(expected), rel=1e-12, abs=1e-15)
+
+
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (3, 10), (10, 10)])
 def test_the_bound_is_clopper_and_pearsons(correct, n):
     expected = stats.binomtest(correct, n, alternative="greater").proportion_ci(0.95, method="exact").low

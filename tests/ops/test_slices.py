@@ -19,6 +19,23 @@ def test_p_values_are_those_of_fishers_exact_test():
         assert each.rest_accuracy == pytest.approx(correct[~inside].mean())
 
 
+def test_p_values_are_exact_to_twelve_digits_however_many_images():
+    random = np.random.default_rng(3)
+    for n in [12, 300, 10_000, 10_000, 100_000]:
+        inside, correct = random.random(n) < random.random(), random.random(n) < random.random()
+        for each in slice_scores({"kind": inside}, correct):
+            expected = stats.hypergeom.cdf(each.correct, n, correct.sum(), each.n)
+            assert each.p == pytest.approx(expected, rel=1e-12, abs=1e-300)
+
+
+@pytest.mark.parametrize(("inside", "outside"), [(0, 1), (1, 0), (1, 1), (0, 0)])
+def test_p_values_where_all_are_right_or_wrong(inside, outside):
+    correct = np.repeat([inside, outside], [6, 8]) > 0
+    found = slice_scores({"kind": ["a"] * 6 + ["b"] * 8}, correct)
+    expected = [stats.hypergeom.cdf(each.correct, 14, correct.sum(), each.n) for each in found]
+    assert [each.p for each in found] == pytest.approx(expected, rel=1e-12)
+
+
 def test_the_bad_slice_is_found_and_no_other():
     random = np.random.default_rng(1)
     values = random.choice(list("abcdefgh"), 2000)

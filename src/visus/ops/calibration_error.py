@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage, optimize, stats
+from scipy import ndimage, optimize, special
 
 from visus.ops.intervals import Interval, interval_over
 
@@ -151,11 +151,14 @@ def _gap_covariance(
 
 def _noncentrality(seen: float, freedom: float, share: float) -> float:
     """The noncentrality under which a share `share` of all samples is below `seen`; 0 where none has so few."""
+    central = float(special.chdtr(freedom, seen))
 
     def excess(noncentrality: float) -> float:
-        return float(stats.ncx2.cdf(seen, freedom, noncentrality)) - share
+        if not noncentrality:
+            return central - share
+        return float(special.chndtr(seen, freedom, noncentrality)) - share
 
-    if stats.chi2.cdf(seen, freedom) <= share:
+    if central <= share:
         return 0.0
     top = seen + 1
     while excess(top) > 0:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse, stats
+from scipy import sparse, special
 
 from visus.ops.intervals import of_few
 
@@ -84,9 +84,9 @@ def accelerated_interval(
         return math.nan, math.nan
     acceleration = cubes / (6 * squares**1.5)
     below = (np.sum(samples < figure) + np.sum(samples <= figure)) / 2 / len(samples)
-    shift = float(stats.norm.ppf(np.clip(below, 1 / len(samples), 1 - 1 / len(samples))))
-    z = shift + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
-    low, high = np.quantile(samples, stats.norm.cdf(shift + z / (1 - acceleration * z)))
+    shift = float(special.ndtri(np.clip(below, 1 / len(samples), 1 - 1 / len(samples))))
+    z = shift + special.ndtri([(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(samples, special.ndtr(shift + z / (1 - acceleration * z)))
     return float(low), float(high)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from visus.ops.intervals import Interval, interval_over, wilson
 from visus.ops.significance import holm
@@ -152,8 +152,18 @@ def quarters(numbers: npt.ArrayLike) -> list[str]:
 
 
 def _fisher(right: int, n: int, correct: Bools) -> float:
-    """P(as few right or fewer among n drawn without replacement)."""
-    return float(stats.hypergeom.cdf(right, len(correct), int(correct.sum()), n))
+    """P(as few right or fewer among n drawn without replacement).
+
+    From how likely each number of right ones is against the one before, and so against the likeliest: no factorial is needed.
+    """
+    rights, wrongs = int(correct.sum()), int((~correct).sum())
+    fewest, most = max(0, n - wrongs), min(n, rights)
+    likeliest = (n + 1) * (rights + 1) // (len(correct) + 2) - fewest
+    before = np.arange(fewest, most)
+    ratios = (rights - before) * (n - before) / ((before + 1) * (wrongs - n + before + 1))
+    below, above = np.cumprod(1 / ratios[:likeliest][::-1])[::-1], np.cumprod(ratios[likeliest:])
+    chances = np.concatenate((below, [1.0], above))
+    return float(chances[: right - fewest + 1].sum() / chances.sum())
 
 
 def _t_test(inside: Bools, correct: Bools, units: npt.NDArray[np.int64]) -> float:
@@ -165,4 +175,4 @@ def _t_test(inside: Bools, correct: Bools, units: npt.NDArray[np.int64]) -> floa
     variance = float((np.bincount(units, influence) ** 2).sum()) * count / (count - 1)
     if variance == 0:
         return 1.0 if here >= there else 0.0
-    return float(stats.t.cdf((here - there) / variance**0.5, count - 1))
+    return float(special.stdtr(count - 1, (here - there) / variance**0.5))

@@ -203,10 +203,10 @@ def confusion_figure(counts, names):
 def test_a_confusion_matrix_has_true_classes_as_rows_and_their_shares_as_colours():
     figure = confusion_figure([[8, 2, 0], [0, 1, 3], [0, 0, 0]], ["a", "b", "c"])
     axes, bar = figure.axes
-    (image,) = axes.get_images()
-    np.testing.assert_array_equal(image.get_array(), [[0.8, 0.2, 0], [0, 0.25, 0.75], [0, 0, 0]])
-    assert image.norm.vmin == 0
-    assert image.norm.vmax == 1
+    (cells,) = axes.collections
+    np.testing.assert_array_equal(cells.get_array(), [[0.8, 0.2, 0], [0, 0.25, 0.75], [0, 0, 0]])
+    assert cells.norm.vmin == 0
+    assert cells.norm.vmax == 1
     assert (axes.get_ylabel(), axes.get_xlabel()) == ("True", "Predicted")
     assert bar.get_ylabel() == "Share of the true class"
     written = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}

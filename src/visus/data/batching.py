@@ -311,11 +311,11 @@ def measure_preprocessing(
 def _count(images: Images, size: tuple[int, int], workers: int | None) -> PixelCounts:
     counts, image_bytes = PixelCounts(images.channels, size), pixels_bytes(images, size)
     at_once = max(1, _MEASURED_AT_ONCE // image_bytes)
-    blocks = np.split(np.arange(len(images)), range(at_once, len(images), at_once))
     if isinstance(images, ArrayImages) and images.size == size:
-        for positions in blocks:
-            counts.add_all(images.pixels[torch.from_numpy(positions)])
+        for begin in range(0, len(images), at_once):
+            counts.add_all(images.pixels[begin : begin + at_once])
         return counts
+    blocks = np.split(np.arange(len(images)), range(at_once, len(images), at_once))
 
     def count(pixels: Tensor, _: Any) -> Tensor:
         counts.add(pixels.numpy())

@@ -158,11 +158,13 @@ def _arrow(pyarrow: Any, column: Sequence[Any]) -> Any:
     """
     if len(column) and isinstance(column[0], str):
         texts = [encodable(each).encode() for each in column]
-        ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
-        return pyarrow.StringArray.from_buffers(
-            len(texts), pyarrow.py_buffer(ends), pyarrow.py_buffer(b"".join(texts))
-        )
-    if isinstance(column, np.ndarray) and column.dtype.kind == "f":
+        ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+        # Longer ones Arrow has to divide.
+        if ends[-1] < 2**31:
+            buffers = pyarrow.py_buffer(ends.astype(np.int32)), pyarrow.py_buffer(b"".join(texts))
+            return pyarrow.StringArray.from_buffers(len(texts), *buffers)
+        return pyarrow.array([encodable(each) for each in column])
+    if isinstance(column, np.ndarray) and column.dtype.kind == "f" and column.dtype.isnative:
         values = pyarrow.py_buffer(np.ascontiguousarray(column))
         return pyarrow.Array.from_buffers(pyarrow.from_numpy_dtype(column.dtype), len(column), [None, values])
     return pyarrow.array(column)

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field
 from visus.checkpoint import load_checkpoint
 from visus.config import TrainConfig, remake_config
 from visus.display import Display, plural
-from visus.errors import DataError, NonFiniteError, UsageError, unknown_name
+from visus.errors import DataError, NonFiniteError, UsageError, VisusError, unknown_name
 from visus.ops.groups import counted_groups, is_one_group
 from visus.ops.intervals import Interval, wilson
 from visus.ops.rng import derive_seed
@@ -358,13 +358,21 @@ def _result(study: Any, folder: Path, device: str, display: Display) -> Search:
     groups = list(groups_in(run.split, "val").values())
     if is_one_group(groups):
         display.line(f"validation: {ONE_GROUP}")
-    if counted_groups(groups) is None:
-        n = next(each["n"] for each in run.records() if each["phase"] == "val")
-        interval, count = wilson(round((best.accuracy or 0.0) * n), n), None
-    else:
-        interval, count = _over_groups(run, device)
+    interval, count = _over_images(run, best), None
+    if counted_groups(groups) is not None:
+        try:
+            interval, count = _over_groups(run, device)
+        except VisusError as error:
+            display.line(
+                f"the interval counts images, not groups, as the model cannot be asked again: {error}"
+            )
     summary = json.loads(run.summary.read_text(encoding="utf-8"))
     return Search(str(folder), trials, best, interval, count, summary["test"])
+
+
+def _over_images(run: RunFolder, best: Trial) -> Interval:
+    n = next(each["n"] for each in run.records() if each["phase"] == "val")
+    return wilson(round((best.accuracy or 0.0) * n), n)
 
 
 def _over_groups(run: RunFolder, device: str) -> tuple[Interval, int | None]:
@@ -375,7 +383,7 @@ def _over_groups(run: RunFolder, device: str) -> tuple[Interval, int | None]:
         best = load_checkpoint(run.best)
         found = evaluate_checkpoint(best, best.config["data"], part="val", device=device).to_json()
     low, high = found["accuracy_ci95"]
-    return (low, high), found["groups"]
+    return (low, high), found.get("groups")
 
 
 def _extent(interval: Interval, groups: int | None) -> str:

@@ -163,12 +163,21 @@ def test_a_child_that_cannot_start_is_said(monkeypatch, capfd):
         decoder.decode(b"x")
 
 
-HUGE = struct.pack("<3Q", 9000, 9000, 3)
+HUGE = struct.pack("<4Q", 0, 20_000, 20_000, 3)
+NOWHERE = struct.pack("<4Q", 2**64 - 1, 10, 10, 3)
 
 
 @pytest.mark.parametrize(
     "answer",
-    [b"", b"p", b"p" + bytes(8) + b"\xff" * 24, b"m" + bytes(8) + HUGE, b"s" + b"\xff" * 8, b"?" * 40],
+    [
+        b"",
+        b"p",
+        b"p" + bytes(8) + b"\xff" * 32,
+        b"m" + bytes(8) + HUGE,
+        b"m" + bytes(8) + NOWHERE,
+        b"s" + b"\xff" * 8,
+        b"?" * 40,
+    ],
 )
 def test_an_answer_that_makes_no_sense_is_a_reason(monkeypatch, answer):
     code = f"import sys; sys.stdin.buffer.read(1); sys.stdout.buffer.write({answer!r})"

@@ -213,7 +213,7 @@ def test_a_file_that_goes_bad_is_named_when_its_batch_is_due(folder, tmp_path):
 
 DYING = """
 import os, signal
-from visus.data import batching, isolated
+from visus.data import isolated
 whole = isolated.read_image
 
 def decode(source, **settings):

@@ -34,6 +34,27 @@ def in_order(
             yield waiting.popleft().result()
 
 
+def both(items: Iterable[Item]) -> tuple[Iterator[Item], Iterator[Item]]:
+    """`items` twice, taken by one thread. `itertools.tee` keeps up to 57 that both have had: batches of images among them."""
+    source = iter(items)
+    first: deque[Item] = deque()
+    second: deque[Item] = deque()
+
+    def taken(mine: deque[Item]) -> Iterator[Item]:
+        while True:
+            if not mine:
+                try:
+                    item = next(source)
+                except StopIteration:
+                    return
+                first.append(item)
+                second.append(item)
+                del item
+            yield mine.popleft()
+
+    return taken(first), taken(second)
+
+
 @contextmanager
 def working(threads: int) -> Iterator[ThreadPoolExecutor]:
     """So many threads; at the end what has not begun is left, and what has begun ends by itself."""

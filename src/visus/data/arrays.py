@@ -69,7 +69,7 @@ def adapt_pixels(
     if images.shape[1] == channels and (resize is None or min(images.shape[2:]) <= resize):
         return images
     adapted = [adapt_image(image.numpy(), channels, resize, interpolation) for image in images]
-    return torch.from_numpy(np.stack(adapted))
+    return torch.from_numpy(np.ascontiguousarray(np.stack(adapted)))
 
 
 def check_labels(

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from visus.data.ahead import both
 from visus.data.augment import (
     LARGEST_SMALL_SIZE,
     Augment,
@@ -36,7 +36,7 @@ from visus.data.keeping import keep_part
 from visus.data.mixing import Mixing, draw_mixing, mix_images_, mix_labels, with_partner
 from visus.data.normalising import normalise, normalise_image_into, row_scales
 from visus.data.policies import POLICIES, apply_change
-from visus.data.reading import Positions, pixels_bytes, read_batches, stack
+from visus.data.reading import Positions, pixels_bytes, read_batches
 from visus.data.sampling import Sampler, draw_epoch
 from visus.devices import available_memory_bytes
 from visus.errors import UsageError
@@ -48,6 +48,8 @@ Drawn = tuple[Positions, Draws]
 """Which images a batch has, and the random numbers of each, `[N, ...]`."""
 
 _MEASURED_AT_ONCE = 2**24
+_WRITTEN = torch.empty(0)
+"""For a change that has put the image where it belongs: a part of the image would keep the whole."""
 _LARGE = 2**15
 """Values of an image from which on it pays to normalise it by itself."""
 
@@ -126,7 +128,7 @@ class TrainingBatches:
 
     def __call__(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` (from 0), from batch `start` on; what is skipped costs nothing."""
-        shares, same = itertools.tee(self._shares(epoch, start))
+        shares, same = both(self._shares(epoch, start))
         with closing(self._images(epoch, same)) as read:
             for batch, (numbers, images) in enumerate(zip(shares, read, strict=True), start):
                 positions = numbers % len(self.split)
@@ -161,7 +163,7 @@ class TrainingBatches:
         how = cropping(self.augment, self.preprocessing.size)
         n = len(self.split)
         drawn = ((each, draw(self.seed, epoch, each, how)) for each in shares)
-        wanted, same = itertools.tee(drawn)
+        wanted, same = both(drawn)
         places = ((numbers % n, draws) for numbers, draws in same)
         alone = self.augment in ("none", "standard")
         with closing(
@@ -183,7 +185,7 @@ class TrainingBatches:
     def _transformed(
         self, transform: Transform, epoch: int, shares: Iterator[Positions]
     ) -> Generator[Tensor, None, None]:
-        shares, same = itertools.tee(shares)
+        shares, same = both(shares)
         channels, size = self.split.images.channels, self.preprocessing.size
         # Read as they are; what the transform draws comes from generators that threads would share.
         with closing(
@@ -195,7 +197,7 @@ class TrainingBatches:
             )
         ) as read:
             for numbers, whole in zip(shares, read, strict=True):
-                found = stack([], channels, size)
+                found = torch.empty((0, channels, *size), dtype=torch.uint8)
                 if whole:
                     found = transform_images(transform, whole, self.seed, epoch, numbers.tolist())
                 bytes_ = found.dtype == torch.uint8
@@ -319,7 +321,7 @@ def _count(images: Images, size: tuple[int, int], workers: int | None) -> PixelC
 
     def count(pixels: Tensor, _: Any) -> Tensor:
         counts.add(pixels.numpy())
-        return pixels[:0]
+        return _WRITTEN
 
     counted = read_batches(images, _undrawn(blocks), count, workers=workers, image_bytes=image_bytes)
     with closing(counted):
@@ -355,9 +357,9 @@ def _read(
     # Not tensors yet: of those made in inference mode the threads, which know nothing of it, could write to none.
     shape, dtype = ((*size, channels), np.float32) if finished else ((channels, *size), np.uint8)
     placed = ((positions, draws, np.empty((len(positions), *shape), dtype)) for positions, draws in wanted)
-    mine, theirs = itertools.tee(placed)
+    mine, theirs = both(placed)
     each = ((positions, list(zip(draws, places, strict=True))) for positions, draws, places in theirs)
-    image_bytes = math.prod(size) * channels * np.dtype(dtype).itemsize
+    image_bytes = pixels_bytes(images, size) * np.dtype(dtype).itemsize
     finish = _finisher(how, record)
     with closing(read_batches(images, each, finish, workers=workers, image_bytes=image_bytes)) as read:
         for (_, _, places), _ in zip(mine, read, strict=True):
@@ -380,7 +382,7 @@ def _finisher(how: Cropping, record: Preprocessing) -> Callable[[Tensor, tuple[D
             place[:] = crop.numpy()
         else:
             normalise_image_into(place, crop.numpy().transpose(1, 2, 0), scales)
-        return crop[:0]
+        return _WRITTEN
 
     return finish
 

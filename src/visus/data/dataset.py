@@ -138,7 +138,8 @@ def _read_all(dataset: MapStyle, origin: object) -> tuple[Pixels, Labels]:
         )
     channels = max(len(image) for image in images)
     same = [np.broadcast_to(image, (channels, *sizes[0])) for image in images]
-    return np.stack(same), np.array(labels, dtype=np.int64)
+    # Stacked, views of pixels that lie channels last would lie so again.
+    return np.ascontiguousarray(np.stack(same)), np.array(labels, dtype=np.int64)
 
 
 def _pair(item: Any, origin: str) -> tuple[Pixels, int]:

@@ -27,7 +27,7 @@ Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
-WAY = 5
+WAY = 4
 """Of decoding; another number where the same file gives other pixels, so that no cache mixes them."""
 _REDUCED_TO = 2
 """Of the short side that is wanted, what a JPEG must have left when it is decoded at a fraction of its size."""

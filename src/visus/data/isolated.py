@@ -59,14 +59,13 @@ _PIPE_BYTES = 2**20
 _SHARED_BYTES = 3 * HANDED_OVER
 """Whatever is not shrunk yet finds room in it; what nobody writes to is not taken from the machine."""
 _AT_ONCE = 8
-"""Files that a child gets, at most: more gain little, and an interrupt waits for them."""
-_REQUEST = struct.Struct("<cQ")
-_SOURCE = struct.Struct("<cQ")
-_ANSWER = struct.Struct("<cQ")
+"""Files that a child gets, at most: more gain little."""
+_FRAME = struct.Struct("<cQ")
+"""A request: what is asked for, and of how many sources; one of these, or an answer: its kind and its length."""
 _SHAPE = struct.Struct("<4Q")
 """The first byte in shared memory, height, width and channels."""
 _READY, _PIXELS, _SHARED, _LATER, _SIZE, _REFUSED, _UNREADABLE = b"r", b"p", b"m", b"l", b"s", b"e", b"u"
-_LOST = (OSError, EOFError, ValueError, MemoryError)
+_LOST = (OSError, EOFError, ValueError, OverflowError, MemoryError)
 """What an exchange ends with where the child is no more, has lost its way, or answers with more than there is room for."""
 _CHILD = ["-m", "visus.data.isolated"]
 
@@ -92,7 +91,7 @@ class Decoder:
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._shared: mmap.mmap | None = None
-        self._largest_bytes = 0
+        self._usual_bytes = 0.0
         self._closed = False
 
     def __enter__(self) -> Decoder:
@@ -126,9 +125,13 @@ class Decoder:
     @property
     def at_once(self) -> int:
         """How many files may be asked for together, for all that is known of their size."""
-        if self._largest_bytes and (memory := self._shared):
-            return min(_AT_ONCE, max(1, len(memory) // self._largest_bytes))
+        if self._usual_bytes and (memory := self._shared):
+            return min(_AT_ONCE, max(1, int(len(memory) / self._usual_bytes)))
         return 1
+
+    def _note_size(self, count: int) -> None:
+        """A file, or its pixels, takes `count` bytes; one that is larger than others is forgotten in time."""
+        self._usual_bytes = max(count, 0.9 * self._usual_bytes)
 
     def size(self, source: Source) -> tuple[int, int]:
         """As `read_size`."""
@@ -165,18 +168,19 @@ class Decoder:
         """One request and its answers, `None` for what is to be asked for by itself; one of `_LOST` where there are none."""
         assert process.stdin
         assert process.stdout
-        process.stdin.write(_REQUEST.pack(what, len(sources)))
+        process.stdin.write(_FRAME.pack(what, len(sources)))
         for source in sources:
             kind, content = (b"b", source) if isinstance(source, bytes) else (b"f", os.fsencode(source))
-            process.stdin.write(_SOURCE.pack(kind, len(content)))
+            self._note_size(len(content))
+            process.stdin.write(_FRAME.pack(kind, len(content)))
             process.stdin.write(content)
         process.stdin.flush()
         # The child keeps the time itself, unless somebody has stopped it, or the system does not let it go on.
-        _wait_for(process.stdout, len(sources) * self._seconds + _GRACE_SECONDS)
+        _wait_for(process.stdout, self._seconds + _GRACE_SECONDS)
         return [self._read_answer(cast("BufferedReader", process.stdout)) for _ in sources]
 
     def _read_answer(self, answers: BufferedReader) -> Any:
-        kind, length = _ANSWER.unpack(_exactly(answers, _ANSWER.size))
+        kind, length = _FRAME.unpack(_exactly(answers, _FRAME.size))
         if kind in (_PIXELS, _SHARED):
             return self._read_pixels(answers, shared=kind == _SHARED)
         if length > 2**16:
@@ -193,7 +197,7 @@ class Decoder:
         first, *shape = _SHAPE.unpack(_exactly(answers, _SHAPE.size))
         if shape[2] != self._settings.channels or shape[0] * shape[1] > self._settings.max_pixels:
             raise ValueError
-        self._largest_bytes = max(self._largest_bytes, math.prod(shape))
+        self._note_size(math.prod(shape))
         # Another thread may close this meanwhile.
         if shared and (memory := self._shared):
             return _in_memory(memory, first, shape)
@@ -352,7 +356,7 @@ def decode_in_order(
                     watch(position, result)
             return results
 
-        with closing(in_order(attempt, _together(count, decoders), threads, threads + 1)) as results:
+        with closing(in_order(attempt, _together(count, decoders), threads, 2 * threads + 2)) as results:
             for some in results:
                 yield from some
 
@@ -471,43 +475,44 @@ def main() -> None:
         os.dup2(nowhere.fileno(), 2)
         answers.write(_READY)
         answers.flush()
-        while header := requests.read(_REQUEST.size):
-            what, count = _REQUEST.unpack(header)
+        while header := requests.read(_FRAME.size):
+            what, count = _FRAME.unpack(header)
             # All of them first: whoever asks does not listen yet.
             sources = [_read_source(requests) for _ in range(count)]
-            for pieces in _answers(what, sources, settings, seconds, shared):
-                for piece in pieces:
-                    answers.write(piece)
+            _set_alarm(seconds)
+            pieces = list(_answers(what, sources, settings, shared))
+            _set_alarm(0)
+            for piece in pieces:
+                answers.write(piece)
             answers.flush()
 
 
 def _read_source(requests: BufferedReader) -> Source:
-    kind, length = _SOURCE.unpack(requests.read(_SOURCE.size))
+    kind, length = _FRAME.unpack(requests.read(_FRAME.size))
     content = requests.read(length)
     return content if kind == b"b" else os.fsdecode(content)
 
 
 def _answers(
-    what: bytes, sources: list[Source], settings: dict[str, Any], seconds: float, shared: mmap.mmap | None
-) -> Iterator[list[bytes | memoryview]]:
-    """What is said of each source. Pixels lie one after the other in `shared`; those that find no room there are for another time,
-    unless they are alone.
+    what: bytes, sources: list[Source], settings: dict[str, Any], shared: mmap.mmap | None
+) -> Iterator[bytes | memoryview]:
+    """What is said of each source, in pieces. Pixels lie one after the other in `shared`; those that find no room there are for
+    another time, unless they are alone.
     """
     taken = 0
     for source in sources:
-        _set_alarm(seconds)
         found = _find(what, source, settings)
-        _set_alarm(0)
         if isinstance(found, bytes):
-            yield [found]
+            yield found
         elif shared and taken + found.nbytes <= len(shared):
             _in_memory(shared, taken, found.shape)[:] = found
-            yield [_ANSWER.pack(_SHARED, 0), _SHAPE.pack(taken, *found.shape)]
+            yield _FRAME.pack(_SHARED, 0) + _SHAPE.pack(taken, *found.shape)
             taken += found.nbytes
         elif len(sources) > 1:
-            yield [_ANSWER.pack(_LATER, 0)]
+            yield _FRAME.pack(_LATER, 0)
         else:
-            yield [_ANSWER.pack(_PIXELS, found.nbytes), _SHAPE.pack(0, *found.shape), found.reshape(-1).data]
+            yield _FRAME.pack(_PIXELS, found.nbytes) + _SHAPE.pack(0, *found.shape)
+            yield found.reshape(-1).data
 
 
 def _set_alarm(seconds: float) -> None:
@@ -523,11 +528,11 @@ def _find(what: bytes, source: Source, settings: dict[str, Any]) -> bytes | Pixe
     try:
         if what == b"s":
             size = struct.pack("<2Q", *read_size(source))
-            return _ANSWER.pack(_SIZE, len(size)) + size
+            return _FRAME.pack(_SIZE, len(size)) + size
         return read_image(source, **settings)
     except UndecodableError as error:
         reason = str(error).encode("utf-8", "replace")[:1000]
-        return _ANSWER.pack(_REFUSED if error.lasting else _UNREADABLE, len(reason)) + reason
+        return _FRAME.pack(_REFUSED if error.lasting else _UNREADABLE, len(reason)) + reason
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import islice, pairwise, tee
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from visus.data.ahead import in_order, working
+from visus.data.ahead import both, in_order, working
 from visus.data.files import FileImages
 from visus.data.images import ArrayImages, Images
 from visus.processors import own_processors
@@ -78,7 +78,7 @@ def _read_ahead(
     first = next(batches, None)
     if first is None:
         return
-    mine, theirs = tee(_again(first, batches))
+    mine, theirs = both(_again(first, batches))
     most = 4 * workers
     if image_bytes is not None:
         most = max(most, min(_AHEAD_BATCHES * len(first[0]), _AHEAD_BYTES // max(1, image_bytes)))
@@ -99,11 +99,6 @@ def read_one(images: Images, position: int) -> Tensor:
         return images.pixels[position]
     assert isinstance(images, FileImages)
     return torch.from_numpy(images.read(position))
-
-
-def stack(images: Sequence[Tensor], channels: int, size: tuple[int, int]) -> Tensor:
-    """`[N, C, H, W]`, also of none."""
-    return torch.stack(list(images)) if images else torch.empty((0, channels, *size), dtype=torch.uint8)
 
 
 def pixels_bytes(images: Images, size: tuple[int, int]) -> int:

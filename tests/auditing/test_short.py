@@ -12,6 +12,7 @@ from visus.auditing import short
 from visus.auditing.scanning import pixel_digest
 from visus.auditing.short import short_audit
 from visus.config import make_config
+from visus.data.arrays import array_split
 from visus.data.images import Data
 from visus.data.keeping import decode_once
 from visus.data.sources import open_source
@@ -149,3 +150,19 @@ def test_an_excluded_image_is_gone_and_no_other_moves(arrays, tmp_path):
     (tmp_path / "list.csv").unlink()
     with pytest.raises(UsageError, match=r"--exclude .*cannot be read"):
         resume(less.run, epochs=2)
+
+
+def test_digests_and_checksums_do_not_depend_on_how_pixels_lie_in_memory(folder):
+    data = decode_once(open_source(folder), resize=32, memory_bytes=10**9, cache="ram")
+    images = data.train.images
+    sizes = {pixels.shape for pixels in images.decoded}
+    alike = [pixels for pixels in images.decoded if pixels.shape == min(sizes)]
+    array = np.ascontiguousarray(np.stack(alike))
+    assert [pixel_digest(each) for each in array] == [pixel_digest(each) for each in alike]
+    split = array_split("train", array.transpose(0, 2, 3, 1), np.zeros(len(array), np.int64), None, "x")
+    checksums = [
+        number
+        for number, pixels in zip(images.decoded.checksums(), images.decoded, strict=True)
+        if pixels.shape == min(sizes)
+    ]
+    assert short._checksums(split).tolist() == [int(each) for each in checksums]

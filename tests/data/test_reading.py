@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from visus.data import batching, isolated
-from visus.data.ahead import in_order
+from visus.data.ahead import both, in_order
 from visus.data.batching import EvaluationBatches, TrainingBatches, measure_preprocessing
 from visus.data.isolated import Decoders, DecodeSettings
 from visus.data.keeping import decode_once
@@ -328,3 +329,29 @@ def test_large_images_are_normalised_where_they_are_cropped_to_the_same_bits(par
             with torch.inference_mode():
                 same(EvaluationBatches(part, RECORD, 5, workers=workers), evaluated)
     assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in batches(1))
+
+
+@pytest.mark.parametrize("kind", ["ram", "off"])
+def test_batches_are_let_go_once_they_are_used(parts, monkeypatch, kind):
+    monkeypatch.setattr(batching, "_LARGE", 0)
+    used = []
+    for batch in TrainingBatches(parts[kind], RECORD, 2, "standard", workers=1)(0):
+        memory = batch.images.numpy()
+        while memory.base is not None and isinstance(memory.base, np.ndarray):
+            memory = memory.base
+        used.append(weakref.ref(memory))
+        del memory
+    # The last one is still at hand.
+    assert [each() for each in used[:-1]] == [None] * (len(used) - 1)
+
+
+def test_both_give_all_and_keep_none():
+    class Item:
+        pass
+
+    first, second = both(Item() for _ in range(5))
+    taken = [weakref.ref(next(first)) for _ in range(3)]
+    assert [each() is not None for each in taken] == [True] * 3
+    assert [next(second) is each() for each in taken] == [True] * 3
+    assert [each() for each in taken] == [None] * 3
+    assert len(list(second)) == len(list(first)) == 2

@@ -271,7 +271,9 @@ def _kept(
 ) -> tuple[Split, Preprocessing, Tensor]:
     """`split` decoded for images of `size`, its record, and where in `split` each image is; remembered with the images."""
     if size not in images.seen:
-        own = images.size or small_size(images, LARGEST_SMALL_SIZE)
+        own = images.size
+        if own is None and max(size or (0, 0)) <= LARGEST_SMALL_SIZE:
+            own = small_size(images, LARGEST_SMALL_SIZE)
         record_size = size or own
         if record_size is None:
             raise _several_sizes()

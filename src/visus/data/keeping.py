@@ -281,6 +281,9 @@ def _use_cache(path: Path, files: FileImages, stamps: Stamps, means: _Means) -> 
     if entries is None or (found < 0).any():
         passing = _write_cache(path, files, stamps, means, entries, found)
         entries = read_cache(path, files.channels)
+        if entries.images.checked is not None:
+            # Just written, they would be read from the same memory as they were written from.
+            entries.images.checked[:] = True
         found = entries.find(files.paths, stamps)
     mark_used(path)
     reasons = {name: entries.reasons[name] for name in files.paths if name in entries.reasons} | passing

@@ -46,7 +46,8 @@ def test_the_tutorial_runs_and_learns(elsewhere, capsys):
     names = {}
     for code in code_of("docs/tutorial.md"):
         exec(compile(code, "tutorial.md", "exec"), names)
-    assert names["run"].test["accuracy"] > 0.95
+    # 97.5 % in float32; 96.7 or 95.0 in bf16, by the number of threads, where a race found that to pay.
+    assert names["run"].test["accuracy"] > 0.94
     assert names["run"].epochs == 10
     assert names["scores"].accuracy > 0.9
     assert (elsewhere / "curves.png").exists()

@@ -178,7 +178,8 @@ class Decoder:
         process.stdin.write(_FRAME.pack(what, len(sources)))
         for source in sources:
             kind, content = (b"b", source) if isinstance(source, bytes) else (b"f", os.fsencode(source))
-            self._note_size(len(content))
+            if isinstance(source, bytes):
+                self._note_size(len(source))
             process.stdin.write(_FRAME.pack(kind, len(content)))
             process.stdin.write(content)
         process.stdin.flush()

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -78,19 +78,16 @@ def _read_ahead(
     first = next(batches, None)
     if first is None:
         return
-    mine, theirs = both(_again(first, batches))
     most = 4 * workers
     if image_bytes is not None:
         most = max(most, min(_AHEAD_BATCHES * len(first[0]), _AHEAD_BYTES // max(1, image_bytes)))
+    mine, theirs = both(chain((first,), batches))
+    # It has room for all its images, and is to be let go as the others are.
+    del first
     each = ((int(position), given) for some in theirs for position, given in zip(*some, strict=True))
     with closing(in_order(read, each, workers, most)) as results:
         for positions, _ in mine:
             yield list(islice(results, len(positions)))
-
-
-def _again(first: Wanted, others: Iterator[Wanted]) -> Iterator[Wanted]:
-    yield first
-    yield from others
 
 
 def read_one(images: Images, position: int) -> Tensor:

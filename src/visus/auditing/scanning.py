@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from visus.data.decode import Pixels, UndecodableError
+from visus.data.decode import Pixels, UndecodableError, flat, pixels_to_image
 from visus.data.excluding import image_names
 from visus.data.files import FileImages, decode_all
 from visus.data.images import ArrayImages, Data, Split
@@ -154,8 +154,7 @@ def _decoded(part: Split, workers: int | None) -> Iterator[Pixels | UndecodableE
 def pixel_digest(pixels: Pixels) -> bytes:
     """16 bytes that are the same for images of the same shape and pixels."""
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
-    # As pixels of files lie in memory.
-    digest.update(np.ascontiguousarray(pixels.transpose(1, 2, 0)).data)
+    digest.update(flat(pixels).data)
     return digest.digest()
 
 
@@ -166,11 +165,11 @@ def _look(scan: Scan, position: int, pixels: Pixels) -> None:
     scan.grey[position] = len(pixels) == 1 or (
         np.array_equal(pixels[0], pixels[1]) and np.array_equal(pixels[0], pixels[2])
     )
-    flat = Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
-    scan.thumbs[position] = np.asarray(flat.resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert("RGB"))
-    scan.spread[position] = _spread(flat)
-    flat.thumbnail((_BLUR_SIDE, _BLUR_SIDE), Image.Resampling.BILINEAR)
-    grey = np.asarray(flat.convert("L"), dtype=np.float64)
+    image = pixels_to_image(pixels)
+    scan.thumbs[position] = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR).convert("RGB"))
+    scan.spread[position] = _spread(image)
+    image.thumbnail((_BLUR_SIDE, _BLUR_SIDE), Image.Resampling.BILINEAR)
+    grey = np.asarray(image.convert("L"), dtype=np.float64)
     scan.mean[position], scan.contrast[position] = grey.mean(), grey.std()
     scan.sharpness[position] = _laplacian_variance(grey) / max(grey.var(), 1e-9)
 

@@ -11,6 +11,7 @@ from visus.auditing.copies import Copies, find_copies
 from visus.auditing.findings import Audit, Finding
 from visus.auditing.plain_checks import find_group_leakage, find_imbalance
 from visus.auditing.scanning import Pool, pixel_digest, pool_images
+from visus.data.decode import flat
 from visus.data.files import FileImages, cache_in_use
 from visus.data.images import ArrayImages, Data, Split
 from visus.data.reading import read_one
@@ -60,8 +61,4 @@ def _checksums(part: Split) -> npt.NDArray[np.uint32]:
         return images.decoded.checksums()
     assert isinstance(images, ArrayImages)
     pixels = images.pixels.numpy()
-    return np.fromiter(
-        (zlib.crc32(np.ascontiguousarray(each).data) for each in pixels.transpose(0, 2, 3, 1)),
-        np.uint32,
-        len(pixels),
-    )
+    return np.fromiter((zlib.crc32(flat(each).data) for each in pixels), np.uint32, len(pixels))

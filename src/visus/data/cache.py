@@ -26,7 +26,7 @@ import filelock
 import numpy as np
 import numpy.typing as npt
 
-from visus.data.decode import WAY, Pixels
+from visus.data.decode import WAY, Pixels, flat
 from visus.data.isolated import DecodeSettings
 from visus.data.names import NamesBuilder, find_names, read_names, separated
 from visus.errors import UsageError
@@ -97,7 +97,7 @@ class StoredImages:
         """CRC-32 of the pixels of each image, `[N]`; those in a file are known without reading them."""
         if self.crcs is not None:
             return self.crcs
-        return np.fromiter((zlib.crc32(_flat(pixels).data) for pixels in self), np.uint32, len(self))
+        return np.fromiter((zlib.crc32(flat(pixels).data) for pixels in self), np.uint32, len(self))
 
     def _give_up_file(self) -> NoReturn:
         """The next run shall decode again; this one goes on with what is whole."""
@@ -117,11 +117,6 @@ class StoredImages:
     def nbytes(self) -> int:
         """Bytes of all pixels."""
         return int(self.channels * self.places[:, 2:].prod(axis=1).sum())
-
-
-def _flat(pixels: Pixels) -> npt.NDArray[np.uint8]:
-    """`[C, H, W]` as one row of bytes, as they lie in memory."""
-    return pixels.transpose(1, 2, 0).reshape(-1)
 
 
 def _map(
@@ -153,7 +148,7 @@ class MemoryWriter:
             # Memory that nothing was written to is not taken from the machine yet.
             self._blocks.append(np.empty(max(_BLOCK_BYTES, pixels.nbytes), dtype=np.uint8))
             self._end = 0
-        self._blocks[-1][self._end : self._end + pixels.nbytes] = _flat(pixels)
+        self._blocks[-1][self._end : self._end + pixels.nbytes] = flat(pixels)
         self._places.append((len(self._blocks) - 1, self._end, *pixels.shape[1:]))
         self._end += pixels.nbytes
 
@@ -226,9 +221,9 @@ class CacheWriter:
             return self._rows.add(-1, 0, 0, 0, size, time)
         if (self._end + result.nbytes) * self._share() > self._limit_bytes:
             raise OverflowError
-        flat = _flat(result).data
-        self._file.write(flat)
-        self._rows.add(self._end, *result.shape[1:], zlib.crc32(flat), size, time)
+        content = flat(result).data
+        self._file.write(content)
+        self._rows.add(self._end, *result.shape[1:], zlib.crc32(content), size, time)
         self._end += result.nbytes
         return None
 

@@ -6,11 +6,10 @@ import threading
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from visus.data.crops import centre_crop
-from visus.data.decode import Pixels
+from visus.data.decode import Pixels, pixels_to_image
 
 
 class PixelCounts:
@@ -25,9 +24,8 @@ class PixelCounts:
     def add(self, pixels: Pixels) -> None:
         """One more image, `[C, h, w]`, whole; from any thread, in any order."""
         # Pillow counts twice as fast as numpy, and torch would do it with threads of its own.
-        middle = centre_crop(torch.from_numpy(pixels), self.size).numpy().transpose(1, 2, 0)
-        image = Image.fromarray(np.ascontiguousarray(middle if middle.shape[2] == 3 else middle[..., 0]))
-        found = np.array(image.histogram()).reshape(self._counts.shape)
+        middle = centre_crop(torch.from_numpy(pixels), self.size).numpy()
+        found = np.array(pixels_to_image(middle).histogram()).reshape(self._counts.shape)
         with self._changing:
             self._counts += found
             self.images += 1

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset, IterableDataset
 
 from visus.data.arrays import Pixels, check_labels, name_classes, to_pixels
-from visus.data.decode import image_to_pixels
+from visus.data.decode import image_to_pixels, pixels_to_image
 from visus.data.images import ArrayImages, Labels, Split
 from visus.errors import DataError, UsageError
 
@@ -77,8 +77,7 @@ class ArrayDataset(Dataset[tuple[Any, Any]]):
         pixels = self.pixels[place]
         if self.transform is None:
             return torch.from_numpy(pixels).to(torch.float32) / 255
-        plain = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
-        return self.transform(Image.fromarray(np.ascontiguousarray(plain)))
+        return self.transform(pixels_to_image(pixels))
 
     def _label(self, place: int) -> int | Tensor:
         label = int(self.labels[place])

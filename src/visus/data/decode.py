@@ -129,11 +129,11 @@ def read_image(
                 if image.format == "PNG":
                     _check_sums(source)
                 scale = _reduce(image, resize, interpolation)
-                flat = _in_mode(_upright(image), "L" if channels == 1 else "RGB")
-                box: Box = (0, 0, *flat.size)
+                plain = _in_mode(_upright(image), "L" if channels == 1 else "RGB")
+                box: Box = (0, 0, *plain.size)
                 if scale > 1:
-                    box = _covered(flat, width / scale, height / scale, _orientation(image))
-                return _as_array(_shrink(flat, resize, interpolation, box, scale))
+                    box = _covered(plain, width / scale, height / scale, _orientation(image))
+                return _as_array(_shrink(plain, resize, interpolation, box, scale))
     except UndecodableError:
         raise
     except Image.DecompressionBombError as error:
@@ -165,11 +165,21 @@ def image_to_pixels(image: Image.Image) -> Pixels:
     return shrink(_as_array(_in_mode(image, "L" if grey else "RGB")), None)
 
 
+def pixels_to_image(pixels: Pixels) -> Image.Image:
+    """An image `[C, H, W]`, grey or RGB, for Pillow."""
+    plain = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(plain))
+
+
+def flat(pixels: Pixels) -> Pixels:
+    """An image `[C, H, W]` as one row of bytes, in the order in which those that were decoded lie in memory."""
+    return pixels.transpose(1, 2, 0).reshape(-1)
+
+
 def adapt_image(pixels: Pixels, channels: int, resize: int | None, interpolation: str) -> Pixels:
     """An image `[C, H, W]` with `channels` channels, shrunk as `decode_image` does."""
-    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-    flat = image.convert("L" if channels == 1 else "RGB")
-    return shrink(_as_array(_shrink(flat, resize, interpolation, (0, 0, *flat.size))), resize)
+    image = pixels_to_image(pixels).convert("L" if channels == 1 else "RGB")
+    return shrink(_as_array(_shrink(image, resize, interpolation, (0, 0, *image.size))), resize)
 
 
 def _openable(source: str | os.PathLike[str] | bytes) -> str | os.PathLike[str] | io.BytesIO:

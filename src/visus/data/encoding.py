@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from visus.data.arrays import adapt_pixels
-from visus.data.decode import FORMATS, Pixels, UndecodableError
+from visus.data.decode import FORMATS, Pixels, UndecodableError, pixels_to_image
 from visus.data.files import FileImages, decode_all
 from visus.data.folders import is_image
 from visus.data.images import ArrayImages, Split
@@ -101,9 +101,8 @@ def _recoded(
 
 def _compress(pixels: Pixels, kind: str, **options: int) -> bytes:
     """`pixels [C, H, W]` as the content of a file."""
-    plain = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
     buffer = io.BytesIO()
-    Image.fromarray(plain).save(buffer, kind, **options)
+    pixels_to_image(pixels).save(buffer, kind, **options)
     return buffer.getvalue()
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from visus.data.decode import pixels_to_image
 from visus.reporting.reading import PARTS, clean
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _read(images: Any, places: list[int]) -> Iterable[npt.NDArray[np.uint8] | No
 
 def encode(pixels: npt.NDArray[np.uint8], side: int = _SIDE) -> str:
     """A picture of `pixels` `[C, H, W]`, at most `side` pixels wide and high, as a `data:` address."""
-    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    image = pixels_to_image(pixels)
     kind = "png" if max(image.size) <= _LARGEST_KEPT else "webp"
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()

@@ -14,18 +14,23 @@ def changed(code, bits):
 
 def test_near_pairs_are_found_and_far_ones_are_not():
     rng = np.random.default_rng(0)
-    table = rng.integers(0, 2**64 - 1, 20_000, dtype=np.uint64)
-    queries = np.array([changed(int(table[i]), rng.permutation(64)[:6]) for i in range(500)], dtype=np.uint64)
+    table = rng.integers(0, 2**64 - 1, (20_000, 2), dtype=np.uint64)
+    queries = table[:500].copy()
+    queries[:, 0] = [changed(int(each), rng.permutation(64)[:6]) for each in queries[:, 0]]
+    queries[::2, 1] ^= np.uint64(0b111)
     found = {}
     for query, place, distance in near_codes(table, queries, radius=10):
         found.update(zip(zip(query.tolist(), place.tolist(), strict=True), distance.tolist(), strict=True))
     assert np.mean([(i, i) in found for i in range(500)]) > 0.97
     for (query, place), distance in found.items():
-        assert distance == int(queries[query] ^ table[place]).bit_count() <= 10
+        first, second = (int(each).bit_count() for each in queries[query] ^ table[place])
+        assert first <= 10
+        assert distance == first + second
+    assert {found[i, i] for i in range(500) if (i, i) in found} == {6, 9}
 
 
 def test_a_heap_of_equal_codes_costs_no_more_than_others():
-    heap = np.zeros(50_000, dtype=np.uint64)
+    heap = np.zeros((50_000, 1), dtype=np.uint64)
     assert (
         sum(len(query) for query, _, _ in near_codes(heap, heap, radius=0, tables=2, neighbours=4))
         <= 2 * 8 * 50_000
@@ -54,4 +59,5 @@ def test_codes_differ_by_the_angle_over_pi(angle):
     other *= np.linalg.norm(a, axis=1, keepdims=True) / np.linalg.norm(other, axis=1, keepdims=True)
     b = np.float32(np.cos(angle)) * a + np.float32(np.sin(angle)) * other
     differing = np.bitwise_count(sign_codes(a) ^ sign_codes(b)) / 64
+    assert differing.shape == (2000, 4)
     assert abs(differing.mean() - angle / np.pi) < 0.01

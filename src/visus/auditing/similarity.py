@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from visus.auditing.scanning import SIDE, Bytes
-from visus.ops.nearest import near_codes, sign_codes, unit_rows
+from visus.ops.nearest import WORDS, near_codes, sign_codes, unit_rows
 from visus.ops.scratch import scratch_array
 
 Floats = npt.NDArray[np.float32]
@@ -35,8 +35,8 @@ VECTOR_BYTES = 4 * _COMPONENTS
 _FITTED = 20_000
 """Images that the principal components are found from."""
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-_RADIUS = 18
-_CANDIDATES = 16
+_RADIUS = 16
+_CANDIDATES = 8
 """Of each image, the nearest by their codes; the best few of these are looked at closely."""
 _LOOKED_AT = 3
 _LIKELY = 0.5
@@ -58,7 +58,7 @@ _SEARCHED = 100_000
 _WAITING = 2_000_000
 """Candidates that are held until the nearest of them are chosen; more where many images are searched for."""
 _CANDIDATE = np.dtype(
-    [("image", "u4"), ("other", "u4"), ("distance", "u1"), ("window", "u1"), ("similarity", "f4")]
+    [("image", "u4"), ("other", "u4"), ("distance", "u2"), ("window", "u1"), ("similarity", "f4")]
 )
 _WINDOWS = [
     (0.0, 0.0, 0.0, 0.0),
@@ -123,7 +123,7 @@ def near_pairs(
 ) -> list[tuple[int, int, float]]:
     """Pairs of `places` whose images are nearly the same, and their similarity (at most 1); `thumbs` is of all images.
 
-    Time grows as N log N. What describes many images lies in a file, so that memory grows by some 50 bytes for each only.
+    Time grows as N log N. What describes many images lies in a file, so that memory grows by some 80 bytes for each only.
     `progress(done, total)` is called now and then.
     """
     if len(places) < 2:
@@ -151,12 +151,12 @@ def _parts(count: int, size: int) -> Iterator[Places]:
 
 def _search(thumbs: Bytes, places: Places, whitening: Whitening, codes: Codes, images: Places) -> Candidates:
     """For each of `images` the others that are nearest to a window of it."""
-    windows = np.empty((len(_WINDOWS), len(images)), dtype=np.uint64)
+    windows = np.empty((len(_WINDOWS), len(images), WORDS), dtype=np.uint64)
     for some in _parts(len(images), _AT_ONCE):
         grey = _grey(thumbs[places[images[some]]])
         for number, window in enumerate(_WINDOWS):
             windows[number, some] = sign_codes(whitening(grey, np.array(window, np.float32)))
-    return _candidates(codes, windows.reshape(-1), images)
+    return _candidates(codes, windows.reshape(-1, WORDS), images)
 
 
 def _align(grey: Floats, others: Floats, whitening: Whitening, rows: Candidates) -> Candidates:
@@ -238,9 +238,9 @@ def _grey(thumbs: Bytes) -> Floats:
 
 
 def _describe_all(thumbs: Bytes, places: Places, whitening: Whitening) -> tuple[Floats, Codes]:
-    """The vectors `[N, D]` of all images as they are, and their codes `[N]`."""
+    """The vectors `[N, D]` of all images as they are, and their codes `[N, W]`."""
     vectors = scratch_array((len(places), whitening.axes.shape[1]), np.float32)
-    codes = np.empty(len(places), dtype=np.uint64)
+    codes = np.empty((len(places), WORDS), dtype=np.uint64)
     for some in _parts(len(places), _AT_ONCE):
         vectors[some] = whitening(_grey(thumbs[places[some]]), np.zeros(4, dtype=np.float32))
         codes[some] = sign_codes(vectors[some])
@@ -248,7 +248,7 @@ def _describe_all(thumbs: Bytes, places: Places, whitening: Whitening) -> tuple[
 
 
 def _candidates(codes: Codes, windows: Codes, images: Places) -> Candidates:
-    """For each of `images`, whose windows have the codes `[windows * images]`, the others of `codes [N]` that are nearest."""
+    """For each of `images`, whose windows have the codes `[windows * images, W]`, the others of `codes [N, W]` that are nearest."""
     best: Candidates = np.empty(0, dtype=_CANDIDATE)
     waiting: list[Candidates] = []
     held = 0

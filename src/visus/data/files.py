@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -84,8 +84,8 @@ class FileImages:
         decoded = None if self.decoded is None else self.decoded.subset(positions)
         return replace(self, paths=take(self.paths, positions), decoded=decoded, seen={})
 
-    def read(self, position: int, *, apart: bool = False) -> Pixels:
-        """One image, uint8 `[channels, H, W]`, decoded in this process, or `apart` in one that may die of it.
+    def read(self, position: int) -> Pixels:
+        """One image, uint8 `[channels, H, W]`, decoded in this process.
 
         `DataError` for a file that cannot be used, or not any more.
         """
@@ -94,13 +94,22 @@ class FileImages:
             with contextlib.suppress(DamagedCacheError):
                 return self.decoded[position]
         try:
-            decode = self.decoders.decode if apart else decode_here
-            return decode(self.source(position), self.settings)
+            return decode_here(position, self.source, self.settings)
         except UndecodableError as error:
-            raise DataError(
-                f"{self._where(position)}: expected an image, found that it cannot be used ({error}); "
-                "remove it or copy it again"
-            ) from None
+            raise self._unusable(position, error) from None
+
+    def read_apart(self, positions: Sequence[int]) -> list[Pixels]:
+        """As `read` for each, decoded in a process that may die of it."""
+        found = self.decoders.decode_all(positions, self.source, self.settings)
+        for position, each in zip(positions, found, strict=True):
+            if isinstance(each, UndecodableError):
+                raise self._unusable(position, each)
+        return cast("list[Pixels]", found)
+
+    def _unusable(self, position: int, error: UndecodableError) -> DataError:
+        return DataError(
+            f"{self._where(position)}: expected an image, found that it cannot be used ({error}); remove it or copy it again"
+        )
 
     def _where(self, position: int) -> str:
         path = self.paths[position]

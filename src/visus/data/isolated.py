@@ -22,10 +22,11 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from io import BufferedReader
+from itertools import repeat
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -58,7 +59,7 @@ _PIPE_BYTES = 2**20
 """What Linux allows everybody."""
 _SHARED_BYTES = 3 * HANDED_OVER
 """Whatever is not shrunk yet finds room in it; what nobody writes to is not taken from the machine."""
-_AT_ONCE = 8
+MOST_AT_ONCE = 8
 """Files that a child gets, at most: more gain little."""
 _FRAME = struct.Struct("<cQ")
 """A request: what is asked for, and of how many sources; one of these, or an answer: its kind and its length."""
@@ -133,7 +134,7 @@ class Decoder:
     def at_once(self) -> int:
         """How many files may be asked for together, for all that is known of their size."""
         if self._usual_bytes and (memory := self._shared):
-            return min(_AT_ONCE, max(1, int(len(memory) / self._usual_bytes)))
+            return min(MOST_AT_ONCE, max(1, int(len(memory) / self._usual_bytes)))
         return 1
 
     def _note_size(self, count: int) -> None:
@@ -267,17 +268,18 @@ class Decoders:
     def __reduce__(self) -> tuple[type[Decoders], tuple[()]]:
         return Decoders, ()
 
-    def decode(self, source: Source, settings: DecodeSettings) -> Pixels:
-        """As `decode_image`; `UndecodableError` also where this was closed."""
-        with self._lent_decoder(settings) as decoder:
-            return decoder.decode(source)
-
     def decode_all(
-        self, sources: Sequence[Source], settings: DecodeSettings
+        self, positions: Iterable[int], read: Callable[[int], Source], settings: DecodeSettings
     ) -> list[Pixels | UndecodableError]:
-        """As `Decoder.decode_all`; `UndecodableError` where this was closed."""
-        with self._lent_decoder(settings) as decoder:
-            return decoder.decode_all(sources)
+        """The pixels of `read(position)` for each, or why there are none: `read` may say so, too, and so does this once closed."""
+        sources = [_tried(read, position) for position in positions]
+        there = [each for each in sources if not isinstance(each, UndecodableError)]
+        try:
+            with self._lent_decoder(settings) as decoder:
+                decoded = iter(decoder.decode_all(there))
+        except UndecodableError as error:
+            decoded = repeat(error)
+        return [each if isinstance(each, UndecodableError) else next(decoded) for each in sources]
 
     @property
     def at_once(self) -> int:
@@ -351,14 +353,10 @@ def decode_in_order(
     with Decoders() as decoders:
 
         def attempt(positions: range) -> list[Pixels | UndecodableError]:
-            sources = [_tried(read, position) for position in positions]
-            there = [each for each in sources if not isinstance(each, UndecodableError)]
-            decoded = iter(
-                decoders.decode_all(there, settings)
-                if threads
-                else [_tried(decode_here, each, settings) for each in there]
-            )
-            results = [each if isinstance(each, UndecodableError) else next(decoded) for each in sources]
+            if threads:
+                results = decoders.decode_all(positions, read, settings)
+            else:
+                results = [_tried(decode_here, position, read, settings) for position in positions]
             for position, result in zip(positions, results, strict=True):
                 if watch and not isinstance(result, UndecodableError):
                     watch(position, result)
@@ -384,9 +382,9 @@ def _tried(work: Callable[..., Result], *given: Any) -> Result | UndecodableErro
         return error
 
 
-def decode_here(source: Source, settings: DecodeSettings) -> Pixels:
-    """As `Decoders.decode`, in this process."""
-    return decode_image(source, **vars(settings))
+def decode_here(position: int, read: Callable[[int], Source], settings: DecodeSettings) -> Pixels:
+    """The pixels of `read(position)`, decoded in this process."""
+    return decode_image(read(position), **vars(settings))
 
 
 @contextlib.contextmanager

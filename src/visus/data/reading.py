@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import chain, islice, pairwise
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from visus.data.ahead import both, in_order, working
 from visus.data.files import FileImages
 from visus.data.images import ArrayImages, Images
+from visus.data.isolated import MOST_AT_ONCE
 from visus.processors import own_processors
 
 Positions = npt.NDArray[np.int64]
@@ -28,7 +29,7 @@ Change = Callable[[Tensor, Any], Tensor]
 """What is done to an image `[C, h, w]` with what it is given, alone and in any thread."""
 
 _AHEAD_BATCHES = 2
-_AHEAD_BYTES = 2**28
+_AHEAD_BYTES = 2**30
 
 
 def read_batches(
@@ -42,7 +43,7 @@ def read_batches(
     """The images of each batch that is `wanted`, changed, in order; the same for any `workers`, and wherever they are kept.
 
     Those that were kept are read and changed by as many threads as there are `workers`, a batch when it is asked for. Others are
-    decoded by as many child processes, two batches ahead as long as these take at most 256 MB, of `image_bytes` each after the
+    decoded by as many child processes, two batches ahead as long as these take at most 1 GB, of `image_bytes` each after the
     change (unknown: four images for each worker). With 0 workers all is done in the calling thread. `DataError` for a file that
     can no longer be used, when its batch is asked for.
     """
@@ -71,8 +72,10 @@ def _read_now(
 def _read_ahead(
     images: FileImages, wanted: Iterable[Wanted], change: Change, workers: int, image_bytes: int | None
 ) -> Generator[list[Tensor], None, None]:
-    def read(one: tuple[int, Any]) -> Tensor:
-        return change(torch.from_numpy(images.read(one[0], apart=workers > 0)), one[1])
+    def read(some: Wanted) -> list[Tensor]:
+        positions = some[0].tolist()
+        pixels = images.read_apart(positions) if workers else map(images.read, positions)
+        return [change(torch.from_numpy(each), given) for each, given in zip(pixels, some[1], strict=True)]
 
     batches = iter(wanted)
     first = next(batches, None)
@@ -82,12 +85,27 @@ def _read_ahead(
     if image_bytes is not None:
         most = max(most, min(_AHEAD_BATCHES * len(first[0]), _AHEAD_BYTES // max(1, image_bytes)))
     mine, theirs = both(chain((first,), batches))
+    ahead = max(workers, most // _share(len(first[0]), workers))
     # It has room for all its images, and is to be let go as the others are.
     del first
-    each = ((int(position), given) for some in theirs for position, given in zip(*some, strict=True))
-    with closing(in_order(read, each, workers, most)) as results:
+    shares = (share for some in theirs for share in _shared(some, images, workers))
+    with closing(in_order(read, shares, workers, ahead)) as results:
+        read_images = chain.from_iterable(results)
         for positions, _ in mine:
-            yield list(islice(results, len(positions)))
+            yield list(islice(read_images, len(positions)))
+
+
+def _shared(some: Wanted, images: FileImages, workers: int) -> Iterator[Wanted]:
+    """`some` in shares of one thread's work, for all that is known of how much a child may get."""
+    positions, given = some
+    size = min(images.decoders.at_once, _share(len(positions), workers))
+    for begin in range(0, len(positions), size):
+        yield positions[begin : begin + size], given[begin : begin + size]
+
+
+def _share(count: int, workers: int) -> int:
+    """How many of a batch's `count` images one thread gets at a time: at most what a child may, and each thread some."""
+    return max(1, min(MOST_AT_ONCE, -(-count // max(1, workers))))
 
 
 def read_one(images: Images, position: int) -> Tensor:

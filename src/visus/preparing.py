@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -22,6 +21,7 @@ from visus.errors import DataError, UsageError
 from visus.models.hollow import check_weights
 from visus.models.weights import pretrained_preprocessing
 from visus.preprocessing import RESIZE_RATIO, Interpolation, Preprocessing
+from visus.processes import ALONE, Processes
 
 _LARGE_SIZE = 224
 
@@ -59,8 +59,11 @@ class Prepared:
         return fingerprint(self.data)
 
 
-def prepare(config: TrainConfig, display: Display) -> Prepared:
-    """The data that `config` names, and its record: measured on the training part, or that of the weights to start from."""
+def prepare(config: TrainConfig, display: Display, processes: Processes = ALONE) -> Prepared:
+    """The data that `config` names, and its record: measured on the training part, or that of the weights to start from.
+
+    All of several `processes` call this alike.
+    """
     data, part = _open_parts(config)
     tested = _tested(data)
     pretrained = pretrained_preprocessing(config.model, config.weights) if config.weights else None
@@ -71,7 +74,7 @@ def prepare(config: TrainConfig, display: Display) -> Prepared:
     channels = part.images.channels
     interpolation: Interpolation = pretrained.interpolation if pretrained else "bilinear"
     counts = None if pretrained else PixelCounts(channels, size)
-    data = _decode(data, channels, config, size, resize, interpolation, display, counts)
+    data = _decode(data, channels, config, size, resize, interpolation, display, processes, counts)
     if pretrained is None:
         assert data.train is not None
         record = measure_preprocessing(data.train, size, resize, config.workers, counts=counts)
@@ -80,12 +83,14 @@ def prepare(config: TrainConfig, display: Display) -> Prepared:
     return Prepared(data, replace(record, size=size, resize=resize), tested)
 
 
-def prepare_again(config: TrainConfig, preprocessing: Preprocessing, display: Display) -> Prepared:
+def prepare_again(
+    config: TrainConfig, preprocessing: Preprocessing, display: Display, processes: Processes = ALONE
+) -> Prepared:
     """The data that `config` names, for a run that has its record already."""
     data, part = _open_parts(config)
     size, resize, interpolation = preprocessing.size, preprocessing.resize, preprocessing.interpolation
     tested = _tested(data)
-    data = _decode(data, part.images.channels, config, size, resize, interpolation, display)
+    data = _decode(data, part.images.channels, config, size, resize, interpolation, display, processes)
     return Prepared(data, preprocessing, tested)
 
 
@@ -166,6 +171,7 @@ def _decode(
     resize: int | None,
     interpolation: str,
     display: Display,
+    processes: Processes,
     counts: PixelCounts | None = None,
 ) -> Data:
     # Larger training images serve crops of random size only: others would show a smaller part of them than evaluation does.
@@ -173,7 +179,7 @@ def _decode(
     if config.cache_size and not (random_size and isinstance(data.train and data.train.images, FileImages)):
         display.line("--cache-size changes nothing: no crops of random size are made of files")
     # Processes on one machine share a file, but each has a copy of what is in memory.
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    sharing = processes.local_size
     data = decode_once(
         data,
         channels=channels,
@@ -188,6 +194,7 @@ def _decode(
         progress=lambda done, total: display.count("decoded", done, total),
         say=display.line,
         counts=counts,
+        processes=processes,
     )
     for each in data.skipped:
         display.line(f"skipped {each.path}: {each.reason}".translate(ONE_LINE))

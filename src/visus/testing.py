@@ -100,7 +100,9 @@ def evaluate_checkpoint(
         own = own_device(device, processes.local_rank, processes.local_size)
         data, fingerprint = choose_part(checkpoint, source, part)
         # Of several on one machine one decodes, and the others wait for its file.
-        data = decode_for(checkpoint, data, cache="disk" if processes.local_size > 1 else "found")
+        data = decode_for(
+            checkpoint, data, cache="disk" if processes.local_size > 1 else "found", processes=processes
+        )
         refuse_other_data(processes, source, (fingerprint, data.skipped))
         split = data.test
         assert split is not None
@@ -212,10 +214,11 @@ def decode_for(
     *,
     cache: Cache | Literal["found"] = "found",
     progress: Callable[[int, int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Data:
     """`data` decoded as the model of `checkpoint` wants its images; those that cannot be are left out, however many they are.
 
-    `cache` is as for `decode_once`, and `progress(done, total)` is called for each file.
+    `cache` and `processes` are as for `decode_once`, and `progress(done, total)` is called for each file.
     """
     record = checkpoint.preprocessing
     return decode_once(
@@ -225,9 +228,10 @@ def decode_for(
         interpolation=record.interpolation,
         max_bad=1.0,
         max_pixels=round(checkpoint.config.get("max_pixels", 100) * 1e6),
-        memory_bytes=available_memory_bytes() // 2,
+        memory_bytes=available_memory_bytes() // (2 * processes.local_size),
         cache=cache,
         progress=progress,
+        processes=processes,
     )
 
 

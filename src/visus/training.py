@@ -116,7 +116,7 @@ def train(config: TrainConfig, *, display: Display | None = None, transform: Tra
         if config.distill:
             teacher, digest = find_teacher(config.distill, config.distill_digest)
             config = dataclasses.replace(config, distill=teacher, distill_digest=digest)
-        prepared = prepare(config, display)
+        prepared = prepare(config, display, processes)
         refuse_other_data(processes, prepared.data.source, prepared.fingerprint)
         threads = default_threads(processes.local_size)
         asked = config
@@ -184,12 +184,12 @@ def _resume(
         config = _own_threads(config, checkpoint, processes, display)
         with computing(threads=config.threads, deterministic=config.deterministic):
             if checkpoint:
-                prepared = prepare_again(config, checkpoint.preprocessing, display)
+                prepared = prepare_again(config, checkpoint.preprocessing, display, processes)
                 # Its weights come from the checkpoint: those it started from may be gone.
                 model = build_model(config.model, **model_args(config, prepared))
             else:
                 display.line(f"{run.path} has no checkpoint yet; resumed from step 0")
-                prepared = prepare(config, display)
+                prepared = prepare(config, display, processes)
                 model = new_model(config, prepared, device, display.line)
             refuse_other_data(processes, prepared.data.source, prepared.fingerprint)
             check_shares(config, len(prepared.train), processes)

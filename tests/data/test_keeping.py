@@ -2,6 +2,10 @@
 
 import subprocess
 import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +16,11 @@ import visus
 import visus.data
 from visus.data.batching import TrainingBatches
 from visus.data.cache import list_caches
+from visus.data.counts import PixelCounts
 from visus.data.isolated import Decoder
 from visus.data.keeping import decode_once
 from visus.errors import UsageError
+from visus.processes import Processes
 
 
 @pytest.fixture(autouse=True)
@@ -134,3 +140,59 @@ def test_a_script_ends_although_it_left_batches_unread(folder):
     )
     assert done.returncode != 0
     assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+
+
+class Thread(Processes):
+    """One of several threads that take the parts of processes."""
+
+    def from_each(self, value):
+        barrier, said = self.patient
+        said[self.rank] = value
+        barrier.wait(60)
+        found = list(said)
+        barrier.wait(60)
+        return found
+
+
+def in_processes(size, work):
+    shared = threading.Barrier(size), [None] * size
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(work, [Thread(rank, size, patient=shared) for rank in range(size)]))
+
+
+def look(folder, processes, memory_bytes=0, cache="off"):
+    """What is skipped, mean and deviation, and how far along it was said to be."""
+    counts, said = PixelCounts(3, (32, 32)), []
+    data = decode_once(
+        visus.open_source(folder, val_fraction=0.2),
+        resize=37,
+        memory_bytes=memory_bytes,
+        cache=cache,
+        max_bad=0.5,
+        counts=counts,
+        progress=lambda done, total: said.append((done, total)),
+        processes=processes,
+    )
+    return (sorted(data.skipped, key=str), counts.images, counts.mean_and_std()), said[-1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_of_several_processes_that_keep_nothing_each_looks_at_its_share(folder, asked, size):
+    for bad in ("a/02.png", "b/11.png"):
+        (folder / bad).write_bytes(b"none")
+    (expected, said), *_ = in_processes(1, lambda alone: look(folder, alone))
+    assert (len(expected[0]), said) == (2, (14, 14))
+    asked.clear()
+    looks = in_processes(size, lambda one: look(folder, one))
+    assert [found for found, _ in looks] == [expected] * size
+    # Those of the first process are shown.
+    assert looks[0][1] == (14, 14)
+    assert sorted(Path(each).name for each in asked) == [f"{number:02}.png" for number in range(14)]
+
+
+def test_a_process_that_can_keep_nothing_looks_at_all_where_another_keeps(folder, asked):
+    (folder / "a" / "02.png").write_bytes(b"none")
+    found = in_processes(2, lambda one: look(folder, one, memory_bytes=10**9 * one.rank, cache="ram"))
+    assert set(Counter(asked).values()) <= {2, 3}
+    assert len(set(asked)) == 14
+    assert found == [look(folder, Processes())] * 2

@@ -11,6 +11,9 @@ from torch import Tensor
 from visus.data.crops import centre_crop
 from visus.data.decode import Pixels, pixels_to_image
 
+_changing = threading.Lock()
+"""One for all counts, which processes send to each other."""
+
 
 class PixelCounts:
     """How often each value occurs in each channel of the middle `size` of images."""
@@ -19,14 +22,13 @@ class PixelCounts:
         self.images = 0
         self.size = size
         self._counts = np.zeros((channels, 256), dtype=np.int64)
-        self._changing = threading.Lock()
 
     def add(self, pixels: Pixels) -> None:
         """One more image, `[C, h, w]`, whole; from any thread, in any order."""
         # Pillow counts twice as fast as numpy, and torch would do it with threads of its own.
         middle = centre_crop(torch.from_numpy(pixels), self.size).numpy()
         found = np.array(pixels_to_image(middle).histogram()).reshape(self._counts.shape)
-        with self._changing:
+        with _changing:
             self._counts += found
             self.images += 1
 

@@ -37,6 +37,7 @@ from visus.data.images import ArrayImages, Data, Skipped, Split
 from visus.data.isolated import Decoders, DecodeSettings
 from visus.data.names import find_names, join_names, take
 from visus.errors import DataError
+from visus.processes import ALONE, Processes
 
 _MAX_BAD = 0.01
 _TRIED: dict[Cache | Literal["found"], tuple[Cache, ...]] = {
@@ -61,6 +62,8 @@ class _Means:
     counts: PixelCounts | None = None
     counted: int = 0
     """How many of the files, the first ones, `counts` are taken of."""
+    processes: Processes = ALONE
+    """Those that are given the same files."""
 
 
 class _NotKept(Exception):
@@ -92,6 +95,7 @@ def decode_once(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
     counts: PixelCounts | None = None,
+    processes: Processes = ALONE,
 ) -> Data:
     """`data` with every file decoded once, in child processes: bad ones left out and listed, pixels kept as `cache` says.
 
@@ -101,7 +105,7 @@ def decode_once(
     the training images, `resize` where it is not given. Arrays get their channels and their size in the same way. More than
     `max_bad` of the set bad, or a class without an image left to train on, is a `DataError`. `progress(done, total)` is called for
     each file, `say` with a line for people; `counts` are taken of the first part of `data`, the one to train on, but for what an
-    earlier run has decoded.
+    earlier run has decoded. Of several `processes`, which must all call this, each looks at its share of what none of them keeps.
     """
     every = {name: getattr(data, name) for name in ("train", "val", "test")}
     sides = {"train": resize if cache_size is None else None if cache_size == "full" else cache_size}
@@ -123,7 +127,7 @@ def decode_once(
         if part and isinstance(part.images, FileImages)
     }
     total = sum(map(len, parts.values()))
-    means = _Means(cache, memory_bytes, workers, progress or _ignore, say or _ignore)
+    means = _Means(cache, memory_bytes, workers, progress or _ignore, say or _ignore, processes=processes)
     skipped: list[Skipped] = []
     for names in _of_one_source(parts):
         some = replace(means, counts=counts if names[0] == next(iter(parts)) else None)
@@ -222,6 +226,13 @@ def _with_pixels(part: Split, good: Index, decoded: StoredImages | None, ranks: 
 
 def _decode(files: FileImages, stamps: Stamps, means: _Means) -> _Decoded:
     """Decode `files` and keep them as `means` say, or can."""
+    kept = _keep(files, stamps, means)
+    nobody = not any(means.processes.from_each(kept is not None))
+    return kept or _look_through(files, replace(means, processes=means.processes if nobody else ALONE))
+
+
+def _keep(files: FileImages, stamps: Stamps, means: _Means) -> _Decoded | None:
+    """Decode `files` and keep them; `None`, said, where that is not to be, or cannot."""
     tried = _TRIED["auto" if means.cache == "found" and _is_cached(files) else means.cache]
     for place in tried:
         try:
@@ -231,9 +242,30 @@ def _decode(files: FileImages, stamps: Stamps, means: _Means) -> _Decoded:
         except _NotKept as reason:
             off = "off, images are decoded each time" if place == tried[-1] else f"not on {place}"
             means.say(f"cache: {off}: {reason}")
-    with closing(_decoded(files, np.arange(len(files)), means)) as results:
-        pairs = zip(files.paths, results, strict=True)
-        return _Decoded({path: str(result) for path, result in pairs if isinstance(result, UndecodableError)})
+    return None
+
+
+def _look_through(files: FileImages, means: _Means) -> _Decoded:
+    """Which of `files` cannot be decoded; counted, too. Of several processes each looks at its share."""
+    processes = means.processes
+    share = np.array_split(np.arange(len(files)), processes.size)[processes.rank]
+
+    def progress(done: int, _: int) -> None:
+        means.progress(min(done * processes.size, len(files)), len(files))
+
+    own = replace(means, counts=means.counts and means.counts.empty(), progress=progress)
+    with closing(_decoded(files, share, own)) as results:
+        refused = {
+            files.paths[place]: str(result)
+            for place, result in zip(share.tolist(), results, strict=True)
+            if isinstance(result, UndecodableError)
+        }
+    reasons: dict[str, str] = {}
+    for each, counts in processes.from_each((refused, own.counts)):
+        reasons |= each
+        if means.counts and counts:
+            means.counts.take(counts)
+    return _Decoded(reasons)
 
 
 def _decode_to_memory(files: FileImages, means: _Means) -> _Decoded:

@@ -11,7 +11,7 @@ def make_folder(root, count):
         pixels = random.integers(0, 256, (40 + number % 7, 50, 3), np.uint8)
         pixels[: 10 * (number % 2 + 1)] = 0
         path = root / "ab"[number % 2] / f"{number}.png"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
     (root / "a" / "0.png").write_bytes(b"no image")
     return root

@@ -181,6 +181,7 @@ def test_a_damaged_last_checkpoint_is_replaced_by_its_predecessor(finished, tmp_
         ),
         (["train", "digits", "--model", "small", "--img-size", "3"], 2, "small cannot take images of 3x3"),
         (["train", "digits", "--recipe", "fast", "--img-size", "7"], 2, "quick cannot take images of 7x7"),
+        (["train", "digits", "--model", "alexnet", "--img-size", "20"], 2, "--img-size, such as 224"),
         (["train", "digits", "--ema-decay", "0.999"], 2, "give --ema, or leave it out"),
         (["train", "digits", "--checkpoint-every", "often"], 2, "often"),
         (["train", "digits", "--device", "7"], 2, "CUDA unavailable"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from visus.amp import make_scaler
 from visus.compiling import refuse_without_compiler
@@ -17,13 +17,11 @@ from visus.config import TrainConfig, default_batch_size
 from visus.data.batching import TrainingBatches, batch_sizes
 from visus.data.foreign import Transform
 from visus.display import Display
-from visus.errors import UsageError, VisusError
-from visus.inference import eval_mode
+from visus.errors import UsageError
 from visus.loop import Loss
 from visus.models.adapt import freezer, learning_rate_factors
 from visus.models.build import build_model
 from visus.models.lora import add_lora
-from visus.models.sizes import Size, working_sizes
 from visus.ops.averaging import ExponentialAverage, TailAverage, last_quarter
 from visus.ops.optim import make_optimizer, resolve_optimizer
 from visus.ops.rng import derive_seed
@@ -31,11 +29,9 @@ from visus.preparing import Prepared
 from visus.processes import Processes
 from visus.runs import RunFolder
 from visus.state import TrainingState
-from visus.summaries.tracing import InputError, first_line, trace
+from visus.trying import refusing_size, try_on
 
 _SOME_RATE = 1e-3
-_OF_LIBRARIES = (RuntimeError, ValueError, AssertionError)
-"""How libraries, each in its own way, say that an image is none that a model can take."""
 
 
 def model_args(config: TrainConfig, prepared: Prepared) -> dict[str, Any]:
@@ -86,41 +82,11 @@ def new_model(
     """
     torch.manual_seed(derive_seed(config.seed, "init"))
     size, channels = prepared.preprocessing.size, prepared.train.images.channels
-    try:
+    with refusing_size(config.model, size, channels):
         model = build_model(config.model, weights=config.weights, say=say, **model_args(config, prepared))
         model.to(device)
-        _try_on(model, torch.zeros(1, channels, *size, device=device))
-    except InputError as error:
-        raise _refused_size(config.model, size, channels, error.place) from None
-    except (VisusError, torch.OutOfMemoryError):
-        raise
-    except _OF_LIBRARIES as error:
-        raise _refused_size(config.model, size, channels, first_line(error)) from None
+        try_on(model, torch.zeros(1, channels, *size, device=device))
     return model
-
-
-def _try_on(model: nn.Module, image: Tensor) -> None:
-    """`InputError`, naming the layer, where `model` cannot take `image [1, C, H, W]`."""
-    with eval_mode(model), torch.inference_mode():
-        try:
-            model(image)
-        except torch.OutOfMemoryError:
-            raise
-        except _OF_LIBRARIES:
-            # Once more, to see where.
-            trace(model, ([image], {}))
-            raise
-
-
-def _refused_size(name: str, size: Size, channels: int, reason: str) -> UsageError:
-    height, width = size
-    # --img-size makes squares.
-    side = max(size)
-    found = " and ".join(str(each) for each, _ in working_sizes(name, (side, side), in_channels=channels))
-    return UsageError(
-        f"{name} cannot take images of {height}x{width} ({reason.rstrip('.')}); choose another --img-size"
-        + (f", such as {found}" if found else "")
-    )
 
 
 def begin(config: TrainConfig, model: nn.Module, device: torch.device, *, steps: int = 1) -> TrainingState:

@@ -22,6 +22,7 @@ from visus.models.hollow import check_weights
 from visus.models.weights import pretrained_preprocessing
 from visus.preprocessing import RESIZE_RATIO, Interpolation, Preprocessing
 from visus.processes import ALONE, Processes
+from visus.trying import check_size
 
 _LARGE_SIZE = 224
 
@@ -72,6 +73,8 @@ def prepare(config: TrainConfig, display: Display, processes: Processes = ALONE)
     _check_batch(config, part, size)
     _check_weights(config, part, size)
     channels = part.images.channels
+    if isinstance(part.images, FileImages):
+        check_size(config.model, size, channels, img_size=config.img_size, stem=config.stem)
     interpolation: Interpolation = pretrained.interpolation if pretrained else "bilinear"
     counts = None if pretrained else PixelCounts(channels, size)
     data = _decode(data, channels, config, size, resize, interpolation, display, processes, counts)

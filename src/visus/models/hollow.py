@@ -7,6 +7,7 @@ is computed and nothing allocated.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import threading
 import warnings
@@ -75,11 +76,19 @@ def check_weights(
         build_model(name, num_classes, weights=weights, say=str, **options)
 
 
-def fake_mode() -> FakeTensorMode:
+@contextmanager
+def fake_mode() -> Iterator[FakeTensorMode]:
     """The mode in which hollow models are made and run. An operation that could only be had by computing it raises."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    return FakeTensorMode(allow_fallback_kernels=False, allow_non_fake_inputs=True)
+    # It logs a traceback of every error, of which we make a sentence.
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        with FakeTensorMode(allow_fallback_kernels=False, allow_non_fake_inputs=True) as mode:
+            yield mode
+    finally:
+        log.disabled = was_disabled
 
 
 def hollow_copy(model: nn.Module) -> nn.Module:

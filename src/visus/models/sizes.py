@@ -24,7 +24,12 @@ def working_sizes(name: str, near: Size, *, in_channels: int = 3) -> list[Size]:
     Only multiples of 32, 28 and 16 are tried, and the size that the model is made for; where none works, none is returned. Beside
     an image that is not square squares are tried as well, as some models take nothing else.
     """
-    return nearest_sizes(lambda size: _takes(name, size, in_channels), near, _made_for(name))
+
+    def takes(size: Size) -> bool:
+        height, width = size
+        return takes_size(name, size, in_channels, height if height == width else None)
+
+    return nearest_sizes(takes, near, _made_for(name))
 
 
 def nearest_sizes(takes: Callable[[Size], bool], near: Size, made_for: int) -> list[Size]:
@@ -47,13 +52,16 @@ def _made_for(name: str) -> int:
     return int(configuration["input_size"][1]) if configuration else 224
 
 
-def _takes(name: str, size: Size, in_channels: int) -> bool:
-    height, width = size
+def takes_size(name: str, size: Size, in_channels: int, img_size: int | None) -> bool:
+    """Whether the model, built for `img_size` where it is given, takes images of `size`; nothing is computed.
+
+    False also of a model that cannot be tried without computing.
+    """
     try:
-        model = build_outline(name, in_channels=in_channels, img_size=height if height == width else None)
+        model = build_outline(name, in_channels=in_channels, img_size=img_size)
         with warnings.catch_warnings(), fake_mode():
             warnings.simplefilter("ignore")
-            hollow_copy(model).eval()(torch.zeros(1, in_channels, height, width))
+            hollow_copy(model).eval()(torch.zeros(1, in_channels, *size))
     # Whatever a library raises here, this size is not one to name.
     except Exception:
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import warnings
@@ -221,11 +220,8 @@ def _largest_part(name: str, used: Collection[str]) -> str:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """The random generators of torch, numpy and Python, and torch's settings, as they were; no word about fake tensors."""
+    """The random generators of torch, numpy and Python, and torch's settings, as they were."""
     python, numpy = random.getstate(), np.random.get_state()
-    # It logs a traceback of every error, of which we make a sentence.
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    was_disabled, log.disabled = log.disabled, True
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with (
         # A compiled kernel reads memory that fake tensors do not have, and dies of it: timm's kron compiles its update.
@@ -241,7 +237,6 @@ def undisturbed() -> Iterator[None]:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
-            log.disabled = was_disabled
             random.setstate(python)
             np.random.set_state(numpy)
 

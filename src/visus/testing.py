@@ -204,7 +204,7 @@ def choose_part(
     chosen = _choose(data, part, advice)
     fingerprint, split = part_fingerprint(chosen), map_classes(chosen, checkpoint.classes)
     absent = split.absent_classes
-    notes = (*data.notes, *([f"classes without an image here: {', '.join(absent)}"] if absent else []))
+    notes = (*data.notes, *([f"classes without an image here: {first_of(absent)}"] if absent else []))
     return replace(data, classes=split.classes, train=None, val=None, test=split, notes=notes), fingerprint
 
 

@@ -14,6 +14,7 @@ from visus.data.sources import open_source, read_source
 from visus.errors import DataError, UsageError
 
 datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
 
 
 def png(number):
@@ -144,6 +145,17 @@ def test_a_test_part_without_labels_is_passed_over(pets):
 def test_what_cannot_be_used_is_said(pets, change, kind, sentence):
     with pytest.raises(kind, match=sentence):
         read_source(change(pets))
+
+
+@pytest.mark.parametrize("column", ["label", "site"])
+def test_text_that_is_no_utf8_is_said(column):
+    # What Arrow is given as bytes it does not look into.
+    other = pyarrow.array([b"caf\xe9", b"bar"]).view(pyarrow.string())
+    words = {"label": pyarrow.array(["a", "b"]), "site": pyarrow.array(["x", "y"]), column: other}
+    images = pyarrow.array([{"bytes": png(number), "path": None} for number in range(2)])
+    table = pyarrow.table({"image": images, **words})
+    with pytest.raises(DataError, match=f"train: expected UTF-8 in {column}, found other bytes"):
+        read_source(datasets.Dataset(datasets.table.InMemoryTable(table)))
 
 
 def test_images_by_path_and_images_that_are_not_there(pets, tmp_path):

@@ -226,7 +226,7 @@ def _listing(name: str, part: Any, image: str, label: str) -> Listing | None:
     if label not in plain:
         raise DataError(f"{name}: expected numbers or names as {label}, found {part.features[label]}")
     table = part.select_columns(plain).with_format("arrow")[:]
-    texts = as_texts(table.column(label))
+    texts = _texts(name, table, label)
     given = getattr(part.features[label], "names", None)
     unlabelled = [place for place, text in enumerate(texts) if text in ("", "-1")]
     if texts and len(unlabelled) == len(texts):
@@ -249,13 +249,23 @@ def _listing(name: str, part: Any, image: str, label: str) -> Listing | None:
         classes=classes,
         paths=collect_names(map(str, range(len(texts)))),
         labels=labels,
-        columns={each: _named(part, table, each) for each in plain if each != label},
+        columns={each: _named(name, part, table, each) for each in plain if each != label},
     )
 
 
-def _named(part: Any, table: Any, column: str) -> Column:
+def _texts(name: str, table: Any, column: str) -> list[str]:
+    """A column of the part `name` as text."""
+    try:
+        return as_texts(table.column(column))
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{name}: expected UTF-8 in {column}, found other bytes; save it again in UTF-8"
+        ) from None
+
+
+def _named(name: str, part: Any, table: Any, column: str) -> Column:
     """A column as text; the numbers of classes as their names."""
-    texts = as_texts(table.column(column))
+    texts = _texts(name, table, column)
     if names := getattr(part.features[column], "names", None):
         texts = [names[int(text)] if text.isdecimal() and int(text) < len(names) else "" for text in texts]
     return np.array(texts, dtype=object)

@@ -36,7 +36,7 @@ from visus.data.files import FileImages, decode_all
 from visus.data.images import ArrayImages, Data, Skipped, Split
 from visus.data.isolated import Decoders, DecodeSettings
 from visus.data.names import find_names, join_names, take
-from visus.errors import DataError
+from visus.errors import DataError, first_of
 from visus.processes import ALONE, Processes
 
 _MAX_BAD = 0.01
@@ -452,5 +452,5 @@ def _refuse_lost_classes(before: Split, after: Split, source: str) -> None:
     had_none = set(before.absent_classes)
     if lost := [name for name in after.absent_classes if name not in had_none]:
         raise DataError(
-            f"{source}: expected training images of every class, found none that can be used of {', '.join(lost)}"
+            f"{source}: expected training images of every class, found none that can be used of {first_of(lost)}"
         )

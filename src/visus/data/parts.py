@@ -11,6 +11,7 @@ from visus.data.files import FileImages
 from visus.data.folders import Listing
 from visus.data.images import Data, Split, map_classes
 from visus.data.names import collect_names
+from visus.errors import first_of
 
 
 def make_data(source: str | Path, kind: str, **parts: Split) -> Data:
@@ -69,7 +70,7 @@ def _notes(listings: Mapping[str, Listing], classes: list[str]) -> list[str]:
     columns = sorted({name for listing in listings.values() for name in listing.columns})
     notes = [f"{others} other files passed over"] * bool(others)
     notes += [
-        f"{name}: {', '.join(sorted(set(classes) - set(listing.classes)))} not in it"
+        f"{name}: {first_of(sorted(set(classes) - set(listing.classes)))} not in it"
         for name, listing in listings.items()
         if set(listing.classes) != set(classes)
     ]
@@ -78,5 +79,5 @@ def _notes(listings: Mapping[str, Listing], classes: list[str]) -> list[str]:
         for name, listing in listings.items()
         if listing.loose
     ]
-    notes += [f"folders without images passed over: {', '.join(empty)}"] * bool(empty)
-    return notes + [f"columns kept with each image: {', '.join(columns)}"] * bool(columns)
+    notes += [f"folders without images passed over: {first_of(empty)}"] * bool(empty)
+    return notes + [f"columns kept with each image: {first_of(columns)}"] * bool(columns)

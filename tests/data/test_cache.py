@@ -42,6 +42,7 @@ from visus.data.sources import open_source
 from visus.display import Display
 from visus.errors import DataError, UsageError
 from visus.preparing import prepare
+from visus.processes import Processes
 
 PARTS = ("train", "val", "test")
 MODES = {".jpg": ["RGB", "L", "CMYK"], ".png": ["RGBA", "1", "P"]}
@@ -603,8 +604,7 @@ def test_processes_on_one_machine_share_the_memory_where_there_is_no_file(folder
     monkeypatch.setattr(keeping, "room_bytes", lambda _: 0)
     quiet = Display(quiet=True)
     assert cache_in_use(prepare(config, quiet).train.images) == "ram"
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(10**7))
-    assert cache_in_use(prepare(config, quiet).train.images) == "off"
+    assert cache_in_use(prepare(config, quiet, Processes(local_size=10**7)).train.images) == "off"
 
 
 def test_parts_that_are_not_asked_for_stay_in_the_cache(folder, asked):

@@ -7,9 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from visus.data import batching
+from visus.data.batching import measure_preprocessing
 from visus.data.counts import PixelCounts
 from visus.data.crops import centre_crop
+from visus.data.keeping import decode_once
+from visus.data.sources import open_source
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9))
@@ -50,3 +55,56 @@ def test_what_others_have_counted_is_taken_over():
     others.add(np.zeros((1, 4, 4), np.uint8))
     counts.take(others)
     assert (counts.images, counts.mean_and_std()) == (2, ((0.5,), (0.5,)))
+
+
+def stored(tmp_path, random, count=5):
+    """Images in a file, as the decode-once cache has them."""
+    folder = tmp_path / "images"
+    for number in range(count):
+        path = folder / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (12, 11 + number, 3), np.uint8)).save(path)
+    data = open_source(folder, val_fraction=0)
+    return decode_once(data, resize=None, memory_bytes=0, cache="disk").train
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often images were read to count."""
+    calls, count = [], batching._count
+    monkeypatch.setattr(batching, "_count", lambda *given: calls.append(given[0]) or count(*given))
+    return calls
+
+
+def test_what_was_counted_is_kept_for_images_in_a_file(tmp_path, monkeypatch, counted):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    part = stored(tmp_path, np.random.default_rng(0))
+    first = measure_preprocessing(part, (8, 8))
+    assert len(counted) == 1
+    assert measure_preprocessing(part, (8, 8)) == first
+    assert len(counted) == 1
+    # Another size, other images, and another order of them are something else.
+    for other, size in (
+        (part, (8, 9)),
+        (part.subset(np.arange(4)), (8, 8)),
+        (part.subset(np.arange(5)[::-1]), (8, 8)),
+    ):
+        measure_preprocessing(other, size)
+    assert len(counted) == 4
+    (folder,) = tmp_path.glob("cache/visus/counts")
+    assert len(list(folder.iterdir())) == 4
+    for each in folder.iterdir():
+        each.write_bytes(each.read_bytes()[:-8])
+    assert measure_preprocessing(part, (8, 8)) == first
+    for each in folder.iterdir():
+        np.save(each, np.ones((3, 256), np.int64))
+    assert measure_preprocessing(part, (8, 8)) == first
+    assert len(counted) == 6
+
+
+def test_a_place_that_cannot_be_written_to_only_costs_time(tmp_path, monkeypatch, counted):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    part = stored(tmp_path, np.random.default_rng(1))
+    (tmp_path / "cache" / "visus" / "counts").write_text("no folder")
+    assert measure_preprocessing(part, (8, 8)) == measure_preprocessing(part, (8, 8))
+    assert len(counted) == 2

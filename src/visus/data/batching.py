@@ -26,7 +26,7 @@ from visus.data.augment import (
     draw,
     is_mirrored,
 )
-from visus.data.counts import PixelCounts
+from visus.data.counts import PixelCounts, kept_counts
 from visus.data.crops import centre_crop, mirror, random_resized_crop
 from visus.data.erasing import erase_
 from visus.data.files import FileImages, small_size
@@ -306,10 +306,20 @@ def measure_preprocessing(
     size = size or split.images.size
     if size is None:
         raise _several_sizes()
-    if counts is None or counts.images != len(split):
-        counts = _count(split.images, size, workers)
-    mean, std = counts.mean_and_std()
+    mean, std = _counted(split.images, size, workers, counts).mean_and_std()
     return Preprocessing(size=size, resize=resize, channels=split.images.channels, mean=mean, std=std)
+
+
+def _counted(
+    images: Images, size: tuple[int, int], workers: int | None, known: PixelCounts | None
+) -> PixelCounts:
+    """`known`, where these are of all images, or what an earlier run has kept, or counted now."""
+
+    def count() -> PixelCounts:
+        return known if known and known.images == len(images) else _count(images, size, workers)
+
+    decoded = images.decoded if isinstance(images, FileImages) else None
+    return kept_counts(decoded, size, count) if decoded and decoded.path else count()
 
 
 def _count(images: Images, size: tuple[int, int], workers: int | None) -> PixelCounts:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import math
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from visus.data.cache import StoredImages, cache_folder
 from visus.data.crops import centre_crop
 from visus.data.decode import Pixels, pixels_to_image
+from visus.files import replacing
 
 _changing = threading.Lock()
 """One for all counts, which processes send to each other."""
@@ -47,6 +54,20 @@ class PixelCounts:
             count += torch.bincount(pixels[:, channel].flatten(), minlength=256).numpy()
         self.images += len(pixels)
 
+    def save(self, path: Path) -> None:
+        """Write them to a file."""
+        with replacing(path, durable=False) as temporary, temporary.open("wb") as file:
+            np.save(file, self._counts)
+
+    def load(self, path: Path, images: int) -> None:
+        """Take those of so many `images` from a file; `OSError`, `ValueError` or `EOFError` where it has no such."""
+        found = np.load(path, allow_pickle=False)
+        # What is cut off or of something else does not add up.
+        if found.dtype != np.int64 or (found.sum(axis=-1) != images * math.prod(self.size)).any():
+            raise ValueError
+        self._counts += found.reshape(self._counts.shape)
+        self.images += images
+
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Of each channel, of values from 0 to 1. A channel that never changes gets a standard deviation of 1."""
         values, counts = torch.arange(256, dtype=torch.float64) / 255, torch.from_numpy(self._counts)
@@ -56,3 +77,26 @@ class PixelCounts:
             for count, mean in zip(counts, means, strict=True)
         ]
         return tuple(means), tuple(variance**0.5 or 1.0 for variance in variances)
+
+
+def kept_counts(images: StoredImages, size: tuple[int, int], count: Callable[[], PixelCounts]) -> PixelCounts:
+    """What `count` finds of the middle `size` of `images` in a cache file; kept beside it, so that a later run need not read them.
+
+    It is known again by the checksums of the images. Where there is no room, it is not kept.
+    """
+    path, counts = _path(images, size), PixelCounts(images.channels, size)
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        counts.load(path, len(images))
+        return counts
+    counts = count()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        counts.save(path)
+    return counts
+
+
+def _path(images: StoredImages, size: tuple[int, int]) -> Path:
+    key = hashlib.sha256(repr((images.channels, size)).encode())
+    for column in (images.checksums(), images.places[:, 2:]):
+        key.update(np.ascontiguousarray(column).data)
+    return cache_folder().parent / "counts" / f"{key.hexdigest()[:16]}.npy"

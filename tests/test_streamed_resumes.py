@@ -142,7 +142,7 @@ def test_the_processes_that_decode_end_with_those_that_train(folder, tmp_path, p
         assert process.poll() is None, (tmp_path / "said.txt").read_text()
         time.sleep(0.05)
     everybody = descendants(process.pid)
-    decoding = [each for each in everybody if "visus.data.isolated" in arguments(each)]
+    decoding = [each for each in everybody if "visus.data.child" in arguments(each)]
     assert len(decoding) == 2 * processes
     # Those that train, and who started them; nobody can do anything about it any more.
     for each in everybody - set(decoding):

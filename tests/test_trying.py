@@ -6,7 +6,7 @@ from made_folders import make_folder
 
 from visus import trying
 from visus.config import make_config
-from visus.data.isolated import Decoder
+from visus.data.decoder import Decoder
 from visus.errors import UsageError
 from visus.models.sizes import takes_size
 from visus.training import train

@@ -16,10 +16,10 @@ from PIL import Image
 
 import visus
 from visus.config import make_config
-from visus.data import decode, files, isolated
-from visus.data.decode import UndecodableError, decode_image
+from visus.data import decode, files
+from visus.data.decode import DecodeSettings, UndecodableError, decode_image
+from visus.data.decoder import Decoder
 from visus.data.files import decode_all
-from visus.data.isolated import Decoder, DecodeSettings
 from visus.data.keeping import decode_once
 from visus.data.sources import open_source
 from visus.display import Display
@@ -30,16 +30,16 @@ COLOURS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
 PHOTO = Image.fromarray(COLOURS).resize((80, 60), Image.Resampling.BICUBIC)
 DEADLY = """
 import os, signal
-from visus.data import isolated
-whole = isolated.read_image
+from visus.data import child
+whole = child.read_image
 
 def decode(source, **settings):
     if os.path.basename(source).startswith("deadly"):
         os.kill(os.getpid(), signal.SIGSEGV)
     return whole(source, **settings)
 
-isolated.read_image = decode
-isolated.main()
+child.read_image = decode
+child.main()
 """
 
 
@@ -320,7 +320,7 @@ def test_a_decoder_that_dies_takes_no_run_with_it(tmp_path, monkeypatch):
     contents = {f"deadly{number}.png": encoded(PHOTO, "png") for number in range(2)}
     root = folder_of(tmp_path / "x", contents | {"cut.jpg": encoded(PHOTO, "jpeg")[:300]})
     (tmp_path / "child.py").write_text(DEADLY)
-    monkeypatch.setattr(isolated, "_CHILD", [str(tmp_path / "child.py")])
+    monkeypatch.setattr("visus.data.decoder._CHILD", [str(tmp_path / "child.py")])
     shown = io.StringIO()
     options = {"model": "small", "img_size": 12, "augment": "standard", "epochs": 1, "batch_size": 4}
     config = make_config(
@@ -331,10 +331,10 @@ def test_a_decoder_that_dies_takes_no_run_with_it(tmp_path, monkeypatch):
     for number in range(2):
         assert f"skipped a/deadly{number}.png: the decoder dies of it (SIGSEGV)" in shown.getvalue()
     # The second run names them without giving them another chance to kill.
-    monkeypatch.setattr(isolated, "_CHILD", ["-c", "raise SystemExit"])
+    monkeypatch.setattr("visus.data.decoder._CHILD", ["-c", "raise SystemExit"])
     monkeypatch.setattr("visus.preparing.small_size", lambda *_: None)
     assert visus.train(config).digest == run.digest
-    monkeypatch.setattr(isolated, "_CHILD", [str(tmp_path / "child.py")])
+    monkeypatch.setattr("visus.data.decoder._CHILD", [str(tmp_path / "child.py")])
     checkpoint = visus.load_checkpoint(Path(run.checkpoints["best"]))
     paths = [str(root / "a" / name) for name in ("good0.png", "deadly0.png", "good1.png")]
     errors = [each.error for each in visus.predict_files(checkpoint, paths)]

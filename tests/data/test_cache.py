@@ -35,8 +35,8 @@ from visus.data.cache import (
     writing_cache,
 )
 from visus.data.counts import PixelCounts
+from visus.data.decoder import Decoder
 from visus.data.files import cache_in_use
-from visus.data.isolated import Decoder
 from visus.data.keeping import decode_once
 from visus.data.sources import open_source
 from visus.display import Display
@@ -236,7 +236,7 @@ def test_one_run_decodes_and_the_other_waits(folder, asked):
 
 def test_runs_at_once_decode_once(folder, tmp_path):
     code = (
-        "import sys\nfrom visus.data.keeping import decode_once\nfrom visus.data.isolated import Decoder\n"
+        "import sys\nfrom visus.data.keeping import decode_once\nfrom visus.data.decoder import Decoder\n"
         "from visus.data.sources import open_source\ndecode, asked = Decoder.decode_all, []\n"
         "Decoder.decode_all = lambda self, sources: asked.extend(sources) or decode(self, sources)\n"
         "decode_once(open_source(sys.argv[1]), cache='disk', resize=16, max_bad=0.5, memory_bytes=0)\n"

@@ -17,7 +17,7 @@ import visus.data
 from visus.data.batching import TrainingBatches
 from visus.data.cache import list_caches
 from visus.data.counts import PixelCounts
-from visus.data.isolated import Decoder
+from visus.data.decoder import Decoder
 from visus.data.keeping import decode_once
 from visus.errors import UsageError
 from visus.processes import Processes

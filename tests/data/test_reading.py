@@ -17,10 +17,12 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from visus.data import batching, isolated
+from visus.data import batching
 from visus.data.ahead import both, in_order
 from visus.data.batching import EvaluationBatches, TrainingBatches, measure_preprocessing
-from visus.data.isolated import Decoder, Decoders, DecodeSettings
+from visus.data.decode import DecodeSettings, UndecodableError
+from visus.data.decoder import Decoder, _start
+from visus.data.isolated import Decoders
 from visus.data.keeping import decode_once
 from visus.data.sources import open_source
 from visus.errors import DataError, PeerLost
@@ -139,8 +141,10 @@ def test_a_few_batches_are_read_ahead_and_no_more(parts, monkeypatch):
 
 def test_children_stay_from_epoch_to_epoch_and_end_when_told(folder, monkeypatch):
     started = []
-    start = isolated._start
-    monkeypatch.setattr(isolated, "_start", lambda *given: started.append(start(*given)) or started[-1])
+    start = _start
+    monkeypatch.setattr(
+        "visus.data.decoder._start", lambda *given: started.append(start(*given)) or started[-1]
+    )
     part = kept(folder, "off")
     for child in started:
         assert child.poll() is not None
@@ -159,8 +163,10 @@ def test_children_stay_from_epoch_to_epoch_and_end_when_told(folder, monkeypatch
 
 def test_children_end_when_nobody_has_them_any_more(folder, monkeypatch):
     started = []
-    start = isolated._start
-    monkeypatch.setattr(isolated, "_start", lambda *given: started.append(start(*given)) or started[-1])
+    start = _start
+    monkeypatch.setattr(
+        "visus.data.decoder._start", lambda *given: started.append(start(*given)) or started[-1]
+    )
     part = kept(folder, "off")
     started.clear()
     list(EvaluationBatches(part, RECORD, 5, workers=1))
@@ -181,7 +187,7 @@ def test_epochs_take_no_more_descriptors_or_threads(folder):
             any("ThreadPool" in each.name for each in threading.enumerate()) and time.monotonic() < deadline
         ):
             time.sleep(0.01)
-        # While the threads of an epoch that was left are finishing, those of the next have children of their own.
+        # The threads of an epoch that was left finish what they have begun, and those of the next do not wait for their children.
         children = len(part.images.decoders._all)
         assert children <= 4
         # Two pipes, and the memory that is shared.
@@ -193,7 +199,7 @@ def test_epochs_take_no_more_descriptors_or_threads(folder):
     for epoch in range(5):
         for _ in islice(batches(epoch), 2):
             pass
-    assert held() == before
+        assert held() == before
 
 
 def test_a_file_that_goes_bad_is_named_when_its_batch_is_due(folder, tmp_path):
@@ -215,8 +221,8 @@ def test_a_file_that_goes_bad_is_named_when_its_batch_is_due(folder, tmp_path):
 
 DYING = """
 import os, signal
-from visus.data import isolated
-whole = isolated.read_image
+from visus.data import child
+whole = child.read_image
 
 def decode(source, **settings):
     if os.path.basename(source) == "04.jpg":
@@ -227,8 +233,8 @@ def decode(source, **settings):
             os.kill(os.getpid(), signal.{signal})
     return whole(source, **settings)
 
-isolated.read_image = decode
-isolated.main()
+child.read_image = decode
+child.main()
 """
 
 
@@ -238,7 +244,7 @@ def test_a_child_that_dies_is_replaced_and_its_file_named_if_it_was_that(
 ):
     script = tmp_path / "child.py"
     script.write_text(DYING.format(flag=str(tmp_path / "flag"), signal="SIGSEGV", twice=twice))
-    monkeypatch.setattr(isolated, "_CHILD", [str(script)])
+    monkeypatch.setattr("visus.data.decoder._CHILD", [str(script)])
     part = replace(parts["off"], images=replace(parts["off"].images, decoders=Decoders()))
     batches = TrainingBatches(part, RECORD, 4, workers=2)
     if twice:
@@ -250,7 +256,7 @@ def test_a_child_that_dies_is_replaced_and_its_file_named_if_it_was_that(
 
 
 def test_that_no_child_can_start_is_said(parts, monkeypatch):
-    monkeypatch.setattr(isolated, "_CHILD", ["-c", "raise SystemExit(5)"])
+    monkeypatch.setattr("visus.data.decoder._CHILD", ["-c", "raise SystemExit(5)"])
     part = replace(parts["off"], images=replace(parts["off"].images, decoders=Decoders()))
     with pytest.raises(PeerLost, match="ends with 5") as error:
         list(TrainingBatches(part, RECORD, 4, workers=1)(0))
@@ -271,7 +277,7 @@ def test_decoders_serve_many_threads_and_close_while_they_do(folder):
     next(running)
     decoders.close()
     last = list(running)[-1]
-    assert isinstance(last, isolated.UndecodableError)
+    assert isinstance(last, UndecodableError)
     assert "stopped" in str(last)
 
 
@@ -285,7 +291,9 @@ def test_another_process_has_children_of_its_own(parts):
 def test_a_fork_leaves_its_parents_children_alone(folder):
     code = f"""
 import os, warnings
-from visus.data.isolated import Decoder, Decoders, DecodeSettings
+from visus.data.decode import DecodeSettings
+from visus.data.decoder import Decoder
+from visus.data.isolated import Decoders
 path, how = {str(next(folder.rglob("*.png")))!r}, DecodeSettings()
 decoders = Decoders()
 def decode():

@@ -26,8 +26,7 @@ import filelock
 import numpy as np
 import numpy.typing as npt
 
-from visus.data.decode import WAY, Pixels, flat
-from visus.data.isolated import DecodeSettings
+from visus.data.decode import WAY, DecodeSettings, Pixels, flat
 from visus.data.names import NamesBuilder, find_names, read_names, separated
 from visus.errors import UsageError
 from visus.files import replacing

@@ -12,6 +12,7 @@ import stat
 import struct
 import warnings
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from visus.data.shrinking import shrink, shrunk_size
 from visus.errors import one_line
 
 Pixels = npt.NDArray[np.uint8]
+Source = str | bytes
+"""A file's path, or all its bytes."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
@@ -61,6 +64,16 @@ _UPRIGHT = {
 }
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "AVIF", "BMP", "DIB", "PPM")
 """Pillow would take others for images whatever their suffix says, and run Ghostscript on PostScript."""
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """What `decode_image` is told; the same for all files of a set."""
+
+    channels: int = 3
+    resize: int | None = None
+    interpolation: str = "bilinear"
+    max_pixels: int = 100_000_000
 
 
 class UndecodableError(Exception):

@@ -15,9 +15,10 @@ import numpy as np
 
 from visus.data.archives import Archive
 from visus.data.cache import Cache, DamagedCacheError, Index, Stamps, StoredImages
-from visus.data.decode import Pixels, UndecodableError
+from visus.data.decode import DecodeSettings, Pixels, UndecodableError
+from visus.data.decoder import Decoder
 from visus.data.images import Data, Images
-from visus.data.isolated import Decoder, Decoders, DecodeSettings, Watch, decode_here, decode_in_order
+from visus.data.isolated import Decoders, Watch, decode_here, decode_in_order
 from visus.data.names import take
 from visus.errors import DataError, UsageError
 

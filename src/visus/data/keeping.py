@@ -31,10 +31,10 @@ from visus.data.cache import (
     writing_cache,
 )
 from visus.data.counts import PixelCounts
-from visus.data.decode import Pixels, UndecodableError
+from visus.data.decode import DecodeSettings, Pixels, UndecodableError
 from visus.data.files import FileImages, decode_all
 from visus.data.images import ArrayImages, Data, Skipped, Split
-from visus.data.isolated import Decoders, DecodeSettings
+from visus.data.isolated import Decoders
 from visus.data.names import find_names, join_names, take
 from visus.errors import DataError, first_of
 from visus.processes import ALONE, Processes

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from visus.data.ahead import both, in_order, working
+from visus.data.decoder import MOST_AT_ONCE
 from visus.data.files import FileImages
 from visus.data.images import ArrayImages, Images
-from visus.data.isolated import MOST_AT_ONCE
 from visus.processors import own_processors
 
 Positions = npt.NDArray[np.int64]

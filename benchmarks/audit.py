@@ -12,7 +12,8 @@ has near copies of its own: what is reported besides the planted ones counts as 
 looks; `--sheet` draws them, for somebody to judge.
 
 For `--growth` so many images are made, each a mean of two of a class with a random weight, as arrays; one in a hundred has a copy,
-by turns the same, brighter, and cut by a pixel or two. Each count has a process of its own. The memory is what the audit takes
+by turns the same, brighter, and cut by a pixel or two. What is reported besides is told apart by whether both are mixed of the
+same two images, and so like each other by chance. Each count has a process of its own. The memory is what the audit takes
 besides the images, and cannot give back: thumbnails and features lie in files.
 """
 
@@ -254,14 +255,14 @@ def print_growth(counts: list[int], seed: int) -> None:
         "same found",
         "near found",
     )
-    print(f"| {' | '.join(columns)} | besides |\n|{'---|' * (len(columns) + 1)}")
+    print(f"| {' | '.join(columns)} | besides, of one pair | others |\n|{'---|' * (len(columns) + 2)}")
     for count in counts:
         subprocess.run([sys.executable, __file__, "--grown", str(count), "--seed", str(seed)], check=True)
 
 
 def grown(count: int, seed: int) -> list[str]:
     """The cells of a line of `print_growth`."""
-    images, labels, same, near = mixed_fashion(count, seed)
+    images, labels, mixed, same, near = mixed_fashion(count, seed)
     data = visus.ArrayDataset(images, labels, CLASSES)
     before, peak, over = anonymous_mib(), [0.0], threading.Event()
 
@@ -277,6 +278,8 @@ def grown(count: int, seed: int) -> list[str]:
     over.set()
     watcher.join()
     reported = pairs_of(found, "near_duplicate")
+    besides = [tuple(map(int, pair)) for pair in reported - near]
+    of_one_pair = sum(np.array_equal(mixed[one], mixed[other]) for one, other in besides)
     return [
         f"{len(images):,}",
         f"{processor:.0f}",
@@ -285,19 +288,22 @@ def grown(count: int, seed: int) -> list[str]:
         f"{max(peak) - before:.0f}",
         f"{len(same & pairs_of(found, 'exact_duplicate'))} of {len(same)}",
         f"{len(near & reported)} of {len(near)}",
-        f"{len(reported - near)}",
+        f"{of_one_pair}",
+        f"{len(besides) - of_one_pair}",
     ]
 
 
-def mixed_fashion(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, set, set]:
-    """Images `[N, 28, 28]`, labels, and the pairs of names that are copies: the same, and nearly so."""
+def mixed_fashion(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, set, set]:
+    """Images `[N, 28, 28]`, labels, which two each is mixed of `[N, 2]`, and pairs of names: of the same, and of near copies."""
     originals, classes = read_fashion(60_000, seed)
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(classes == number) for number in range(10)]
     labels = rng.integers(0, 10, count)
     images = np.empty((count + count // 100, 28, 28), dtype=np.uint8)
+    mixed = np.empty((count, 2), dtype=np.int64)
     for place, label in enumerate(labels):
-        first, second = originals[rng.choice(members[label], 2)].astype(np.float32)
+        mixed[place] = rng.choice(members[label], 2)
+        first, second = originals[mixed[place]].astype(np.float32)
         images[place] = second + rng.uniform(0.35, 0.65) * (first - second)
     pairs: list[set] = [set(), set()]
     copied = rng.permutation(count)[: count // 100]
@@ -310,7 +316,8 @@ def mixed_fashion(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, set, s
             image = np.asarray(cut.resize((28, 28), Image.Resampling.BICUBIC))
         images[count + number] = image
         pairs[number % 3 > 0].add(tuple(sorted((str(place), str(count + number)))))
-    return images, np.concatenate([labels, labels[copied]]), pairs[0], pairs[1]
+    with_copies = np.concatenate([np.arange(count), copied])
+    return images, labels[with_copies], np.sort(mixed)[with_copies], pairs[0], pairs[1]
 
 
 def anonymous_mib() -> float:

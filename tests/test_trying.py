@@ -43,8 +43,10 @@ def test_an_outline_tells_what_the_model_does(name, size, img_size, takes):
             check_size(name, size, 3, img_size=img_size, stem=None)
 
 
-def test_a_model_that_has_no_outline_is_tried_itself_and_random_numbers_stay(monkeypatch):
-    monkeypatch.setattr(trying, "takes_size", lambda *_: False)
+@pytest.mark.parametrize("has_outline", [True, False])
+def test_a_model_that_has_no_outline_is_tried_itself_and_random_numbers_stay(monkeypatch, has_outline):
+    if not has_outline:
+        monkeypatch.setattr(trying, "takes_size", lambda *_: False)
     before = torch.get_rng_state()
     check_size("small", (32, 32), 3, img_size=None, stem=None)
     assert torch.equal(torch.get_rng_state(), before)

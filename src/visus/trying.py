@@ -48,10 +48,13 @@ def try_on(model: nn.Module, image: Tensor) -> None:
 def check_size(
     name: str, size: Size, channels: int, *, img_size: int | None, stem: Literal["small"] | None
 ) -> None:
-    """As `refusing_size`, by an outline of the model, which takes some 0.2 s; one that is refused is built, and its word counts."""
-    if takes_size(name, size, channels, img_size):
-        return
-    with refusing_size(name, size, channels), torch.random.fork_rng(devices=[]):
+    """As `refusing_size`, by an outline of the model, in some tenths of a second.
+
+    One that is refused is built, and its word counts. Random numbers are left as they are.
+    """
+    with torch.random.fork_rng(devices=[]), refusing_size(name, size, channels):
+        if takes_size(name, size, channels, img_size):
+            return
         model = build_model(name, in_channels=channels, img_size=img_size, stem=stem)
         try_on(model, torch.zeros(1, channels, *size))
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from visus.data import batching
 from visus.data.batching import measure_preprocessing
+from visus.data.cache import remove_caches
 from visus.data.counts import PixelCounts
 from visus.data.crops import centre_crop
 from visus.data.keeping import decode_once
@@ -93,13 +94,27 @@ def test_what_was_counted_is_kept_for_images_in_a_file(tmp_path, monkeypatch, co
     assert len(counted) == 4
     (folder,) = tmp_path.glob("cache/visus/counts")
     assert len(list(folder.iterdir())) == 4
-    for each in folder.iterdir():
-        each.write_bytes(each.read_bytes()[:-8])
-    assert measure_preprocessing(part, (8, 8)) == first
-    for each in folder.iterdir():
-        np.save(each, np.ones((3, 256), np.int64))
-    assert measure_preprocessing(part, (8, 8)) == first
-    assert len(counted) == 6
+    remove_caches("all")
+    assert not folder.exists()
+
+
+def test_counts_of_a_damaged_file_are_not_taken(tmp_path):
+    counts = PixelCounts(1, (2, 2))
+    counts.add(np.arange(4, dtype=np.uint8).reshape(1, 2, 2))
+    counts.save(tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+    again = PixelCounts(1, (2, 2))
+    again.load(tmp_path / "whole", 1)
+    assert (again.mean_and_std(), again.images) == (counts.mean_and_std(), 1)
+    damaged = [
+        whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in range(0, len(whole), 7)
+    ]
+    for content in (b"", b"PK", whole[:-1], whole[8:], whole + b"\0", *damaged):
+        (tmp_path / "damaged").write_bytes(content)
+        with pytest.raises(ValueError):  # noqa: PT011
+            PixelCounts(1, (2, 2)).load(tmp_path / "damaged", 1)
+    with pytest.raises(ValueError):  # noqa: PT011
+        PixelCounts(3, (2, 2)).load(tmp_path / "whole", 1)
 
 
 def test_a_place_that_cannot_be_written_to_only_costs_time(tmp_path, monkeypatch, counted):

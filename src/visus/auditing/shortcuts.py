@@ -20,8 +20,8 @@ _LEAST = 20
 _MOST = 20_000
 """Images that are looked at, evenly chosen."""
 _PENALTY = 1e-3
-_MANY = 2000
-"""Images of which a half is enough to fit on."""
+_MANY = 400
+"""Images of a class of which a half is enough to fit on."""
 _FALSE_ALARMS = 0.01
 _CELLS = 8
 _CELL = SIDE // _CELLS
@@ -273,7 +273,7 @@ def _as_large(inputs: Array, others: Array) -> Array:
 
 
 def _told(inputs: Array, looked: _Looked) -> Array:
-    folds = 2 if len(looked.labels) >= _MANY else 5
+    folds = 2 if np.bincount(looked.labels).min() >= _MANY else 5
     return out_of_sample(inputs, looked.labels, len(looked.classes), penalty=_PENALTY, folds=folds)
 
 

@@ -14,24 +14,33 @@ Result = TypeVar("Result")
 
 
 def in_order(
-    work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int,
+    ahead: int,
+    size: Callable[[Item], int] = lambda _: 1,
 ) -> Generator[Result, None, None]:
-    """`work(item)` for each of `items`, in their order, done by `threads` for up to `ahead` items that nobody has asked for yet.
+    """`work(item)` for each of `items`, in their order, done by `threads` for `ahead` items that nobody has asked for yet.
 
-    Without threads it is done when it is asked for, in the calling one. What `work` raises is raised for its item, and ends all.
-    Who closes this early waits for nothing: work that has begun ends by itself.
+    An item counts as its `size`; the last one may go beyond `ahead`. Without threads it is done when it is asked for, in the
+    calling one. What `work` raises is raised for its item, and ends all. Who closes this early waits for nothing: work that has
+    begun ends by itself.
     """
     if not threads:
         yield from map(work, items)
         return
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[tuple[Future[Result], int]] = deque()
+    held = 0
     with working(threads) as pool:
         for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            waiting.append((pool.submit(work, item), size(item)))
+            held += waiting[-1][1]
+            while waiting and held - waiting[0][1] >= ahead:
+                result, count = waiting.popleft()
+                held -= count
+                yield result.result()
+        for result, _ in waiting:
+            yield result.result()
 
 
 def both(items: Iterable[Item]) -> tuple[Iterator[Item], Iterator[Item]]:

@@ -422,6 +422,8 @@ def remove_caches(source: str) -> tuple[list[CacheFile], list[CacheFile]]:
     if source == "all" and cache_folder().is_dir():
         for lock in cache_folder().glob(f"*{_SUFFIX}.lock"):
             _remove(lock.with_suffix(""))
+        # What was counted of their images.
+        shutil.rmtree(cache_folder().parent / "counts", ignore_errors=True)
     return removed, [each for each in wanted if each not in removed]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
+import struct
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from visus.data.crops import centre_crop
 from visus.data.decode import Pixels, pixels_to_image
 from visus.files import replacing
 
+_CRC = struct.Struct("<I")
 _changing = threading.Lock()
 """One for all counts, which processes send to each other."""
 
@@ -55,17 +57,18 @@ class PixelCounts:
         self.images += len(pixels)
 
     def save(self, path: Path) -> None:
-        """Write them to a file."""
-        with replacing(path, durable=False) as temporary, temporary.open("wb") as file:
-            np.save(file, self._counts)
+        """Write them to a file, with their CRC-32."""
+        content = self._counts.astype("<i8").tobytes()
+        with replacing(path, durable=False) as temporary:
+            temporary.write_bytes(content + _CRC.pack(zlib.crc32(content)))
 
     def load(self, path: Path, images: int) -> None:
-        """Take those of so many `images` from a file; `OSError`, `ValueError` or `EOFError` where it has no such."""
-        found = np.load(path, allow_pickle=False)
-        # What is cut off or of something else does not add up.
-        if found.dtype != np.int64 or (found.sum(axis=-1) != images * math.prod(self.size)).any():
+        """Take those of so many `images` from a file; `OSError` or `ValueError` where it has none."""
+        whole = path.read_bytes()
+        content, crc = whole[: -_CRC.size], whole[-_CRC.size :]
+        if crc != _CRC.pack(zlib.crc32(content)):
             raise ValueError
-        self._counts += found.reshape(self._counts.shape)
+        self._counts += np.frombuffer(content, "<i8").reshape(self._counts.shape)
         self.images += images
 
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -85,7 +88,7 @@ def kept_counts(images: StoredImages, size: tuple[int, int], count: Callable[[],
     It is known again by the checksums of the images. Where there is no room, it is not kept.
     """
     path, counts = _path(images, size), PixelCounts(images.channels, size)
-    with contextlib.suppress(OSError, ValueError, EOFError):
+    with contextlib.suppress(OSError, ValueError):
         counts.load(path, len(images))
         return counts
     counts = count()
@@ -99,4 +102,4 @@ def _path(images: StoredImages, size: tuple[int, int]) -> Path:
     key = hashlib.sha256(repr((images.channels, size)).encode())
     for column in (images.checksums(), images.places[:, 2:]):
         key.update(np.ascontiguousarray(column).data)
-    return cache_folder().parent / "counts" / f"{key.hexdigest()[:16]}.npy"
+    return cache_folder().parent / "counts" / key.hexdigest()[:16]

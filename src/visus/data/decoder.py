@@ -44,7 +44,7 @@ _PIPE_BYTES = 2**20
 """What Linux allows everybody."""
 _SHARED_BYTES = 3 * HANDED_OVER
 """Whatever is not shrunk yet finds room in it; what nobody writes to is not taken from the machine."""
-MOST_AT_ONCE = 8
+_MOST_AT_ONCE = 8
 """Files that a child gets, at most: more gain little."""
 _LOST = (OSError, EOFError, ValueError, OverflowError, MemoryError)
 """What an exchange ends with where the child is no more, has lost its way, or answers with more than there is room for."""
@@ -65,7 +65,7 @@ class Decoder:
     """
 
     def __init__(self, settings: DecodeSettings, *, seconds: float = _MOST_SECONDS) -> None:
-        self._settings = settings
+        self.settings = settings
         self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._shared: mmap.mmap | None = None
@@ -101,11 +101,11 @@ class Decoder:
         ]
 
     @property
-    def at_once(self) -> int:
-        """How many files may be asked for together, for all that is known of their size."""
+    def at_once(self) -> int | None:
+        """How many files may be asked for together; `None` where nothing is known of their size, or nothing is shared."""
         if self._usual_bytes and (memory := self._shared):
-            return min(MOST_AT_ONCE, max(1, int(len(memory) / self._usual_bytes)))
-        return 1
+            return min(_MOST_AT_ONCE, max(1, int(len(memory) / self._usual_bytes)))
+        return None
 
     def _note_size(self, count: int) -> None:
         """A file, or its pixels, takes `count` bytes; one that is larger than others is forgotten in time."""
@@ -122,7 +122,7 @@ class Decoder:
         self._end()
 
     def _end_decoding(self, pixels: Pixels) -> Pixels:
-        return end_decoding(pixels, self._settings.resize)
+        return end_decoding(pixels, self.settings.resize)
 
     def _ask(self, what: bytes, source: Source) -> Any:
         for lost in (False, True):
@@ -174,7 +174,7 @@ class Decoder:
     def _read_pixels(self, answers: BufferedReader, shared: bool) -> Pixels:
         """Where they are `shared` they are the child's to write over when it is asked again."""
         first, *shape = SHAPE.unpack(_exactly(answers, SHAPE.size))
-        if shape[2] != self._settings.channels or shape[0] * shape[1] > self._settings.max_pixels:
+        if shape[2] != self.settings.channels or shape[0] * shape[1] > self.settings.max_pixels:
             raise ValueError
         self._note_size(math.prod(shape))
         # Another thread may close this meanwhile.
@@ -190,7 +190,7 @@ class Decoder:
         if self._closed:
             raise UndecodableError("decoding was stopped", lasting=False)
         if self._process is None:
-            arguments = [json.dumps(asdict(self._settings)), str(self._seconds)]
+            arguments = [json.dumps(asdict(self.settings)), str(self._seconds)]
             with _shared_memory() as (self._shared, file):
                 self._process = _start(arguments, file)
         return self._process

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import repeat
+from typing import cast
 
 from visus.data.ahead import in_order
 from visus.data.decode import DecodeSettings, Pixels, Source, UndecodableError, decode_image
@@ -49,6 +50,8 @@ class Decoders:
         """The pixels of `read(position)` for each, or why there are none: `read` may say so, too, and so does this once closed."""
         sources = [tried(read, position) for position in positions]
         there = [each for each in sources if not isinstance(each, UndecodableError)]
+        if not there:
+            return cast("list[Pixels | UndecodableError]", sources)
         try:
             with self._lent_decoder(settings) as decoder:
                 decoded = iter(decoder.decode_all(there))
@@ -56,10 +59,10 @@ class Decoders:
             decoded = repeat(error)
         return [each if isinstance(each, UndecodableError) else next(decoded) for each in sources]
 
-    @property
-    def at_once(self) -> int:
-        """How many files may be asked for together."""
-        return min((decoder.at_once for decoder in self._all), default=1)
+    def at_once(self, settings: DecodeSettings) -> int:
+        """How many files may be asked for together, for all that is known of their size."""
+        known = (decoder.at_once for decoder in self._all if decoder.settings == settings)
+        return min(filter(None, known), default=1)
 
     def close(self) -> None:
         """End the children, whatever they are doing."""
@@ -137,16 +140,18 @@ def decode_in_order(
                     watch(position, result)
             return results
 
-        with closing(in_order(attempt, _together(count, decoders), threads, 2 * threads + 2)) as results:
+        with closing(
+            in_order(attempt, _together(count, decoders, settings), threads, 2 * threads + 2)
+        ) as results:
             for some in results:
                 yield from some
 
 
-def _together(count: int, decoders: Decoders) -> Iterator[range]:
+def _together(count: int, decoders: Decoders, settings: DecodeSettings) -> Iterator[range]:
     """The positions from 0 to `count`, in order, as many together as a child may get by then."""
     begin = 0
     while begin < count:
-        yield range(begin, min(count, begin := begin + decoders.at_once))
+        yield range(begin, min(count, begin := begin + decoders.at_once(settings)))
 
 
 def decode_here(position: int, read: Callable[[int], Source], settings: DecodeSettings) -> Pixels:

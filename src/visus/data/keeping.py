@@ -105,7 +105,8 @@ def decode_once(
     the training images, `resize` where it is not given. Arrays get their channels and their size in the same way. More than
     `max_bad` of the set bad, or a class without an image left to train on, is a `DataError`. `progress(done, total)` is called for
     each file, `say` with a line for people; `counts` are taken of the first part of `data`, the one to train on, but for what an
-    earlier run has decoded. Of several `processes`, which must all call this, each looks at its share of what none of them keeps.
+    earlier run has decoded. Of several `processes`, which must all call this, each looks at its share of what none of them keeps; a
+    file that is damaged in another one's copy only is found when it is read.
     """
     every = {name: getattr(data, name) for name in ("train", "val", "test")}
     sides = {"train": resize if cache_size is None else None if cache_size == "full" else cache_size}

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from visus.data.ahead import both, in_order, working
-from visus.data.decoder import MOST_AT_ONCE
 from visus.data.files import FileImages
 from visus.data.images import ArrayImages, Images
 from visus.processors import own_processors
@@ -85,27 +84,21 @@ def _read_ahead(
     if image_bytes is not None:
         most = max(most, min(_AHEAD_BATCHES * len(first[0]), _AHEAD_BYTES // max(1, image_bytes)))
     mine, theirs = both(chain((first,), batches))
-    ahead = max(workers, most // _share(len(first[0]), workers))
     # It has room for all its images, and is to be let go as the others are.
     del first
-    shares = (share for some in theirs for share in _shared(some, images, workers))
-    with closing(in_order(read, shares, workers, ahead)) as results:
+    shares = (share for some in theirs for share in _in_shares(some, images, workers))
+    with closing(in_order(read, shares, workers, most, lambda share: len(share[0]))) as results:
         read_images = chain.from_iterable(results)
         for positions, _ in mine:
             yield list(islice(read_images, len(positions)))
 
 
-def _shared(some: Wanted, images: FileImages, workers: int) -> Iterator[Wanted]:
-    """`some` in shares of one thread's work, for all that is known of how much a child may get."""
+def _in_shares(some: Wanted, images: FileImages, workers: int) -> Iterator[Wanted]:
+    """`some` in shares of one thread's work: of as many images as a child may get by then, and of a batch each thread some."""
     positions, given = some
-    size = min(images.decoders.at_once, _share(len(positions), workers))
+    size = max(1, min(images.decoders.at_once(images.settings), -(-len(positions) // max(1, workers))))
     for begin in range(0, len(positions), size):
         yield positions[begin : begin + size], given[begin : begin + size]
-
-
-def _share(count: int, workers: int) -> int:
-    """How many of a batch's `count` images one thread gets at a time: at most what a child may, and each thread some."""
-    return max(1, min(MOST_AT_ONCE, -(-count // max(1, workers))))
 
 
 def read_one(images: Images, position: int) -> Tensor:

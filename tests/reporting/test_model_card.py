@@ -11,6 +11,14 @@ def test_the_card_says_what_the_report_says(tmp_path):
     assert text.startswith("---\nlibrary_name: visus\n")
 
 
+def test_what_is_not_known_yet_is_not_counted(tmp_path):
+    run = make_run(tmp_path / "run", ["x", "y"], epochs=2, done=0)
+    for each in run.iterdir():
+        if each.name not in ("config.yaml", "environment.json"):
+            each.unlink()
+    assert "classes apart" not in write_card(run).read_text(encoding="utf-8")
+
+
 def test_a_card_that_a_person_has_changed_is_left_alone(tmp_path):
     run = make_run(tmp_path / "run", ["x", "y"])
     card = write_card(run)

@@ -32,6 +32,16 @@ def test_a_line_of_metrics_that_was_cut_short_is_left_out(tmp_path):
     assert read_run(run).notes == ()
 
 
+def test_an_epoch_is_over_once_it_is_validated(tmp_path):
+    run = make_run(tmp_path / "run", ["x", "y"], epochs=4, done=3)
+    records = read_run(run).records
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({**records[-2], "epoch": 4, "phase": "train"}) + "\n")
+    results = read_run(run)
+    assert len(results.records) == len(records) + 1
+    assert results.epochs_done == 3
+
+
 def test_reading_a_run_loads_no_torch(tmp_path):
     import subprocess
     import sys

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from made_runs import make_run
@@ -22,7 +23,7 @@ def test_accuracy_stands_against_the_commonest_class(tmp_path):
     assert found.baseline == 0.5
     assert found.sentences[0].tone == "good"
     assert "of 100 test images" in found.sentences[0].text
-    assert "right on 50.0\u00a0%" in found.sentences[0].text
+    assert "the commonest training class, would be right on 50.0\u00a0%" in found.sentences[0].text
 
 
 def test_what_is_not_better_than_the_commonest_class_is_called_bad(tmp_path):
@@ -49,6 +50,24 @@ def test_calibration_is_told_in_words(tmp_path, ece, tone, words):
     found = verdict(run).sentences[1]
     assert found.tone == tone
     assert words in found.text
+
+
+@pytest.mark.parametrize("ece", [0.01, 0.3])
+def test_a_temperature_that_was_fitted_after_the_evaluation_is_told(tmp_path, ece):
+    run = make_run(tmp_path / "run", ["x", "y"], n=200, wrong=0.5)
+    change(run, ece=ece, ece_ci95=[0.0, ece + 0.03], temperature=1.25)
+    results = read_run(run)
+    fitted = {
+        temperature: replace(results, checkpoint={"temperature": temperature}) for temperature in (1.25, 0.8)
+    }
+    assert "temperature" not in judge(fitted[1.25]).sentences[1].text
+    assert (
+        judge(fitted[0.8])
+        .sentences[1]
+        .text.endswith(
+            "A temperature of 0.8000 has been fitted since; visus train --resume of this run evaluates it anew, with it."
+        )
+    )
 
 
 def test_few_images_do_not_make_a_confidence_that_can_be_believed(tmp_path):

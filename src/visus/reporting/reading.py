@@ -112,8 +112,8 @@ class RunResults:
 
     @property
     def epochs_done(self) -> int:
-        """How far it has come."""
-        return max((record["epoch"] for record in self.records), default=0)
+        """How many epochs are over, validation and all."""
+        return max((record["epoch"] for record in self.phase("val")), default=0)
 
     def phase(self, name: str) -> list[Record]:
         """The records of `train` or of `val`, an entry for each epoch."""

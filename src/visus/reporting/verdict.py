@@ -109,7 +109,7 @@ def _on_accuracy(verdict: Verdict, over: str, against: str) -> Sentence:
 def _against_majority(verdict: Verdict, low: float) -> tuple[str, Tone]:
     if verdict.baseline is None or verdict.baseline_class is None:
         return "", "good"
-    always = f"always answering {isolated(verdict.baseline_class)}, the commonest class"
+    always = f"always answering {isolated(verdict.baseline_class)}, the commonest training class"
     if low > verdict.baseline:
         return f"; {always}, would be right on {percent(verdict.baseline)}", "good"
     return f", which is not shown to be better than {always} ({percent(verdict.baseline)})", "bad"
@@ -120,6 +120,7 @@ def _on_calibration(results: RunResults) -> Sentence:
     error, predictions = evaluation.get("ece"), results.predictions
     if error is None or predictions is None or np.isnan(predictions.confidence).all():
         return Sentence("Whether its confidence can be believed has not been measured.", "unknown")
+    since = _fitted_since(results)
     has = np.isfinite(predictions.confidence)
     confidence = float(predictions.confidence[has].mean())
     accuracy = float(predictions.correct[has].mean())
@@ -129,16 +130,26 @@ def _on_calibration(results: RunResults) -> Sentence:
         highest = (evaluation.get("ece_ci95") or (error, error))[1]
         if highest > _UNTOLD:
             few = f"{int(has.sum()):,} images are too few to tell whether its confidence can be believed"
-            return Sentence(f"{few}: {said}, which may be {percent(highest)} as well.", "unknown")
-        return Sentence(f"Its confidence can be believed: {said}.", "good")
+            return Sentence(f"{few}: {said}, which may be {percent(highest)} as well.{since}", "unknown")
+        return Sentence(f"Its confidence can be believed: {said}.{since}", "good")
     # Over groups, where the run's intervals are.
     stated = evaluation.get("accuracy_ci95") if evaluation.get("groups") else None
     low, high = stated or wilson(int(predictions.correct[has].sum()), int(has.sum()))
     if confidence > high:
-        return Sentence(f"It is surer than it should be: {said}.", "doubtful")
+        return Sentence(f"It is surer than it should be: {said}.{since}", "doubtful")
     if confidence < low:
-        return Sentence(f"It is less sure than it could be: {said}.", "doubtful")
-    return Sentence(f"Its confidence is right on average and wrong in places: {said}.", "doubtful")
+        return Sentence(f"It is less sure than it could be: {said}.{since}", "doubtful")
+    return Sentence(f"Its confidence is right on average and wrong in places: {said}.{since}", "doubtful")
+
+
+def _fitted_since(results: RunResults) -> str:
+    """That `visus calibrate` has come after the evaluation, where it has."""
+    fitted, evaluated = (
+        float((each or {}).get("temperature", 1.0)) for each in (results.checkpoint, results.evaluation)
+    )
+    if fitted == evaluated:
+        return ""
+    return f" A temperature of {fitted:.4f} has been fitted since; visus train --resume of this run evaluates it anew, with it."
 
 
 def _on_data(results: RunResults) -> Sentence:

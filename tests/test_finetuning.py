@@ -125,8 +125,6 @@ def test_names_that_stand_for_no_weights_are_refused_before_an_image_is_decoded(
         ("timm/test_vit", {}),
         ("vit_b_32", {}),
         ("timm/tresnet_m", {}),
-        # A size that it cannot be built for is said where it is built, with sizes that work.
-        ("vit_b_32", {"img_size": 70}),
     ],
 )
 def test_weights_that_fit_are_no_reason_to_stop(undecoded, tmp_path, model, options):
@@ -134,6 +132,13 @@ def test_weights_that_fit_are_no_reason_to_stop(undecoded, tmp_path, model, opti
     settings = {"model": model, "weights": str(tmp_path / "a.pth"), "img_size": 64, "out": str(tmp_path)}
     with pytest.raises(DecodedError):
         train(make_config(data=drawn(tmp_path / "images"), **{**settings, **options}))
+
+
+def test_a_size_that_the_model_cannot_be_built_for_is_no_fault_of_the_weights(undecoded, tmp_path):
+    write_weights("vit_b_32", tmp_path / "a.pth")
+    settings = {"model": "vit_b_32", "weights": str(tmp_path / "a.pth"), "img_size": 70, "out": str(tmp_path)}
+    with pytest.raises(UsageError, match=r"cannot take images of 70x70 .* such as 64 and 96"):
+        train(make_config(data=drawn(tmp_path / "images"), **settings))
 
 
 def test_without_asking_for_anything_a_run_is_what_it_was(few, tmp_path):

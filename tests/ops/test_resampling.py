@@ -1,10 +1,7 @@
-import threading
-
 import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from visus.ops import resampling
 from visus.ops.resampling import accelerated_interval, bootstrap, units_of, variances
 
 
@@ -22,24 +19,6 @@ def test_the_samples_are_the_same_everywhere():
     assert samples.shape == (2000, 1)
     assert samples[:4, 0].tolist() == pytest.approx([5.2, 4.3, 5.2, 4.9])
     assert samples.mean() == pytest.approx(4.5, abs=0.1)
-
-
-def test_the_samples_do_not_depend_on_the_threads(monkeypatch):
-    values = np.random.default_rng(4).exponential(size=3000)
-    sums, threads = sums_of(values, units_of(3000)), []
-
-    def mean_in_a_thread(drawn):
-        threads.append(threading.get_ident())
-        return mean_of(drawn)
-
-    monkeypatch.setattr(resampling, "_MANY_UNITS", 4000)
-    alone = bootstrap(sums, mean_in_a_thread)
-    assert len(set(threads)) == 1
-    threads.clear()
-    monkeypatch.setattr(resampling, "_MANY_UNITS", 3000)
-    monkeypatch.setattr(resampling, "own_processors", lambda: 3)
-    np.testing.assert_array_equal(bootstrap(sums, mean_in_a_thread), alone)
-    assert len(set(threads)) > 1
 
 
 def test_the_variance_is_that_of_the_mean():

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import numpy.typing as npt
 from scipy import sparse, special
 
 from visus.ops.intervals import of_few
-from visus.processors import own_processors
 
 Floats = npt.NDArray[np.float64]
 Units = npt.NDArray[np.int64]
@@ -25,7 +23,6 @@ MOST_UNITS = 10_000
 _OF_A_STREAM = 250
 """Samples that one generator draws."""
 _AT_ONCE = 10
-_MANY_UNITS = 2000
 _SEED = 0
 _ROUNDING = 1e-12
 """Share of a figure that a sum of many numbers may be off by."""
@@ -55,17 +52,9 @@ def bootstrap(sums: sparse.csr_array, statistic: Callable[[Floats], Floats], *, 
     """2,000 samples `[R, S]` of the figures that `statistic` makes of sums, `[R, M] -> [R, S]`.
 
     `sums [U, M]` are those of each unit; a sample is as many units, drawn with replacement (Efron, 1979). The words that units are
-    drawn by are PCG64's, whose stream numpy promises to keep: the same sums give the same samples everywhere. Of many units
-    `statistic` is called in several threads.
+    drawn by are PCG64's, whose stream numpy promises to keep: the same sums give the same samples everywhere.
     """
-
-    def samples(begin: int) -> Floats:
-        return np.concatenate([statistic(drawn @ sums) for drawn in _draws(sums.shape[0], seed, begin)])
-
-    # With few, threads would take longer to wait for each other than to reckon.
-    threads = own_processors() if sums.shape[0] >= _MANY_UNITS else 1
-    with ThreadPoolExecutor(threads) as pool:
-        return np.concatenate(list(pool.map(samples, range(0, REPEATS, _OF_A_STREAM))))
+    return np.concatenate([statistic(drawn @ sums) for drawn in _draws(sums.shape[0], seed)])
 
 
 def variances(samples: Floats, units: int, level: float) -> Floats:
@@ -107,15 +96,16 @@ def _numbered(groups: Sequence[Any] | npt.NDArray[Any]) -> Units:
     return np.array([numbers.setdefault(each, len(numbers)) for each in groups], dtype=np.int64)
 
 
-def _draws(units: int, seed: int, begin: int) -> Iterator[Floats]:
-    """How often each unit is drawn `[R, U]` in the 250 samples from `begin` on, some of them at a time."""
+def _draws(units: int, seed: int) -> Any:
+    """How often each unit is drawn `[R, U]`, some samples at a time."""
     rows = np.repeat(np.arange(_AT_ONCE, dtype=np.int64) * units, units)
-    words = np.random.PCG64([seed, begin])
-    for _ in range(0, _OF_A_STREAM, _AT_ONCE):
-        # The high half of word x units: even but for units / 2**32.
-        drawn = words.random_raw(_AT_ONCE * units)
-        drawn >>= np.uint64(32)
-        drawn *= np.uint64(units)
-        drawn >>= np.uint64(32)
-        counts = np.bincount(rows + drawn.astype(np.int64), minlength=_AT_ONCE * units)
-        yield counts.reshape(_AT_ONCE, units).astype(np.float64)
+    for begin in range(0, REPEATS, _OF_A_STREAM):
+        words = np.random.PCG64([seed, begin])
+        for _ in range(0, _OF_A_STREAM, _AT_ONCE):
+            # The high half of word x units: even but for units / 2**32.
+            drawn = words.random_raw(_AT_ONCE * units)
+            drawn >>= np.uint64(32)
+            drawn *= np.uint64(units)
+            drawn >>= np.uint64(32)
+            counts = np.bincount(rows + drawn.astype(np.int64), minlength=_AT_ONCE * units)
+            yield counts.reshape(_AT_ONCE, units).astype(np.float64)

@@ -181,8 +181,6 @@ def _decode(
     random_size = cropping(config.augment or "standard", size) == "standard" and resize is not None
     if config.cache_size and not (random_size and isinstance(data.train and data.train.images, FileImages)):
         display.line("--cache-size changes nothing: no crops of random size are made of files")
-    # Processes on one machine share a file, but each has a copy of what is in memory.
-    sharing = processes.local_size
     data = decode_once(
         data,
         channels=channels,
@@ -191,7 +189,8 @@ def _decode(
         interpolation=interpolation,
         max_bad=config.max_bad,
         max_pixels=round(config.max_pixels * 1e6),
-        memory_bytes=available_memory_bytes() // (2 * sharing),
+        # Processes on one machine share a file, but each has a copy of what is in memory.
+        memory_bytes=available_memory_bytes() // (2 * processes.local_size),
         cache=config.cache,
         workers=config.workers,
         progress=lambda done, total: display.count("decoded", done, total),

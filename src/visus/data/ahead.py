@@ -36,11 +36,10 @@ def in_order(
             waiting.append((pool.submit(work, item), size(item)))
             held += waiting[-1][1]
             while waiting and held - waiting[0][1] >= ahead:
-                result, count = waiting.popleft()
-                held -= count
-                yield result.result()
-        for result, _ in waiting:
-            yield result.result()
+                held -= waiting[0][1]
+                yield waiting.popleft()[0].result()
+        while waiting:
+            yield waiting.popleft()[0].result()
 
 
 def both(items: Iterable[Item]) -> tuple[Iterator[Item], Iterator[Item]]:

@@ -314,6 +314,11 @@ def cache_folder() -> Path:
         raise OSError(str(error)) from None
 
 
+def counts_folder() -> Path:
+    """Where what was counted of cached images is; it need not exist."""
+    return cache_folder().parent / "counts"
+
+
 def describe_source(source: str, settings: DecodeSettings) -> dict[str, Any]:
     """What a cache of `source` is about: it serves whoever asks for just this. Another Pillow or torch may give other pixels."""
     versions = {name: version(name) for name in ("pillow", "torch")}
@@ -422,8 +427,7 @@ def remove_caches(source: str) -> tuple[list[CacheFile], list[CacheFile]]:
     if source == "all" and cache_folder().is_dir():
         for lock in cache_folder().glob(f"*{_SUFFIX}.lock"):
             _remove(lock.with_suffix(""))
-        # What was counted of their images.
-        shutil.rmtree(cache_folder().parent / "counts", ignore_errors=True)
+        shutil.rmtree(counts_folder(), ignore_errors=True)
     return removed, [each for each in wanted if each not in removed]
 
 

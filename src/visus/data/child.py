@@ -27,6 +27,7 @@ FRAME = struct.Struct("<cQ")
 """A request: what is asked for, and of how many sources; one of these, or an answer: its kind and its length."""
 SHAPE = struct.Struct("<4Q")
 """The first byte in shared memory, height, width and channels."""
+HEIGHT_AND_WIDTH = struct.Struct("<2Q")
 READY, PIXELS, SHARED, LATER, SIZE, REFUSED, UNREADABLE = b"r", b"p", b"m", b"l", b"s", b"e", b"u"
 
 
@@ -101,7 +102,7 @@ def _find(what: bytes, source: Source, settings: dict[str, Any]) -> bytes | Pixe
     """The pixels of `source`, or an answer without any."""
     try:
         if what == b"s":
-            size = struct.pack("<2Q", *read_size(source))
+            size = HEIGHT_AND_WIDTH.pack(*read_size(source))
             return FRAME.pack(SIZE, len(size)) + size
         return read_image(source, **settings)
     except UndecodableError as error:

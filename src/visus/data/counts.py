@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visus.data.cache import StoredImages, cache_folder
+from visus.data.cache import StoredImages, counts_folder
 from visus.data.crops import centre_crop
 from visus.data.decode import Pixels, pixels_to_image
 from visus.files import replacing
@@ -102,4 +102,4 @@ def _path(images: StoredImages, size: tuple[int, int]) -> Path:
     key = hashlib.sha256(repr((images.channels, size)).encode())
     for column in (images.checksums(), images.places[:, 2:]):
         key.update(np.ascontiguousarray(column).data)
-    return cache_folder().parent / "counts" / key.hexdigest()[:16]
+    return counts_folder() / key.hexdigest()[:16]

@@ -14,7 +14,6 @@ import mmap
 import os
 import select
 import signal
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,18 @@ from typing import IO, Any, TypeVar, cast
 
 import numpy as np
 
-from visus.data.child import FRAME, LATER, PIXELS, READY, REFUSED, SHAPE, SHARED, SIZE, in_memory
+from visus.data.child import (
+    FRAME,
+    HEIGHT_AND_WIDTH,
+    LATER,
+    PIXELS,
+    READY,
+    REFUSED,
+    SHAPE,
+    SHARED,
+    SIZE,
+    in_memory,
+)
 from visus.data.decode import (
     HANDED_OVER,
     DecodeSettings,
@@ -166,7 +176,7 @@ class Decoder:
             raise ValueError
         content = _exactly(answers, length)
         if kind == SIZE:
-            return struct.unpack("<2Q", content)
+            return HEIGHT_AND_WIDTH.unpack(content)
         if kind == LATER:
             return None
         return UndecodableError(content.decode("utf-8", "replace"), lasting=kind == REFUSED)

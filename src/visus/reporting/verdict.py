@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from visus.display import plural
 from visus.ops.intervals import Interval, wilson
-from visus.reporting.reading import RunResults, clean
+from visus.reporting.reading import Predictions, RunResults, clean
 from visus.reporting.wording import count, isolated, part_name, percent, percent_range
 
 Tone = Literal["good", "doubtful", "bad", "unknown"]
@@ -120,7 +120,12 @@ def _on_calibration(results: RunResults) -> Sentence:
     error, predictions = evaluation.get("ece"), results.predictions
     if error is None or predictions is None or np.isnan(predictions.confidence).all():
         return Sentence("Whether its confidence can be believed has not been measured.", "unknown")
-    since = _fitted_since(results)
+    sentence = _on_confidence(evaluation, error, predictions)
+    return replace(sentence, text=sentence.text + _fitted_since(results))
+
+
+def _on_confidence(evaluation: Mapping[str, Any], error: float, predictions: Predictions) -> Sentence:
+    """How sure the model is beside how often it is right; `error` is the calibration error."""
     has = np.isfinite(predictions.confidence)
     confidence = float(predictions.confidence[has].mean())
     accuracy = float(predictions.correct[has].mean())
@@ -130,16 +135,16 @@ def _on_calibration(results: RunResults) -> Sentence:
         highest = (evaluation.get("ece_ci95") or (error, error))[1]
         if highest > _UNTOLD:
             few = f"{int(has.sum()):,} images are too few to tell whether its confidence can be believed"
-            return Sentence(f"{few}: {said}, which may be {percent(highest)} as well.{since}", "unknown")
-        return Sentence(f"Its confidence can be believed: {said}.{since}", "good")
+            return Sentence(f"{few}: {said}, which may be {percent(highest)} as well.", "unknown")
+        return Sentence(f"Its confidence can be believed: {said}.", "good")
     # Over groups, where the run's intervals are.
     stated = evaluation.get("accuracy_ci95") if evaluation.get("groups") else None
     low, high = stated or wilson(int(predictions.correct[has].sum()), int(has.sum()))
     if confidence > high:
-        return Sentence(f"It is surer than it should be: {said}.{since}", "doubtful")
+        return Sentence(f"It is surer than it should be: {said}.", "doubtful")
     if confidence < low:
-        return Sentence(f"It is less sure than it could be: {said}.{since}", "doubtful")
-    return Sentence(f"Its confidence is right on average and wrong in places: {said}.{since}", "doubtful")
+        return Sentence(f"It is less sure than it could be: {said}.", "doubtful")
+    return Sentence(f"Its confidence is right on average and wrong in places: {said}.", "doubtful")
 
 
 def _fitted_since(results: RunResults) -> str:

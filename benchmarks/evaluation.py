@@ -22,6 +22,7 @@ from measuring import alternate, header, table
 import visus
 from visus.data.images import Split
 from visus.devices import computing
+from visus.freed_memory import kept_freed_memory
 from visus.inference import predict_logits
 from visus.ops.confusion import averages, class_shares, confusion_matrix
 from visus.outcomes import collect, follow
@@ -90,7 +91,7 @@ def main() -> None:
     print(f"{header('torchvision', 'numpy')}; {torch.get_num_threads()} threads; n = {asked.repeats}")
     split = visus.open_source(asked.folder).test
     assert split is not None
-    with computing():
+    with computing(), kept_freed_memory():
         for name in asked.model:
             figures = alternate(candidates(name, split), asked.repeats)
             print(f"\n{name}\n\n{table(figures, 'bare forward passes', 'images/s')}", flush=True)

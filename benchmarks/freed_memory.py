@@ -15,7 +15,12 @@ import sys
 
 from measuring import header
 
-CASES = [("small", 28, 100, 60), ("resnet18", 32, 100, 12), ("resnet18", 224, 16, 6)]
+CASES = [
+    ("small", 28, 100, 60),
+    ("resnet18", 32, 100, 12),
+    ("resnet18", 224, 64, 3),
+    ("resnet50", 224, 16, 4),
+]
 """Model, side of the images, batch, steps."""
 KEPT = ("given back", "kept")
 CHILD = """

@@ -42,6 +42,7 @@ from visus.amp import usable_types
 from visus.data.images import ArrayImages, Split
 from visus.devices import computing
 from visus.display import Display
+from visus.freed_memory import kept_freed_memory
 from visus.ops.optim import OptimizerSettings, make_optimizer
 from visus.preprocessing import Preprocessing
 
@@ -276,7 +277,7 @@ def main() -> None:
     record = visus.measure_preprocessing(split)
     print(f"{header('torchvision')}; {torch.get_num_threads()} threads; n = {options.repeats}")
     has_bf16 = "bf16" in usable_types(torch.device("cpu"))
-    with computing():
+    with computing(), kept_freed_memory():
         for name in options.model:
             candidates = {
                 "(a) bare loop": bare(name, split, record),

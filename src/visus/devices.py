@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from visus.errors import UsageError
-from visus.freed_memory import kept_freed_memory
 from visus.processors import processors
 
 _MIB = 1024**2
@@ -149,7 +148,7 @@ def _info(device: torch.device) -> DeviceInfo:
 def computing(*, threads: int | None = None, deterministic: bool = True) -> Iterator[None]:
     """`threads` of the CPU (`None`: as they are) and deterministic kernels where there are any; afterwards all is as it was.
 
-    The global generator of random numbers gets its state back, too. Freed memory is kept until then.
+    The global generator of random numbers gets its state back, too.
     """
     threads_before, deterministic_before = (
         torch.get_num_threads(),
@@ -164,8 +163,7 @@ def computing(*, threads: int | None = None, deterministic: bool = True) -> Iter
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
         # Filling memory that is about to be written costs time and changes no result.
         settings.fill_uninitialized_memory = False
-        with kept_freed_memory():
-            yield
+        yield
     finally:
         torch.set_num_threads(threads_before)
         torch.use_deterministic_algorithms(deterministic_before, warn_only=warn_only)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,24 +22,43 @@ _LARGEST_MMAP_THRESHOLD = 2**25
 _CHOSEN_BY_HAND = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
+_inside = [0]
+"""How many are entered and not left."""
+_lock = threading.Lock()
+
+
 @contextmanager
 def kept_freed_memory() -> Iterator[None]:
     """What is freed stays with this process until the end, and is given back then; where glibc's variables are set, they decide.
 
-    Blocks of more than 32 MiB come from the system, and go back there, in any case.
+    Blocks of more than 32 MiB come from the system, and go back there, in any case. Of several, one inside the other, the
+    outermost counts.
     """
-    libc = _glibc()
-    if libc is None or any(name in os.environ for name in _CHOSEN_BY_HAND):
+    libc = None if any(name in os.environ for name in _CHOSEN_BY_HAND) else _glibc()
+    if libc is None:
         yield
         return
-    libc.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
-    libc.mallopt(_TRIM_THRESHOLD, _NEVER)
+    _enter(libc)
     try:
         yield
     finally:
-        # The most that glibc, left to itself, would come to by now.
-        libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
-        libc.malloc_trim(0)
+        _leave(libc)
+
+
+def _enter(libc: ctypes.CDLL) -> None:
+    with _lock:
+        _inside[0] += 1
+        libc.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        libc.mallopt(_TRIM_THRESHOLD, _NEVER)
+
+
+def _leave(libc: ctypes.CDLL) -> None:
+    with _lock:
+        _inside[0] -= 1
+        if not _inside[0]:
+            # The most that glibc, left to itself, would come to by now.
+            libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
+            libc.malloc_trim(0)
 
 
 def _glibc() -> ctypes.CDLL | None:

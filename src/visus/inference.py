@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from visus.amp import autocast
 from visus.data.batching import EvaluationBatches
 from visus.devices import copy_to
+from visus.freed_memory import kept_freed_memory
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def predict_logits(
     dealt to several processes, each gets the outputs of all, in their order. With `tta`, augmentation when testing, the logits are
     the logarithms of the mean probabilities of an image and its mirror image.
     """
-    with eval_mode(model), torch.inference_mode():
+    with kept_freed_memory(), eval_mode(model), torch.inference_mode():
         own = _predict(model, batches, torch.device(device), autocast(amp, torch.device(device)), tta)
         if isinstance(batches, EvaluationBatches) and batches.world_size > 1:
             yield from _of_all(own, len(batches), batches.world_size, torch.device(device))

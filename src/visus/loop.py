@@ -23,6 +23,7 @@ from visus.data.batching import Batch, TrainingBatches
 from visus.devices import copy_to
 from visus.display import Display, Progress
 from visus.errors import DataError, Interrupted, NonFiniteError, UsageError
+from visus.freed_memory import kept_freed_memory
 from visus.models.adapt import train_mode
 from visus.models.lora import merged
 from visus.ops.averaging import TailAverage, recomputed_batchnorm
@@ -44,6 +45,7 @@ TrainBatches = Callable[[int, int], Iterable[Batch]]
 Pairs = Iterable[Any]
 
 
+@kept_freed_memory()
 def fit(
     model: nn.Module,
     train: TrainBatches | Pairs,

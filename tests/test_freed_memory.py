@@ -3,8 +3,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+from visus import freed_memory
 from visus.freed_memory import _glibc
+from visus.inference import predict_logits
+from visus.loop import fit
 
 pytestmark = pytest.mark.skipif(_glibc() is None, reason="the C library is not glibc")
 
@@ -29,6 +34,8 @@ libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 size = int(sys.argv[1])
 before = resident()
 with kept_freed_memory():
+    with kept_freed_memory():
+        faults(size)
     found = [faults(size) for _ in range(5)]
 print(sum(found[1:]), resident() - before)
 """
@@ -59,3 +66,19 @@ def test_a_step_is_given_the_memory_of_the_step_before_and_the_system_gets_it_ba
 def test_who_sets_the_variables_of_glibc_decides(variable):
     faults, _ = measured(**{variable: "1000000"})
     assert faults >= 3.9 * PAGES
+
+
+def test_models_are_trained_and_run_inside():
+    seen = []
+
+    class Noting(nn.Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(freed_memory._inside[0])
+            return super().forward(images)
+
+    model = Noting(4, 2)
+    batches = [(torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64))]
+    fit(model, batches, batches, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), epochs=1)
+    list(predict_logits(model, batches))
+    assert seen == [1, 2, 1]
+    assert freed_memory._inside[0] == 0

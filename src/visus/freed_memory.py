@@ -20,8 +20,6 @@ _NEVER = -1
 _LARGEST_MMAP_THRESHOLD = 2**25
 """Up to this size glibc takes memory from its heap, at the most."""
 _CHOSEN_BY_HAND = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
-
-
 _inside = [0]
 """How many are entered and not left."""
 _lock = threading.Lock()

@@ -284,8 +284,9 @@ def test_runs_that_cannot_be_compared_are_named(tmp_path):
         compare_runs([tmp_path / "a", tmp_path / "b"])
     with pytest.raises(UsageError, match="at least two different runs"):
         compare_runs([tmp_path / "a", tmp_path / "a"])
-    with pytest.raises(UsageError, match=r"config\.yaml"):
-        compare_runs([tmp_path / "a", tmp_path])
+    for others in ([tmp_path / "a", tmp_path], [tmp_path / "nowhere"]):
+        with pytest.raises(UsageError, match=r"config\.yaml"):
+            compare_runs(others)
     (tmp_path / "b" / "predictions.parquet").write_bytes(b"no table")
     with pytest.raises(DataError, match="cannot be read as a table"):
         compare_runs([tmp_path / "a", tmp_path / "b"])

@@ -122,9 +122,9 @@ class Comparison:
 
 def compare_runs(paths: Sequence[str | os.PathLike[str]]) -> Comparison:
     """Every two of the runs in the folders `paths`, two at least; `DataError` where they were tested on different images."""
+    runs = [read_run(path) for path in paths]
     if len({Path(path).resolve() for path in paths}) < len(paths) or len(paths) < 2:
         raise UsageError(TOO_FEW)
-    runs = [read_run(path) for path in paths]
     for other in runs[1:]:
         refuse_other_images(runs[0], other)
     return compare_tested(runs)

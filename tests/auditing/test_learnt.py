@@ -182,6 +182,16 @@ def test_a_watermark_is_named_with_its_class_and_place(thumbs):
     images[labels == 1, 28:31, 28:31] = 255
     (finding,) = audited(images, labels)
     assert finding.message.startswith("at the bottom right, a 64th of the image gives away square: 100 %")
+    assert finding.severity == "high"
+
+
+def test_what_is_around_the_middle_may_be_the_subject(thumbs):
+    images, labels = thumbs[0].copy(), thumbs[1]
+    images[labels == 1, 16:20, 16:20] = 255
+    (finding,) = audited(images, labels)
+    assert finding.severity == "medium"
+    assert finding.message.startswith("in the middle, a 64th of the image gives away square: 100 %")
+    assert "a subject that is always in the same place" in finding.message
 
 
 def test_a_colour_of_each_class_is_named(thumbs):

@@ -41,7 +41,7 @@ def test_what_is_listed_goes_and_is_counted(data, tmp_path):
     assert list(less.val.paths) == list(data.val.paths[:-1])
     assert less.notes[-2:] == (
         "left out by --exclude: 1 of train, 1 of val",
-        "--exclude: 1 names that no image has: nobody",
+        "--exclude: no image has 1 name of it: nobody",
     )
 
 
@@ -76,5 +76,5 @@ def test_what_is_no_text_is_refused_and_the_list_of_another_set_is_said_to_be_th
         exclude(data, tmp_path / "list")
     (tmp_path / "list").write_text("path\n" + "elsewhere/" + "x" * 1000 + "\n", encoding="utf-8")
     note = exclude(data, tmp_path / "list").notes[-1]
-    assert "the list is of other images: all its 1 names" in note
+    assert "the list is of other images: no image has 1 name of it" in note
     assert len(note) < 400

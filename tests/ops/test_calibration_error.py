@@ -87,6 +87,12 @@ def test_images_that_belong_together_make_the_interval_longer():
     assert together[1] - together[0] > 1.5 * (alone[1] - alone[0])
 
 
+@pytest.mark.parametrize("units", [None, np.arange(2).repeat(10)])
+def test_bins_that_are_all_right_or_all_wrong_leave_no_interval(units):
+    confidences = np.linspace(0.5, 0.9, 20)
+    assert calibration_error_interval(confidences, np.ones(20, dtype=bool), units=units) is None
+
+
 def test_bins_hold_equally_many_and_every_image_once():
     confidences, correct = drawn(0, 302)
     bins = reliability_bins(confidences, correct)

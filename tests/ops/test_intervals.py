@@ -89,3 +89,10 @@ def test_a_share_over_groups_that_are_all_alike_says_as_much_as_so_many_images()
     units = np.arange(20).repeat(5)
     assert interval_over(np.ones(100, bool), units) == pytest.approx(wilson(20, 20))
     assert interval_over(np.ones(5, bool), np.zeros(5, np.int64)) == pytest.approx(wilson(1, 1))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_bounded_interval_ends_at_a_figure_that_is_0_or_1(share):
+    for n in range(1, 2000):
+        low, high = bounded_interval(share, 0.0, n)
+        assert low <= share <= high, n

@@ -99,3 +99,11 @@ def test_columns_become_slices_where_they_can():
     assert len(set(as_slices([float(i) for i in range(60)]))) == 4
     assert quarters([1.0, float("nan"), 3.0, 2.0]) == ["1 to 1", "unknown", "3 to 3", "2 to 2"]
     assert quarters([float("nan")] * 2) == ["unknown"] * 2
+
+
+def test_few_groups_that_agree_among_themselves_prove_no_more_than_their_number_can():
+    units, values = np.arange(4).repeat(5), np.array(["a"] * 10 + ["b"] * 10)
+    (alone, rest) = slice_scores({"x": values}, values == "b", units=units)
+    # Two of four groups are these two in one of six ways.
+    assert alone.p == pytest.approx(1 / 6)
+    assert rest.p == 1

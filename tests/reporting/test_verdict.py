@@ -52,6 +52,16 @@ def test_calibration_is_told_in_words(tmp_path, ece, tone, words):
     assert words in found.text
 
 
+def test_without_predictions_the_calibration_error_is_told_all_the_same(tmp_path):
+    run = make_run(tmp_path / "run", ["x", "y"], n=200, wrong=0.5)
+    change(run, ece=0.126)
+    for predictions in run.glob("predictions.*"):
+        predictions.unlink()
+    found = verdict(run).sentences[1]
+    assert found.tone == "unknown"
+    assert "the calibration error is 12.6" in found.text
+
+
 @pytest.mark.parametrize("ece", [0.01, 0.3])
 def test_a_temperature_that_was_fitted_after_the_evaluation_is_told(tmp_path, ece):
     run = make_run(tmp_path / "run", ["x", "y"], n=200, wrong=0.5)

@@ -39,7 +39,7 @@ _MEANING: dict[str, str] = {
     "group_leakage": "Images of one group are in several parts: a score on the later part is too good.",
 }
 _ADVICE: dict[str, str] = {
-    "unreadable": "Copy the file again, or leave it out; what is only too large is taken with a higher --max-pixels.",
+    "unreadable": "Copy the file again, or leave it out; visus train takes what is only too large with a higher --max-pixels.",
     "exact_duplicate": "Keep one of them.",
     "near_duplicate": "Look at them, and keep one.",
     "leakage": "Leave it out of the training part.",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from visus.data.images import Data, Split
+from visus.display import plural
 from visus.errors import DataError, UsageError, first_of
 
 _PARTS = ("train", "val", "test")
@@ -86,9 +87,9 @@ def exclude(data: Data, path: str | os.PathLike[str], val: str | None = None) ->
     shown = ", ".join(f"{count} of {name}" for name, count in counts.items() if count) or "none"
     notes = [f"left out by --exclude: {shown}"]
     if unknown := sorted(wanted - found):
-        every = "" if found else "the list is of other images: all its "
+        every = "" if found else "the list is of other images: "
         shown = first_of([each[:_SHOWN] for each in unknown], 3)
-        notes.append(f"--exclude: {every}{len(unknown)} names that no image has: {shown}")
+        notes.append(f"--exclude: {every}no image has {plural(len(unknown), 'name')} of it: {shown}")
     return replace(data, **changed, notes=(*data.notes, *notes))
 
 

@@ -71,7 +71,9 @@ def debiased_calibration_error(confidences: Floats, correct: Bools) -> float:
 def calibration_error_interval(
     confidences: Floats, correct: Bools, level: float = 0.95, units: npt.NDArray[np.int64] | None = None
 ) -> Interval | None:
-    """The interval of the error that `debiased_calibration_error` estimates; `None` for one image, which says nothing of it.
+    """The interval of the error that `debiased_calibration_error` estimates.
+
+    `None` where nothing is known of how far it spreads: of one image, and where each bin is all right or all wrong.
 
     The gaps of the bins are near normal, so that the sum of their squares follows a noncentral chi-square distribution, whose
     noncentrality is the error sought: its scale and degrees of freedom are those that give the same mean and variance
@@ -87,8 +89,7 @@ def calibration_error_interval(
     spread = np.sqrt(np.outer(weights, weights)) * covariance
     mean, square = float(np.trace(spread)), float((spread * spread.T).sum())
     if not mean > 0:
-        error = math.sqrt(float(weights @ gaps**2))
-        return error, error
+        return None
     scale, freedom = square / mean, mean**2 / square
     seen = float(weights @ gaps**2) / scale
     tail = (1 - level) / 2

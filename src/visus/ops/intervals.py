@@ -91,7 +91,8 @@ def bounded_interval(
     z = float(special.ndtri((1 + level) / 2))
     middle = (figure + z**2 / (2 * size)) / (1 + z**2 / size)
     half = z / (1 + z**2 / size) * math.sqrt(figure * (1 - figure) / size + z**2 / (4 * size**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # The figure is inside, also where rounding is not of that mind: at 0 and 1 it is an end.
+    return max(0.0, min(figure, middle - half)), min(1.0, max(figure, middle + half))
 
 
 def _wilson(correct: int, n: int, level: float) -> Interval:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,8 +60,9 @@ def slice_scores(
     """The accuracy of every slice: the images with one value of an attribute `[N]`, of at least 5, where there are others too.
 
     Whether a slice is worse than the rest is asked of Fisher's exact test, one-sided; where images belong together (`units [N]`),
-    of a t-test whose variance is summed over units, with as many degrees of freedom as the slice or the rest has units, less one. A
-    slice is beyond chance where its p-value, corrected for all that were looked at, is at most 1 - `level`.
+    of a t-test whose variance is summed over units, with as many degrees of freedom as the slice or the rest has units, less one;
+    where units agree among themselves, so that there is no variance, of how likely chance would part them so. A slice is beyond
+    chance where its p-value, corrected for all that were looked at, is at most 1 - `level`.
     """
     found = []
     for column, values in attributes.items():
@@ -168,11 +170,12 @@ def _fisher(right: int, n: int, correct: Bools) -> float:
 
 def _t_test(inside: Bools, correct: Bools, units: npt.NDArray[np.int64]) -> float:
     here, there = correct[inside].mean(), correct[~inside].mean()
-    count = min(np.count_nonzero(np.bincount(units[each])) for each in (inside, ~inside))
+    slices, rest = (np.count_nonzero(np.bincount(units[each])) for each in (inside, ~inside))
+    count = min(slices, rest)
     if count < 2:
         return 1.0
     influence = np.where(inside, (correct - here) / inside.sum(), -(correct - there) / (~inside).sum())
     variance = float((np.bincount(units, influence) ** 2).sum()) * count / (count - 1)
     if variance == 0:
-        return 1.0 if here >= there else 0.0
+        return 1.0 if here >= there else 1 / math.comb(slices + rest, slices)
     return float(special.stdtr(count - 1, (here - there) / variance**0.5))

@@ -55,7 +55,7 @@ with kept_freed_memory() if kept else contextlib.nullcontext():
     outputs = []
     with torch.inference_mode():
         measure(lambda: outputs.append(model(images)))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 0)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
@@ -95,7 +95,7 @@ def one(*arguments: str) -> list[float]:
     """Training, its faults, passes, their faults, peak."""
     command = [sys.executable, "-c", CHILD, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return [float(each) for each in done.stdout.split()][:5]
+    return [float(each) for each in done.stdout.split()]
 
 
 if __name__ == "__main__":

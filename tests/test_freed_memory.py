@@ -14,7 +14,7 @@ from visus.loop import fit
 pytestmark = pytest.mark.skipif(_glibc() is None, reason="the C library is not glibc")
 
 CHILD = """
-import contextlib, ctypes, resource, sys
+import ctypes, resource, sys
 from visus.freed_memory import kept_freed_memory
 
 def faults(size):

@@ -45,9 +45,10 @@ def kept_freed_memory() -> Iterator[None]:
 
 def _enter(libc: ctypes.CDLL) -> None:
     with _lock:
+        if not _inside[0]:
+            libc.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+            libc.mallopt(_TRIM_THRESHOLD, _NEVER)
         _inside[0] += 1
-        libc.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
-        libc.mallopt(_TRIM_THRESHOLD, _NEVER)
 
 
 def _leave(libc: ctypes.CDLL) -> None:

@@ -145,8 +145,7 @@ def fit(
                 count = divisor.new_full((), len(batch))
                 sums += torch.stack((batch_loss.detach(), batch_normaliser, correct, count))
             phase("exchange")
-            if processes.size > 1:
-                processes.add_up([*gradients(model), sums])
+            processes.add_up([*gradients(model), sums])
             if local:
                 # As in one process, all have the same statistics to validate with and to go on from.
                 processes.average([each for each in model.buffers() if each.is_floating_point()])

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ def _numbered(groups: Sequence[Any] | npt.NDArray[Any]) -> Units:
     return np.array([numbers.setdefault(each, len(numbers)) for each in groups], dtype=np.int64)
 
 
-def _draws(units: int, seed: int) -> Any:
+def _draws(units: int, seed: int) -> Iterator[Floats]:
     """How often each unit is drawn `[R, U]`, some samples at a time."""
     rows = np.repeat(np.arange(_AT_ONCE, dtype=np.int64) * units, units)
     for begin in range(0, REPEATS, _OF_A_STREAM):

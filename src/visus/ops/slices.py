@@ -170,12 +170,12 @@ def _fisher(right: int, n: int, correct: Bools) -> float:
 
 def _t_test(inside: Bools, correct: Bools, units: npt.NDArray[np.int64]) -> float:
     here, there = correct[inside].mean(), correct[~inside].mean()
-    slices, rest = (np.count_nonzero(np.bincount(units[each])) for each in (inside, ~inside))
-    count = min(slices, rest)
+    here_units, there_units = (np.count_nonzero(np.bincount(units[each])) for each in (inside, ~inside))
+    count = min(here_units, there_units)
     if count < 2:
         return 1.0
     influence = np.where(inside, (correct - here) / inside.sum(), -(correct - there) / (~inside).sum())
     variance = float((np.bincount(units, influence) ** 2).sum()) * count / (count - 1)
     if variance == 0:
-        return 1.0 if here >= there else 1 / math.comb(slices + rest, slices)
+        return 1.0 if here >= there else 1 / math.comb(here_units + there_units, here_units)
     return float(special.stdtr(count - 1, (here - there) / variance**0.5))

@@ -118,13 +118,13 @@ def _against_majority(verdict: Verdict, low: float) -> tuple[str, Tone]:
 def _on_calibration(results: RunResults) -> Sentence:
     evaluation = results.evaluation or {}
     error, predictions = evaluation.get("ece"), results.predictions
-    if error is not None and predictions is None:
+    if error is None or (predictions is not None and np.isnan(predictions.confidence).all()):
+        return Sentence("Whether its confidence can be believed has not been measured.", "unknown")
+    if predictions is None:
         told = f"the calibration error is {percent(error)}"
         return Sentence(
             f"Whether it is too sure, or not sure enough, only its predictions tell; {told}.", "unknown"
         )
-    if error is None or predictions is None or np.isnan(predictions.confidence).all():
-        return Sentence("Whether its confidence can be believed has not been measured.", "unknown")
     sentence = _on_confidence(evaluation, error, predictions)
     return replace(sentence, text=sentence.text + _fitted_since(results))
 

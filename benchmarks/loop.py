@@ -203,12 +203,12 @@ def fastai(name: str, loader: Loader, layout: torch.memory_format) -> Callable[[
 
     def measure() -> float:
         with tempfile.TemporaryDirectory() as folder, quiet():
-            model, _ = begin(name, layout)
+            model, optimizer = begin(name, layout)
             learner = Learner(
                 DataLoaders(loader, [], device=torch.device("cpu")),
                 model,
                 F.cross_entropy,
-                opt_func=lambda params, **_: OptimWrapper(params, torch.optim.SGD, lr=0.05),
+                opt_func=OptimWrapper(opt=optimizer),
                 metrics=accuracy,
                 path=folder,
             )

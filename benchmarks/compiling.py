@@ -2,8 +2,8 @@
 
     python benchmarks/compiling.py [FOLDER] [--model small resnet18] [--amp off]     # FOLDER: IDX files of Fashion-MNIST
 
-6,000 images, batches of 100, two epochs of a fresh model each. Speed is that of the second epoch; what the first takes longer is the
-start, which is over at once for a model like one that was compiled before: torch keeps what it made.
+6,000 images, batches of 100, two epochs of a fresh model each. Speed is that of the second epoch; what the first takes longer is
+the start, which is over at once for a model like one that was compiled before: torch keeps what it made.
 """
 
 from __future__ import annotations

@@ -239,7 +239,7 @@ def averages(repeats: int, random: np.random.Generator) -> dict[str, list[float]
     found = {}
     for rare in (False, True):
         for margin in (1.0, 4.0):
-            for n in (100, 1000):
+            for n in (100, 1000, 10_000):
                 draw = functools.partial(_outcomes, random, margin, rare)
                 truth = _figures(draw(400_000))
                 held = np.mean([_covered(draw(n), truth) for _ in range(repeats)], axis=0)

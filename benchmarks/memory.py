@@ -1,10 +1,11 @@
 """Peak memory of `visus train` on Fashion-MNIST, beside importing torch and building the model, and a bare loop.
 
-    python benchmarks/memory.py DATA [--model small] [--batch-size 100] [--repeats 3]
+    python benchmarks/memory.py DATA [--model small] [--batch-size 100] [--amp off] [--repeats 3]
 
 DATA is the folder of the four IDX files. Every figure is the highest resident set of a process of its own until its work is done
 (this torch takes a hundred MiB more as it ends, whatever was done): one that imports torch and builds the model, one that trains it
-for 30 steps on one batch and has nothing else, and one that trains it for an epoch, with checkpoints, curves and the test.
+for 30 steps on one batch and has nothing else, and one that trains it for an epoch, with checkpoints, curves and the test; the loop
+is in float32, and training as `--amp` says (`auto`: what `visus train` takes by itself).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ for _ in range(30):
 TRAIN = """
 import sys, visus.cli
 sys.argv = ["visus", "train", {data!r}, "--model", {model!r}, "--batch-size", "{batch_size}", "--epochs", "1"]
-sys.argv += ["--amp", "off", "--no-report", "--quiet", "--out", {out!r}]
+sys.argv += ["--amp", {amp!r}, "--no-report", "--quiet", "--out", {out!r}]
 try:
     visus.cli.main()
 except SystemExit as end:
@@ -61,9 +62,12 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default="small")
     parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--amp", default="off", choices=["off", "auto"])
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
-    print(f"{header('numpy')}; {given.model}, batches of {given.batch_size}; n = {given.repeats}\n")
+    print(
+        f"{header('numpy')}; {given.model}, batches of {given.batch_size}, amp {given.amp}; n = {given.repeats}\n"
+    )
     build = BUILD.format(model=given.model)
     loop = build + LOOP.format(batch_size=given.batch_size)
     alone, bare, trained = [], [], []
@@ -75,6 +79,7 @@ def main() -> None:
                 "data": str(given.data),
                 "model": given.model,
                 "batch_size": given.batch_size,
+                "amp": given.amp,
                 "out": out,
             }
             trained.append(peak_mb(TRAIN.format(**settings)))

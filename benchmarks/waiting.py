@@ -3,7 +3,7 @@
     python benchmarks/waiting.py [FOLDER] [--others 0 1 4] [--repeats 5]     # FOLDER: IDX files of Fashion-MNIST
 
 `visus.fit` trains `small` for an epoch of 3,000 images in a process of its own, with and without `OMP_WAIT_POLICY=passive`, in
-turn, beside so many other processes that do nothing but loop.
+turn, and with `GOMP_SPINCOUNT=1000`, beside so many other processes that do nothing but loop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from typing import Any
 from measuring import alternate, header, table
 
 _IMAGES = 3000
-_WAYS: dict[str, dict[str, str]] = {"spinning": {}, "asleep": {"OMP_WAIT_POLICY": "passive"}}
+_WAYS: dict[str, dict[str, str]] = {
+    "spinning": {},
+    "spinning 1,000 times, then asleep": {"GOMP_SPINCOUNT": "1000"},
+    "asleep": {"OMP_WAIT_POLICY": "passive"},
+}
 
 
 def main() -> None:

@@ -389,7 +389,9 @@ def test_a_wanted_accuracy_and_a_method_of_intervals_are_asked_for(finished, tmp
         assert min(drawn.size) > 500
     told = visus("evaluate", document["run"], "digits", "--wanted-accuracy", 1, "--ci-method", "bootstrap")
     assert "no confidence from which an accuracy of 100 % can be promised" in told.stderr
-    assert "answering from" not in told.stdout
+    assert "answering" not in told.stdout
+    told = visus("evaluate", document["run"], "digits", "--wanted-accuracy", 0.5)
+    assert "answering always (100.00% of the images), the accuracy is" in told.stdout
 
 
 def test_with_tta_probabilities_are_means_over_an_image_and_its_mirror_image(finished, tmp_path):
@@ -567,6 +569,18 @@ def test_a_run_ends_with_its_report_and_writes_the_same_one_again(finished):
     assert done.stderr == ""
     assert json.loads(done.stdout) == {"report": str(run / "report.html")}
     assert (run / "report.html").read_bytes() == page
+
+
+def test_a_report_on_a_folder_of_runs_is_one_on_each_of_them(finished, tmp_path):
+    document, _ = finished
+    for name in ("first", "second"):
+        shutil.copytree(document["run"], tmp_path / "runs" / name)
+    done = visus("report", tmp_path / "runs", "--output", tmp_path / "page.html", "--quiet")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'page.html'}\n")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<title>Report on 2 runs</title>" in text
+    (tmp_path / "nothing").mkdir()
+    assert visus("report", tmp_path / "nothing").returncode == 2
 
 
 def test_a_run_that_is_to_have_no_report_has_none(tmp_path):

@@ -67,6 +67,15 @@ def table(tmp_path):
     return tmp_path / "t.csv"
 
 
+def test_a_source_in_no_parts_is_tested_whole_and_not_called_training(checkpoint, table):
+    whole = evaluate_checkpoint(checkpoint, str(table))
+    assert (whole.part, whole.scores.n) == ("all", 30)
+    assert evaluate_checkpoint(checkpoint, str(table), part="train").part == "train"
+    checkpoint.document["config"].update(data=str(table), val_fraction=0)
+    # These are the images that it was trained on.
+    assert evaluate_checkpoint(checkpoint, str(table)).part == "train"
+
+
 def test_columns_are_groups_and_slices(checkpoint, table):
     plain = evaluate_checkpoint(checkpoint, str(table))
     found = evaluate_checkpoint(checkpoint, str(table), groups="patient", wanted=Wanted(level=0.9))

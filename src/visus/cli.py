@@ -667,7 +667,7 @@ def _margin(peak_mb: float, limit: int) -> dict[str, float]:
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="RUN...")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of many.", metavar="RUN...")],
     output: Annotated[Path | None, typer.Option(help="Where to write it.")] = None,
     as_json: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
@@ -676,7 +676,9 @@ def report(
     from visus.display import Display
     from visus.reporting.model_card import write_card
     from visus.reporting.page import write_report
+    from visus.tested_runs import find_runs
 
+    runs = [run for given in runs for run in [each.path for each in find_runs(given)] or [given]]
     with Display(quiet=quiet) as display:
         page = write_report(runs, output, display=display)
     if len(runs) == 1 and output is None:

@@ -78,10 +78,10 @@ def _remarks(scores: dict[str, Any]) -> list[str]:
     if scores["groups"] is not None:
         lines.append(f"intervals are over {scores['groups']} groups of images")
     if found := scores["abstention"]:
+        when = f"from a confidence of {found['threshold']:.4f} on" if found["threshold"] else "always"
         lines.append(
-            f"answering from a confidence of {found['threshold']:.4f} on ({percent(found['coverage'])} of the images), the "
-            f"accuracy is {percent(found['accuracy'])}, and above {percent(found['at_least'])} with "
-            f"{100 * found['level']:g} % certainty"
+            f"answering {when} ({percent(found['coverage'])} of the images), the accuracy is {percent(found['accuracy'])}, "
+            f"and above {percent(found['at_least'])} with {100 * found['level']:g} % certainty"
         )
     worse = sorted((each for each in scores["slices"] if each["beyond_chance"]), key=lambda each: each["p"])
     for each in worse[:_WORST]:

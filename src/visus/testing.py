@@ -196,12 +196,15 @@ def choose_part(
 ) -> tuple[Data, str]:
     """`source` with only the part to evaluate, as `test`, its classes brought to the model's; and its fingerprint.
 
-    Only the source that the model was trained on has a validation part made by rule. `UsageError` for a part that is not there,
-    which says what to do by `advice`.
+    Only the source that the model was trained on has a validation part made by rule; another one that has training images alone is
+    the part `all` where none is named. `UsageError` for a part that is not there, which says what to do by `advice`.
     """
     config = checkpoint.config
-    data = open_named(config) if config.get("data") == absolute(source) else read_source(source)
+    own = config.get("data") == absolute(source)
+    data = open_named(config) if own else read_source(source)
     chosen = _choose(data, part, advice)
+    if chosen is data.train and part is None and not own:
+        chosen = replace(chosen, name="all")
     fingerprint, split = part_fingerprint(chosen), map_classes(chosen, checkpoint.classes)
     absent = split.absent_classes
     notes = (*data.notes, *([f"classes without an image here: {first_of(absent)}"] if absent else []))

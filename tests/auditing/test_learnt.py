@@ -177,11 +177,19 @@ def test_without_a_shortcut_none_is_found(thumbs):
     assert audited(*thumbs) == []
 
 
-def test_a_watermark_is_named_with_its_class_and_place(thumbs):
+@pytest.mark.parametrize(
+    ("row", "column", "where"),
+    [
+        (28, 28, "at the bottom right"),
+        (0, 28, "at the top right"),
+        (1, 17, "at 56 % of the width and 6 % of the height"),
+    ],
+)
+def test_a_watermark_is_named_with_its_class_and_place(thumbs, row, column, where):
     images, labels = thumbs[0].copy(), thumbs[1]
-    images[labels == 1, 28:31, 28:31] = 255
+    images[labels == 1, row : row + 3, column : column + 3] = 255
     (finding,) = audited(images, labels)
-    assert finding.message.startswith("at the bottom right, a 64th of the image gives away square: 100 %")
+    assert finding.message.startswith(f"{where}, a 64th of the image gives away square: 100 %")
     assert finding.severity == "high"
 
 

@@ -25,7 +25,7 @@ from visus.ops.intervals import bounded_interval, share_interval, wilson
 from visus.ops.paired import grouped_mcnemar, mcnemar, paired_interval, worth
 from visus.ops.ranking import pulls, ranking, ranking_variances, shrunk
 from visus.ops.slices import slice_scores
-from visus.outcomes import ByClass, Outcomes
+from visus.outcomes import ByColumn, Outcomes
 from visus.scoring import Wanted, balanced_interval, class_scores, rank_classes, resample
 
 SIZES = (20, 50, 100, 300, 1000, 3000, 10_000)
@@ -410,14 +410,14 @@ def _made_of(logits: np.ndarray, labels: np.ndarray, margin: float) -> Outcomes:
     briers = (probabilities**2).sum(axis=1) - 2 * own + 1
     predictions = logits.argmax(axis=1)
     zeros = np.zeros(n, dtype=np.int64)
-    kept = ByClass()
+    kept = ByColumn()
     kept.add(probabilities.astype(np.float32))
     return Outcomes(classes, labels, predictions, own, -np.log(own), briers, zeros, kept)
 
 
 def _plain_outcomes(labels: np.ndarray, predictions: np.ndarray) -> Outcomes:
     zeros = np.zeros(len(labels))
-    return Outcomes(2, labels, predictions, zeros, zeros, zeros, zeros.astype(np.int64), ByClass())
+    return Outcomes(2, labels, predictions, zeros, zeros, zeros, zeros.astype(np.int64), ByColumn())
 
 
 def _figures(outcomes: Outcomes) -> list[float]:

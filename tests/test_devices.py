@@ -9,6 +9,7 @@ from visus.devices import (
     copy_to,
     describe_device,
     describe_devices,
+    exact_device,
     noting_nondeterminism,
     select_device,
 )
@@ -112,3 +113,8 @@ def test_pinned_copies_hold_the_same_values_in_the_same_layout():
     copied = copy_to(images, torch.device("cuda"))
     assert copied.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(copied.cpu(), images)
+
+
+@pytest.mark.parametrize(("device", "exact"), [("cpu", "cpu"), ("cuda:1", "cuda:1"), ("mps", "cpu")])
+def test_apples_devices_have_no_float64(device, exact):
+    assert exact_device(torch.device(device)) == torch.device(exact)

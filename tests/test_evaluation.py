@@ -24,7 +24,7 @@ from visus.errors import DataError, UsageError
 from visus.evaluation import evaluate, predict_labels
 from visus.inference import eval_mode, predict_logits
 from visus.ops.intervals import bounded_interval, of_few, wilson
-from visus.outcomes import ByClass, collect, follow
+from visus.outcomes import ByColumn, collect, follow
 from visus.scoring import Wanted, rank_classes
 
 
@@ -288,7 +288,7 @@ def test_the_mean_of_two_classes_that_rank_alike_is_as_uncertain_as_each_in_few_
 
 def test_probabilities_beyond_memory_are_read_back_from_a_file():
     probabilities = np.random.default_rng(0).random((10_000, 3), dtype=np.float32)
-    kept = ByClass(memory_bytes=60_000)
+    kept = ByColumn(memory_bytes=60_000)
     for block in np.array_split(probabilities, 17):
         kept.add(block)
     for place in range(3):

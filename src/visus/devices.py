@@ -103,6 +103,11 @@ def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True, memory_format=layout)
 
 
+def exact_device(device: torch.device) -> torch.device:
+    """Where there is float64 for what `device` computes: there, or for Apple's GPUs, which have none, on the CPU."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def default_threads(local_size: int) -> int:
     """Threads for one of `local_size` processes on this machine: torch's choice, or where there are several an equal share."""
     if local_size == 1:

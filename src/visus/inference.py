@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from visus.amp import autocast
 from visus.data.batching import EvaluationBatches
-from visus.devices import copy_to
+from visus.devices import copy_to, exact_device
 from visus.freed_memory import kept_freed_memory
 
 
@@ -37,7 +37,8 @@ def predict_logits(
     amp: str = "off",
     tta: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each `(images [N, C, H, W], targets)` of `batches`: logits `[N, K]` in float32 and the targets, both on `device`.
+    """For each `(images [N, C, H, W], targets)` of `batches`: logits `[N, K]` in float32 and the targets, both on `device`,
+    of Apple's GPUs on the CPU (see `exact_device`).
 
     `amp` is `off`, `bf16` or `fp16`. Targets are passed on as they are, so that positions may take their place. Where `batches` are
     dealt to several processes, each gets the outputs of all, in their order. With `tta`, augmentation when testing, the logits are
@@ -46,7 +47,7 @@ def predict_logits(
     with kept_freed_memory(), eval_mode(model), torch.inference_mode():
         own = _predict(model, batches, torch.device(device), autocast(amp, torch.device(device)), tta)
         if isinstance(batches, EvaluationBatches) and batches.world_size > 1:
-            yield from _of_all(own, len(batches), batches.world_size, torch.device(device))
+            yield from _of_all(own, len(batches), batches.world_size, exact_device(torch.device(device)))
         else:
             yield from own
 
@@ -64,7 +65,7 @@ def _predict(
             logits = model(images)
             mirrored = model(images.flip(-1)) if tta else None
         logits = logits.float() if mirrored is None else _mean_of_two(logits.float(), mirrored.float())
-        yield logits, copy_to(targets, device)
+        yield logits.to(exact_device(device)), copy_to(targets, exact_device(device))
 
 
 def _mean_of_two(logits: Tensor, others: Tensor) -> Tensor:

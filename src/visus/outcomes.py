@@ -25,54 +25,66 @@ from visus.ops.metrics import no_prediction, ranks
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Array = npt.NDArray[Any]
 
 _BLOCK = 4096
 _MEMORY_BYTES = 1 << 30
 
 
-class ByClass:
-    """Probabilities `[N, K]`, float32, added image by image and read class by class.
+class ByColumn:
+    """Rows `[N, K]`, added some at a time and read column by column.
 
-    One copy of them is kept, in blocks of 4,096 images: in memory up to 1 GiB, beyond in a temporary file, which goes when this
-    object does.
+    One copy of them is kept, in blocks of 4,096 rows: in memory up to 1 GiB, beyond in a temporary file, which goes when this
+    object does. Small arrays are not kept as they come: among the large ones of a model, which come and go, each would lie in the
+    way of the next.
     """
 
-    def __init__(self, memory_bytes: int = _MEMORY_BYTES) -> None:
+    def __init__(self, dtype: npt.DTypeLike = np.float32, *, memory_bytes: int = _MEMORY_BYTES) -> None:
+        self._dtype = np.dtype(dtype)
         self._memory_bytes = memory_bytes
-        self._blocks: list[npt.NDArray[np.float32]] = []
-        self._pending: list[npt.NDArray[np.float32]] = []
-        self._pending_rows = 0
+        self._blocks: list[Array] = []
+        self._open: Array | None = None
+        self._filled = 0
         self._bytes = 0
         self._file: Any = None
 
-    def add(self, probabilities: npt.NDArray[np.float32]) -> None:
-        """The next images' `[n, K]`."""
-        self._pending.append(probabilities)
-        self._pending_rows += len(probabilities)
-        if self._pending_rows >= _BLOCK:
-            self._flush()
+    def add(self, rows: Array) -> None:
+        """The next `[n, K]`."""
+        while len(rows):
+            if self._open is None:
+                self._open, self._filled = np.empty((rows.shape[1], _BLOCK), self._dtype), 0
+            some = rows[: _BLOCK - self._filled]
+            end = self._filled + len(some)
+            self._open[:, self._filled : end] = some.T
+            rows, self._filled = rows[len(some) :], end
+            if end == _BLOCK:
+                self._close()
 
-    def column(self, place: int) -> npt.NDArray[np.float32]:
-        """One class's `[N]`."""
-        self._flush()
-        return np.concatenate([block[place] for block in self._blocks])
+    def column(self, place: int) -> Array:
+        """`[N]`."""
+        return np.concatenate([block[place] for block in self.blocks()])
 
-    def _flush(self) -> None:
-        if not self._pending:
+    def blocks(self) -> list[Array]:
+        """Those of 4,096 rows, the last of fewer, in order, `[K, n]`."""
+        self._close()
+        return self._blocks
+
+    def _close(self) -> None:
+        if self._open is None:
             return
-        block = np.ascontiguousarray(np.concatenate(self._pending).T)
-        self._pending, self._pending_rows = [], 0
+        block = self._open if self._filled == _BLOCK else self._open[:, : self._filled].copy()
+        self._open = None
         self._bytes += block.nbytes
         self._blocks.append(block if self._bytes <= self._memory_bytes else self._on_disk(block))
 
-    def _on_disk(self, block: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _on_disk(self, block: Array) -> Array:
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="visus-")  # noqa: SIM115
             weakref.finalize(self, self._file.close)
         place = self._file.seek(0, 2)
         block.tofile(self._file)
         self._file.flush()
-        return np.memmap(self._file, dtype=np.float32, mode="r", offset=place, shape=block.shape)
+        return np.memmap(self._file, dtype=self._dtype, mode="r", offset=place, shape=block.shape)
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,8 @@ class Outcomes:
     """Brier's score `[N]`: the squared distance of the probabilities from the truth, 0 to 2 (Brier, 1950)."""
     ranks: Counts
     """How many classes come before the true one `[N]`; K where there is `no_prediction`."""
-    probabilities: ByClass
+    probabilities: ByColumn
+    """`[N, K]`, float32."""
 
     @property
     def correct(self) -> Bools:
@@ -142,8 +155,7 @@ def how_many(batches: Iterable[Any]) -> int | None:
 
 def collect(batches: Iterable[Batch]) -> Outcomes:
     """All that scores need of `batches`, on the CPU."""
-    columns: list[tuple[Tensor, ...]] = []
-    kept = ByClass()
+    kept, figures = ByColumn(), ByColumn(np.float64)
     width = 0
     for batch in batches:
         width = batch.logits.shape[1]
@@ -151,23 +163,21 @@ def collect(batches: Iterable[Batch]) -> Outcomes:
         inside = batch.labels.clamp(0, width - 1)
         exact = probabilities.double()
         own = exact.gather(1, inside[:, None])[:, 0]
-        briers = exact.square().sum(dim=1) - 2 * own + 1
-        confidences = probabilities.amax(dim=1).nan_to_num(0.0).double()
-        columns.append(
-            (
-                batch.labels,
-                batch.predictions,
-                confidences,
-                batch.losses,
-                briers,
-                ranks(batch.logits, inside),
-            )
+        brier = exact.square().sum(dim=1) - 2 * own + 1
+        confidences = probabilities.amax(dim=1).nan_to_num(0.0)
+        found = (
+            batch.labels,
+            batch.predictions,
+            confidences,
+            batch.losses,
+            brier,
+            ranks(batch.logits, inside),
         )
+        figures.add(torch.stack([each.double() for each in found], dim=1).cpu().numpy())
         kept.add(probabilities.cpu().numpy())
-    labels, predictions, confident, losses, brier, places = (
-        torch.cat(column).cpu().numpy() for column in zip(*columns, strict=True)
-    )
-    return Outcomes(width, labels, predictions, confident, losses, brier, places, kept)
+    labels, predictions, places = (figures.column(place).astype(np.int64) for place in (0, 1, 5))
+    confident, losses, briers = (figures.column(place) for place in (2, 3, 4))
+    return Outcomes(width, labels, predictions, confident, losses, briers, places, kept)
 
 
 def predict(logits: Tensor) -> Tensor:

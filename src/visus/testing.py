@@ -32,7 +32,7 @@ from visus.errors import UsageError, first_of
 from visus.evaluation import Scores, score
 from visus.inference import predict_logits
 from visus.ops.groups import counted_groups, is_one_group, named_apart
-from visus.outcomes import Batch, Outcomes, collect, follow
+from visus.outcomes import Outcomes, collect, follow
 from visus.preprocessing import Preprocessing
 from visus.processes import ALONE, Processes, joined, refuse_other_data
 from visus.scoring import Wanted
@@ -299,25 +299,26 @@ def record_outcomes(
 ) -> Outcomes:
     """What became of the images of `split`, whose `outputs` are pairs of logits and labels, and a table of it, if asked for."""
     header = ["path", "label", "prediction", *(f"p_{name}" for name in split.classes)]
+    # Opened first: where nothing can be written, that is said before the model runs.
     with writing_columns(predictions, header) if predictions else nullcontext() as write:
-        followed = follow(outputs)
-        return collect(_recorded(followed, split, write) if write else followed)
+        outcomes = collect(follow(outputs))
+        if write:
+            _write_rows(outcomes, split, write)
+    return outcomes
 
 
-def _recorded(batches: Iterable[Batch], split: Split, write: WriteColumns) -> Iterator[Batch]:
-    """`batches`, passed on, with a row written for every image; the prediction of an output that is NaN is empty."""
-    position = 0
+def _write_rows(outcomes: Outcomes, split: Split, write: WriteColumns) -> None:
+    """A row for every image; the prediction of an output that is NaN is empty."""
+    end = 0
     names = (*split.classes, "")
-    for batch in batches:
-        probabilities = batch.logits.softmax(dim=1).cpu().numpy()
-        places = range(position, position + len(batch.labels))
+    for probabilities in outcomes.probabilities.blocks():
+        begin, end = end, end + probabilities.shape[1]
+        labels, predictions = (each[begin:end].tolist() for each in (outcomes.labels, outcomes.predictions))
         write(
             [
-                [split.paths[place] for place in places],
-                ["" if (label := split.labels[place]) < 0 else split.classes[label] for place in places],
-                [names[best] for best in batch.predictions.tolist()],
-                *probabilities.T,
+                [split.paths[place] for place in range(begin, end)],
+                ["" if label < 0 else split.classes[label] for label in labels],
+                [names[best] for best in predictions],
+                *probabilities,
             ]
         )
-        position = places.stop
-        yield batch

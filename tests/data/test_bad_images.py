@@ -23,6 +23,7 @@ from visus.data.files import decode_all
 from visus.data.keeping import decode_once
 from visus.data.sources import open_source
 from visus.display import Display
+from visus.errors import DataError
 
 FORMATS = ["png", "jpeg", "gif", "tiff", "webp", "bmp", "ppm", "avif"]
 LOSSLESS = {"png": {}, "tiff": {}, "bmp": {}, "ppm": {}, "webp": {"lossless": True}}
@@ -267,6 +268,19 @@ def test_bombs_are_refused_before_they_go_off(tmp_path):
         "text.png"
     }
     assert "too large" in found["text.png"]
+
+
+@pytest.mark.parametrize(
+    ("image", "advice"),
+    [
+        (Image.new("1", (20_000, 20_000)), "copy them again, or raise --max-bad or --max-pixels"),
+        (None, "copy them again, or raise --max-bad"),
+    ],
+)
+def test_what_to_do_about_too_many_bad_files_is_said(tmp_path, image, advice):
+    root = folder_of(tmp_path / "x", {"bad.png": encoded(image, "png") if image else b""})
+    with pytest.raises(DataError, match=f"{advice}$"):
+        decode_once(open_source(root), resize=16, max_bad=0.01, memory_bytes=10**9)
 
 
 def test_a_file_that_cannot_be_opened_is_named_and_not_for_ever(tmp_path, monkeypatch):

@@ -443,9 +443,11 @@ def _ignore(*_: object) -> None:
 def _refuse_too_many(skipped: list[Skipped], total: int, max_bad: float, source: str) -> None:
     if len(skipped) > max_bad * total:
         first = "; ".join(f"{each.path}: {each.reason}" for each in skipped[:3])
+        too_large = any(each.reason.startswith("too many pixels") for each in skipped)
         raise DataError(
             f"{source}: {len(skipped)} of {total} files are no images that can be used, more than --max-bad {max_bad:g} allows "
-            f"({first}{'; ...' if len(skipped) > 3 else ''}); remove them or copy them again"
+            f"({first}{'; ...' if len(skipped) > 3 else ''}); remove them, copy them again, or raise --max-bad"
+            f"{' or --max-pixels' * too_large}"
         )
 
 

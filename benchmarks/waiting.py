@@ -2,8 +2,8 @@
 
     python benchmarks/waiting.py [FOLDER] [--others 0 1 4] [--repeats 5]     # FOLDER: IDX files of Fashion-MNIST
 
-`visus.fit` trains `small` for an epoch of 3,000 images in a process of its own, with and without `OMP_WAIT_POLICY=passive`, in
-turn, and with `GOMP_SPINCOUNT=1000`, beside so many other processes that do nothing but loop.
+`visus.fit` trains `small` for an epoch of 3,000 images in a process of its own, as it is, with `GOMP_SPINCOUNT=1000` and with
+`OMP_WAIT_POLICY=passive`, in turn, beside so many other processes that do nothing but loop.
 """
 
 from __future__ import annotations

@@ -575,7 +575,14 @@ def test_a_report_on_a_folder_of_runs_is_one_on_each_of_them(finished, tmp_path)
     document, _ = finished
     for name in ("first", "second"):
         shutil.copytree(document["run"], tmp_path / "runs" / name)
-    done = visus("report", tmp_path / "runs", "--output", tmp_path / "page.html", "--quiet")
+    done = visus(
+        "report",
+        tmp_path / "runs",
+        tmp_path / "runs" / "first",
+        "--output",
+        tmp_path / "page.html",
+        "--quiet",
+    )
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'page.html'}\n")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<title>Report on 2 runs</title>" in text

@@ -295,6 +295,23 @@ def test_probabilities_beyond_memory_are_read_back_from_a_file():
         np.testing.assert_array_equal(kept.column(place), probabilities[:, place])
 
 
+def test_rows_of_all_batches_are_kept_in_order():
+    random = np.random.default_rng(1)
+    rows = random.random((10_000, 2), dtype=np.float32)
+    kept = ByColumn()
+    for some in np.split(rows, [1, 5000, 9193]):
+        kept.add(some)
+    np.testing.assert_array_equal(np.concatenate(kept.blocks(), axis=1).T, rows)
+    assert [each.shape for each in kept.blocks()] == [(2, 4096), (2, 4096), (2, 1808)]
+
+
+def test_logits_are_where_there_is_float64(monkeypatch):
+    asked = []
+    monkeypatch.setattr("visus.inference.exact_device", lambda device: asked.append(device) or device)
+    list(predict_logits(nn.Identity(), [(torch.zeros(2, 3), torch.zeros(2))]))
+    assert set(asked) == {torch.device("cpu")}
+
+
 def test_the_mirror_image_is_seen_too_and_probabilities_are_averaged():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(2 * 3 * 4, 5))

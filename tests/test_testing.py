@@ -12,13 +12,15 @@ from PIL import Image
 import visus
 from visus.checkpoint import load_checkpoint, save_checkpoint
 from visus.config import make_config
+from visus.data.arrays import array_split
 from visus.data.attributes import file_attributes
 from visus.data.files import FileImages
 from visus.errors import UsageError
 from visus.models.build import build_model
 from visus.scoring import Wanted
+from visus.tables import read_columns
 from visus.tested_runs import read_run
-from visus.testing import evaluate_checkpoint
+from visus.testing import evaluate_checkpoint, record_outcomes
 from visus.training import train
 from visus.unlabelled import open_unlabelled, predict_unlabelled
 
@@ -74,6 +76,26 @@ def test_a_source_in_no_parts_is_tested_whole_and_not_called_training(checkpoint
     checkpoint.document["config"].update(data=str(table), val_fraction=0)
     # These are the images that it was trained on.
     assert evaluate_checkpoint(checkpoint, str(table)).part == "train"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_rows_of_many_images_are_those_of_their_paths(tmp_path, suffix):
+    n = 5000
+    labels = np.random.default_rng(0).integers(0, 3, n)
+    split = array_split("test", np.zeros((n, 2, 2), np.uint8), labels, ["a", "b", "c"], "made")
+    logits = torch.zeros(n, 3)
+    logits[torch.arange(n), torch.from_numpy(labels)] = torch.linspace(1, 2, n)
+    logits[4097] = torch.nan
+    outputs = zip(logits.split(300), torch.from_numpy(labels).split(300), strict=True)
+    path = tmp_path / f"predictions{suffix}"
+    record_outcomes(outputs, split, path)
+    paths, true, said, p = read_columns(path, ["path", "label", "prediction", "p_a"])
+    names = [split.classes[label] for label in labels]
+    assert (paths, true) == ([str(place) for place in range(n)], names)
+    names[4097] = ""
+    assert said == names
+    expected = logits.softmax(1)[:, 0].numpy()
+    np.testing.assert_allclose(np.array(p, float), expected, rtol=1e-6)
 
 
 def test_columns_are_groups_and_slices(checkpoint, table):

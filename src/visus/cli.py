@@ -379,7 +379,9 @@ def tune(
 def evaluate(
     checkpoint: CheckpointArgument,
     data: Annotated[str, typer.Argument(help="As for train.")],
-    split: Annotated[str | None, typer.Option(help="train, val or test; test, else val, else all.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, val or test; test, else val, else all images.")
+    ] = None,
     device: DeviceOption = "auto",
     tta: TtaFlag = False,
     ci: Annotated[float, typer.Option(min=0.5, max=0.9999, help="Level of the intervals.")] = 0.95,
@@ -667,7 +669,9 @@ def _margin(peak_mb: float, limit: int) -> dict[str, float]:
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of many.", metavar="RUN...")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs, or folders that hold runs.", metavar="RUN...")
+    ],
     output: Annotated[Path | None, typer.Option(help="Where to write it.")] = None,
     as_json: JsonFlag = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
@@ -676,9 +680,9 @@ def report(
     from visus.display import Display
     from visus.reporting.model_card import write_card
     from visus.reporting.page import write_report
-    from visus.tested_runs import find_runs
+    from visus.tested_runs import runs_in
 
-    runs = [run for given in runs for run in [each.path for each in find_runs(given)] or [given]]
+    runs = list(dict.fromkeys(run for each in runs for run in runs_in(each)))
     with Display(quiet=quiet) as display:
         page = write_report(runs, output, display=display)
     if len(runs) == 1 and output is None:

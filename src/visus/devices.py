@@ -104,7 +104,7 @@ def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def exact_device(device: torch.device) -> torch.device:
-    """Where there is float64 for what `device` computes: there, or for Apple's GPUs, which have none, on the CPU."""
+    """`device`, or the CPU for Apple's GPUs, which have no float64."""
     return torch.device("cpu") if device.type == "mps" else device
 
 

@@ -37,8 +37,8 @@ def predict_logits(
     amp: str = "off",
     tta: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each `(images [N, C, H, W], targets)` of `batches`: logits `[N, K]` in float32 and the targets, both on `device`,
-    of Apple's GPUs on the CPU (see `exact_device`).
+    """For each `(images [N, C, H, W], targets)` of `batches`: logits `[N, K]` in float32 and the targets, both on `device`, or
+    on the CPU where that is one of Apple's GPUs.
 
     `amp` is `off`, `bf16` or `fp16`. Targets are passed on as they are, so that positions may take their place. Where `batches` are
     dealt to several processes, each gets the outputs of all, in their order. With `tta`, augmentation when testing, the logits are

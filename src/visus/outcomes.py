@@ -35,8 +35,8 @@ class ByColumn:
     """Rows `[N, K]`, added some at a time and read column by column.
 
     One copy of them is kept, in blocks of 4,096 rows: in memory up to 1 GiB, beyond in a temporary file, which goes when this
-    object does. Small arrays are not kept as they come: among the large ones of a model, which come and go, each would lie in the
-    way of the next.
+    object does. Rows are copied to a block as they come: many small arrays, kept while those of a model come and go, would leave
+    the free memory in pieces too small for it.
     """
 
     def __init__(self, dtype: npt.DTypeLike = np.float32, *, memory_bytes: int = _MEMORY_BYTES) -> None:
@@ -52,10 +52,10 @@ class ByColumn:
         """The next `[n, K]`."""
         while len(rows):
             if self._open is None:
-                self._open, self._filled = np.empty((rows.shape[1], _BLOCK), self._dtype), 0
+                self._open, self._filled = np.empty((_BLOCK, rows.shape[1]), self._dtype), 0
             some = rows[: _BLOCK - self._filled]
             end = self._filled + len(some)
-            self._open[:, self._filled : end] = some.T
+            self._open[self._filled : end] = some
             rows, self._filled = rows[len(some) :], end
             if end == _BLOCK:
                 self._close()
@@ -64,15 +64,15 @@ class ByColumn:
         """`[N]`."""
         return np.concatenate([block[place] for block in self.blocks()])
 
-    def blocks(self) -> list[Array]:
-        """Those of 4,096 rows, the last of fewer, in order, `[K, n]`."""
+    def blocks(self) -> tuple[Array, ...]:
+        """`[K, n]` each, in order, n 4,096 but for the last; no row is added after that."""
         self._close()
-        return self._blocks
+        return tuple(self._blocks)
 
     def _close(self) -> None:
         if self._open is None:
             return
-        block = self._open if self._filled == _BLOCK else self._open[:, : self._filled].copy()
+        block = np.ascontiguousarray(self._open[: self._filled].T)
         self._open = None
         self._bytes += block.nbytes
         self._blocks.append(block if self._bytes <= self._memory_bytes else self._on_disk(block))
@@ -116,7 +116,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Batch:
-    """What was found of some images, on the device."""
+    """What was found of some images, where their logits are."""
 
     logits: Tensor
     labels: Tensor
@@ -175,8 +175,8 @@ def collect(batches: Iterable[Batch]) -> Outcomes:
         )
         figures.add(torch.stack([each.double() for each in found], dim=1).cpu().numpy())
         kept.add(probabilities.cpu().numpy())
-    labels, predictions, places = (figures.column(place).astype(np.int64) for place in (0, 1, 5))
-    confident, losses, briers = (figures.column(place) for place in (2, 3, 4))
+    labels, predictions, confident, losses, briers, places = map(figures.column, range(6))
+    labels, predictions, places = (each.astype(np.int64) for each in (labels, predictions, places))
     return Outcomes(width, labels, predictions, confident, losses, briers, places, kept)
 
 

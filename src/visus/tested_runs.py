@@ -133,6 +133,11 @@ def find_runs(folder: str | os.PathLike[str]) -> list[RunFolder]:
     return [run for each in sorted(Path(folder).iterdir()) if (run := RunFolder(each)).config.is_file()]
 
 
+def runs_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """The folders of the runs in `folder`, or itself where there is none in it."""
+    return [run.path for run in find_runs(folder)] or [Path(folder)]
+
+
 def row_of(run: TestedRun, units: Units | None) -> dict[str, Any]:
     """What a leaderboard says of `run`, whose images are of `units [N]` where groups are counted."""
     keys = ("model", "recipe", "epochs", "seed")

@@ -52,7 +52,7 @@ class Evaluation:
     """The scores of a checkpoint, and what they were made on."""
 
     part: str
-    """`train`, `val` or `test`."""
+    """`train`, `val` or `test`; `all` of another source than that of the training, which has one part to train on alone."""
     scores: Scores
     notes: tuple[str, ...]
     """What was understood of the data, for people to read."""

@@ -182,7 +182,7 @@ def test_without_a_shortcut_none_is_found(thumbs):
     [
         (28, 28, "at the bottom right"),
         (0, 28, "at the top right"),
-        (1, 17, "at 56 % of the width and 6 % of the height"),
+        (1, 17, "56 % from the left and 6 % from the top"),
     ],
 )
 def test_a_watermark_is_named_with_its_class_and_place(thumbs, row, column, where):

@@ -193,14 +193,14 @@ def _ridge_scores(inputs: Array, targets: Array, fold: Array) -> Array:
 
 
 def _where(row: int, column: int) -> str:
-    """Of a cell: `at the bottom right`, `in the middle`, else `at 31 % of the width and 44 % of the height`."""
+    """Of a cell: `at the bottom right`, `in the middle`, else its middle, `31 % from the left and 44 % from the top`."""
     ends, middle = (0, _CELLS - 1), (_CELLS // 2 - 1, _CELLS // 2)
     if row in ends and column in ends:
         return f"at the {'bottom' if row else 'top'} {'right' if column else 'left'}"
     if row in middle and column in middle:
         return "in the middle"
     across, down = ((100 * place + 50) / _CELLS for place in (column, row))
-    return f"at {across:.0f} % of the width and {down:.0f} % of the height"
+    return f"{across:.0f} % from the left and {down:.0f} % from the top"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ _FEWEST_SHOWN = 10
 _GRID = 2000
 _NARROWEST = 1e-3
 _STEPS = 2**40
-"""That a zero is looked for among."""
+"""Equal parts of an interval in which a zero is sought."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ def _noncentrality(seen: float, freedom: float, share: float) -> float:
 
 
 def _zero(falling: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function that falls from `low` to `high` comes to 0; by the standard library, since `scipy.optimize` is 20 MB."""
+    """Where a function that falls from `low` to `high` comes to 0; by the standard library: a run needs no other part of
+    `scipy.optimize`, which takes 20 MB."""
 
     def at(step: int) -> float:
         return low + (high - low) * step / _STEPS

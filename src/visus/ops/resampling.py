@@ -20,10 +20,11 @@ Units = npt.NDArray[np.int64]
 
 REPEATS = 2000
 MOST_UNITS = 2000
-"""As many as samples: what units add to the error of a variance is what samples have of it anyway, three per cent."""
+"""As many as samples: either leaves a variance uncertain by three per cent."""
 _OF_A_STREAM = 250
 """Samples that one generator draws."""
 _AT_ONCE = 50
+"""Of these; a divisor of theirs."""
 _SEED = 0
 _ROUNDING = 1e-12
 """Share of a figure that a sum of many numbers may be off by."""

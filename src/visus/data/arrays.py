@@ -16,6 +16,7 @@ from torch import Tensor
 
 from visus.data.decode import adapt_image
 from visus.data.images import ArrayImages, Labels, Split
+from visus.data.names import collect_names
 from visus.errors import DataError, one_line
 
 Pixels = npt.NDArray[np.uint8]
@@ -35,7 +36,7 @@ def array_split(
     pixels = to_pixels(np.asarray(images), origin)
     numbers = check_labels(np.asarray(labels), len(pixels), classes, origin)
     names = name_classes(numbers, classes, origin)
-    paths = [str(index) for index in range(len(pixels))]
+    paths = collect_names(map(str, range(len(pixels))))
     return Split(name, ArrayImages(torch.from_numpy(pixels)), numbers, names, paths)
 
 

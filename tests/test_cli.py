@@ -578,7 +578,7 @@ def test_a_report_on_a_folder_of_runs_is_one_on_each_of_them(finished, tmp_path)
     done = visus(
         "report",
         tmp_path / "runs",
-        tmp_path / "runs" / "first",
+        os.path.relpath(tmp_path / "runs" / "first"),
         "--output",
         tmp_path / "page.html",
         "--quiet",

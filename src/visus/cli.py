@@ -682,7 +682,8 @@ def report(
     from visus.reporting.page import write_report
     from visus.tested_runs import runs_in
 
-    runs = list(dict.fromkeys(run for each in runs for run in runs_in(each)))
+    # One that is named beside its folder is there once.
+    runs = list({run.absolute(): run for each in runs for run in runs_in(each)}.values())
     with Display(quiet=quiet) as display:
         page = write_report(runs, output, display=display)
     if len(runs) == 1 and output is None:

@@ -44,10 +44,11 @@ def predict_logits(
     dealt to several processes, each gets the outputs of all, in their order. With `tta`, augmentation when testing, the logits are
     the logarithms of the mean probabilities of an image and its mirror image.
     """
+    device = torch.device(device)
     with kept_freed_memory(), eval_mode(model), torch.inference_mode():
-        own = _predict(model, batches, torch.device(device), autocast(amp, torch.device(device)), tta)
+        own = _predict(model, batches, device, autocast(amp, device), tta)
         if isinstance(batches, EvaluationBatches) and batches.world_size > 1:
-            yield from _of_all(own, len(batches), batches.world_size, exact_device(torch.device(device)))
+            yield from _of_all(own, len(batches), batches.world_size, exact_device(device))
         else:
             yield from own
 
@@ -59,13 +60,14 @@ def _predict(
     precision: AbstractContextManager[Any],
     tta: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    exact = exact_device(device)
     for images, targets in batches:
         images = copy_to(images, device)
         with precision:
             logits = model(images)
             mirrored = model(images.flip(-1)) if tta else None
         logits = logits.float() if mirrored is None else _mean_of_two(logits.float(), mirrored.float())
-        yield logits.to(exact_device(device)), copy_to(targets, exact_device(device))
+        yield logits.to(exact), copy_to(targets, exact)
 
 
 def _mean_of_two(logits: Tensor, others: Tensor) -> Tensor:

@@ -683,7 +683,7 @@ def report(
     from visus.tested_runs import runs_in
 
     # One that is named beside its folder is there once.
-    runs = list({run.absolute(): run for each in runs for run in runs_in(each)}.values())
+    runs = list({run.resolve(): run for each in runs for run in runs_in(each)}.values())
     with Display(quiet=quiet) as display:
         page = write_report(runs, output, display=display)
     if len(runs) == 1 and output is None:

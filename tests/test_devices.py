@@ -1,3 +1,4 @@
+import os
 import warnings
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from visus.devices import (
     describe_devices,
     exact_device,
     noting_nondeterminism,
+    own_device,
     select_device,
 )
 from visus.errors import UsageError
@@ -92,6 +94,50 @@ def test_operations_without_a_deterministic_kernel_are_noted():
         with pytest.warns(UserWarning, match="something else"):
             warnings.warn("something else", UserWarning, stacklevel=1)
     assert found == {"put_"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "rank", "size", "own"),
+    [("auto", 2, 4, "cuda:2"), ("3,1", 1, 2, "cuda:1"), ("2", 0, 1, "cuda:2"), ("cpu", 5, 8, "cpu")],
+)
+def test_each_process_computes_where_its_device_is(four_gpus, monkeypatch, asked, rank, size, own):
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert own_device(asked, rank, size) == torch.device(own)
+    assert current == ([torch.device(own).index] if size > 1 and own != "cpu" else [])
+
+
+def test_more_processes_than_devices_are_refused(four_gpus):
+    with pytest.raises(UsageError, match="a device for each process, found 8 devices for 8"):
+        own_device("auto", 7, 8)
+
+
+def test_cublas_is_deterministic_meanwhile(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with computing():
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    with computing(deterministic=False):
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
+def test_what_the_user_wants_of_cublas_stands(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with computing():
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+def test_the_generators_of_devices_get_their_states_back(monkeypatch):
+    states = {0: torch.tensor([1], dtype=torch.uint8), 1: torch.tensor([2], dtype=torch.uint8)}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[device].clone())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({device: state}))
+    with computing():
+        states[0], states[1] = states[1], states[0]
+        torch.rand(1)
+    assert (int(states[0]), int(states[1])) == (1, 2)
 
 
 def test_what_stays_on_the_cpu_is_not_copied():

@@ -76,7 +76,10 @@ def device_indices(name: str, asked: str | None = None) -> tuple[int, ...]:
 
 
 def own_device(device: str | torch.device, local_rank: int, local_size: int) -> torch.device:
-    """The device of one of `local_size` processes on this machine; `UsageError` where there are too few for them."""
+    """The device of one of `local_size` processes on this machine; `UsageError` where there are too few for them.
+
+    Of several, it becomes torch's current one of this process.
+    """
     if isinstance(device, torch.device):
         return device
     first = select_device(device)
@@ -85,6 +88,9 @@ def own_device(device: str | torch.device, local_rank: int, local_size: int) -> 
     asked = device.strip().lower()
     indices = device_indices(asked, device) if any(map(str.isdigit, asked)) else tuple(range(local_size))
     if len(indices) == local_size <= torch.cuda.device_count():
+        if local_size > 1:
+            # Or whatever does not say where, as parts of NCCL's, would take memory of the first for each of them.
+            torch.cuda.set_device(indices[local_rank])
         return torch.device("cuda", indices[local_rank])
     raise UsageError(
         f"expected a device for each process, found {len(indices)} devices for {local_size}; "
@@ -153,27 +159,46 @@ def _info(device: torch.device) -> DeviceInfo:
 def computing(*, threads: int | None = None, deterministic: bool = True) -> Iterator[None]:
     """`threads` of the CPU (`None`: as they are) and deterministic kernels where there are any; afterwards all is as it was.
 
-    The global generator of random numbers gets its state back, too.
+    torch's global generators of random numbers get their states back, too.
     """
     threads_before, deterministic_before = (
         torch.get_num_threads(),
         torch.are_deterministic_algorithms_enabled(),
     )
-    warn_only, generator = torch.is_deterministic_algorithms_warn_only_enabled(), torch.get_rng_state()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     # torch's stubs do not know this property of the module.
     settings: Any = torch.utils.deterministic
     filled = settings.fill_uninitialized_memory
+    begun = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(begun), _cublas(deterministic):
+        try:
+            torch.set_num_threads(threads or threads_before)
+            torch.use_deterministic_algorithms(deterministic, warn_only=True)
+            # Filling memory that is about to be written costs time and changes no result.
+            settings.fill_uninitialized_memory = False
+            yield
+        finally:
+            torch.set_num_threads(threads_before)
+            torch.use_deterministic_algorithms(deterministic_before, warn_only=warn_only)
+            settings.fill_uninitialized_memory = filled
+
+
+@contextmanager
+def _cublas(deterministic: bool) -> Iterator[None]:
+    """Meanwhile, `deterministic` or not; what the environment says already stands.
+
+    By itself cuBLAS adds up in an order that depends on the room it finds (its manual, on reproducible results). It and torch read
+    the variable once, before the first product of matrices on a device.
+    """
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    wanted = deterministic and name not in os.environ
+    if wanted:
+        os.environ[name] = ":4096:8"
     try:
-        torch.set_num_threads(threads or threads_before)
-        torch.use_deterministic_algorithms(deterministic, warn_only=True)
-        # Filling memory that is about to be written costs time and changes no result.
-        settings.fill_uninitialized_memory = False
         yield
     finally:
-        torch.set_num_threads(threads_before)
-        torch.use_deterministic_algorithms(deterministic_before, warn_only=warn_only)
-        settings.fill_uninitialized_memory = filled
-        torch.set_rng_state(generator)
+        if wanted:
+            os.environ.pop(name, None)
 
 
 @contextmanager

@@ -101,8 +101,6 @@ def joined() -> Iterator[Processes]:
         yield ALONE
         return
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
     with _ending_with_the_launcher():
         yield from _joined(size, local_rank)
 

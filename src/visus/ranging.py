@@ -68,10 +68,10 @@ def range_test(
     base = optimizer.param_groups[0]["lr"]
     growth = math.log(highest / lowest) / max(1, steps - 1)
     watch = _Watch(loss or cross_entropy, optimizer, steps)
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    device = torch.device(options.get("device", "cpu"))
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             fit(
                 model,
                 train,

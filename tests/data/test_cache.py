@@ -25,8 +25,6 @@ from visus.data import keeping
 from visus.data.batching import measure_preprocessing
 from visus.data.cache import (
     CacheWriter,
-    DamagedCacheError,
-    MemoryWriter,
     Stamps,
     list_caches,
     locked,
@@ -39,6 +37,7 @@ from visus.data.decoder import Decoder
 from visus.data.files import cache_in_use
 from visus.data.keeping import decode_once
 from visus.data.sources import open_source
+from visus.data.stored import DamagedCacheError
 from visus.display import Display
 from visus.errors import DataError, UsageError
 from visus.preparing import prepare
@@ -504,24 +503,6 @@ def test_a_file_gives_what_was_written(tmp_path_factory, entries, channels):
         if place >= 0:
             np.testing.assert_array_equal(read.images[place], result)
     assert read.reasons == {name: each for name, each in written.items() if isinstance(each, str)}
-
-
-def test_memory_is_taken_in_blocks_and_up_to_a_limit(monkeypatch):
-    monkeypatch.setattr("visus.data.cache._BLOCK_BYTES", 100)
-    random = np.random.default_rng(0)
-    pixels = [random.integers(0, 256, (1, height, 9), np.uint8) for height in (1, 5, 6, 20, 2)]
-    writer = MemoryWriter(1, sum(each.nbytes for each in pixels))
-    for each in pixels:
-        writer.add(each)
-    with pytest.raises(OverflowError):
-        writer.add(np.zeros((1, 1, 1), np.uint8))
-    found = writer.finish()
-    assert len(found.blocks) > 1
-    assert found.nbytes == sum(each.nbytes for each in pixels)
-    for one, other in zip(found, pixels, strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert found.subset(np.array([1, 1])).size == (5, 9)
-    assert found.size is None
 
 
 def test_a_file_that_changed_since_it_could_be_used_is_named(folder):

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visus.data.cache import StoredImages, counts_folder
+from visus.data.cache import counts_folder
 from visus.data.crops import centre_crop
 from visus.data.decode import Pixels, pixels_to_image
+from visus.data.stored import StoredImages
 from visus.files import replacing
 
 _CRC = struct.Struct("<I")

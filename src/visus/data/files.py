@@ -14,12 +14,13 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from visus.data.archives import Archive
-from visus.data.cache import Cache, DamagedCacheError, Index, Stamps, StoredImages
+from visus.data.cache import Cache, Stamps
 from visus.data.decode import DecodeSettings, Pixels, UndecodableError
 from visus.data.decoder import Decoder
 from visus.data.images import Data, Images
 from visus.data.isolated import Decoders, Watch, decode_here, decode_in_order
 from visus.data.names import take
+from visus.data.stored import DamagedCacheError, Index, StoredImages
 from visus.errors import DataError, UsageError
 
 # A `Path` for each of a million files takes longer than to ask the system about it.

@@ -16,12 +16,8 @@ import numpy.typing as npt
 from visus.data.arrays import adapt_pixels
 from visus.data.cache import (
     Cache,
-    DamagedCacheError,
     Entries,
-    Index,
-    MemoryWriter,
     Stamps,
-    StoredImages,
     cache_path,
     describe_source,
     locked,
@@ -36,6 +32,7 @@ from visus.data.files import FileImages, decode_all
 from visus.data.images import ArrayImages, Data, Skipped, Split
 from visus.data.isolated import Decoders
 from visus.data.names import find_names, join_names, take
+from visus.data.stored import DamagedCacheError, Index, MemoryWriter, StoredImages
 from visus.errors import DataError, first_of
 from visus.processes import ALONE, Processes
 

@@ -26,6 +26,7 @@ from visus.data.batching import measure_preprocessing
 from visus.data.cache import (
     CacheWriter,
     Stamps,
+    growing_cache,
     list_caches,
     locked,
     read_cache,
@@ -165,6 +166,114 @@ def test_only_what_has_changed_is_decoded_again(folder, asked):
     asked.clear()
     opened(folder, "disk")
     assert not asked
+
+
+def test_what_has_changed_is_added_to_the_file(folder, asked):
+    mapped = opened(folder, "disk")
+    path, first = the_file(), content(mapped)
+    inode, before = path.stat().st_ino, path.read_bytes()
+    draw(folder / "train" / "a" / "1 é.jpg", 99)
+    (folder / "test" / "a" / "2 é.png").unlink()
+    found = opened(folder, "disk")
+    after = path.read_bytes()
+    assert path.stat().st_ino == inode
+    assert after.startswith(before)
+    assert len(after) - len(before) < len(before)
+    assert content(found) == content(opened(folder, "off"))
+    assert not list(path.parent.glob("*.whole"))
+    # A run that had it mapped goes on with what it had.
+    assert mapped.train.images.decoded.path == path
+    assert content(mapped) == first
+
+
+def test_a_file_of_which_little_is_still_needed_is_written_anew(folder):
+    opened(folder, "disk")
+    path, lengths = the_file(), []
+    for round in range(12):
+        for number in range(7):
+            draw(
+                folder / "train" / "a" / f"{number} é.{'jpg' if number % 6 in (0, 1, 3) else 'png'}",
+                99 + round,
+            )
+        assert content(opened(folder, "disk")) == content(opened(folder, "off"))
+        lengths.append(path.stat().st_size)
+    assert sorted(lengths) != lengths, "it was written anew"
+    assert max(lengths) < 4 * lengths[0]
+
+
+def killed_while_it_grows(folder, after):
+    """A run that dies after so many images were added to the file."""
+    code = (
+        "import os, signal, sys\nfrom visus.data.cache import CacheWriter\n"
+        "from visus.data.keeping import decode_once\nfrom visus.data.sources import open_source\n"
+        "add, left = CacheWriter.add, [int(sys.argv[2])]\n"
+        "def dying(self, *row):\n"
+        "    if not left[0]: self._file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    left[0] -= 1; add(self, *row)\n"
+        "CacheWriter.add = dying\n"
+        "data = open_source(sys.argv[1], val_fraction=0.3)\n"
+        "decode_once(data, cache='disk', resize=16, max_bad=0.5, memory_bytes=0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder), str(after)], check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_run_that_is_killed_while_the_file_grows_loses_nothing(folder, asked, after):
+    opened(folder, "disk")
+    path, (images,) = the_file(), [each.images for each in list_caches()]
+    before = path.read_bytes()
+    changed = [f"{number} é.png" for number in (2, 4, 5)]
+    for name in changed:
+        draw(folder / "train" / "a" / name, 99)
+    killed_while_it_grows(folder, after)
+    assert path.read_bytes().startswith(before)
+    (listed,) = list_caches()
+    assert (listed.source, listed.images) == (str(folder), images)
+    expected, said = content(opened(folder, "off")), []
+    asked.clear()
+    assert content(opened(folder, "disk", said=said)) == expected
+    assert sorted(asked) == changed
+    assert not any("damaged" in each for each in said)
+    assert not list(path.parent.glob("*.whole"))
+
+
+def test_a_disk_that_fills_up_while_the_file_grows_loses_nothing(folder, asked, monkeypatch):
+    opened(folder, "disk")
+    path = the_file()
+    before = path.read_bytes()
+    draw(folder / "train" / "a" / "2 é.png", 99)
+
+    def full(self, about):
+        self._file.write(b"some of it")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CacheWriter, "finish", full)
+        expected, said = content(opened(folder, "off")), []
+        assert content(opened(folder, "disk", said=said)) == expected
+        assert "no cache can be written (No space left on device)" in said[0]
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob("*.whole"))
+    asked.clear()
+    assert content(opened(folder, "disk")) == expected
+    assert asked == ["2 é.png"]
+
+
+def test_an_index_that_did_not_reach_the_disk_is_told_from_the_one_before(folder, asked):
+    """As after a power cut: the file is as long as it was to be, but what was written last is not there."""
+    opened(folder, "disk")
+    path = the_file()
+    length = path.stat().st_size
+    draw(folder / "train" / "a" / "2 é.png", 99)
+    opened(folder, "disk")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:length] + bytes(len(whole) - length - 44) + whole[-44:])
+    path.with_name(f"{path.name}.whole").write_text(str(length))
+    expected = content(opened(folder, "off"))
+    asked.clear()
+    assert content(opened(folder, "disk")) == expected
+    assert asked == ["2 é.png"]
 
 
 def test_what_cannot_be_read_now_is_not_held_against_a_file(folder, asked):
@@ -503,6 +612,51 @@ def test_a_file_gives_what_was_written(tmp_path_factory, entries, channels):
         if place >= 0:
             np.testing.assert_array_equal(read.images[place], result)
     assert read.reasons == {name: each for name, each in written.items() if isinstance(each, str)}
+
+
+rounds = st.lists(
+    st.tuples(
+        st.dictionaries(names, st.one_of(sizes, st.text(max_size=9)), max_size=4),
+        st.integers(0, 2**8 - 1),
+        st.binary(max_size=99),
+    ),
+    max_size=5,
+)
+
+
+@settings(deadline=None)
+@given(rounds, st.sampled_from([1, 3]))
+def test_a_file_that_grows_gives_what_was_kept_and_what_was_added(tmp_path_factory, rounds, channels):
+    """In each round some are kept, others added, and then perhaps a process is killed as it adds more."""
+    path, there = tmp_path_factory.mktemp("one") / "x.images", {}
+    random = np.random.default_rng(len(rounds))
+    with writing_cache(path, 10**6, (0, 0), {}):
+        pass
+    for added, chosen, torn in rounds:
+        entries = read_cache(path, channels)
+        kept = [place for place in range(len(entries.names)) if chosen >> place % 8 & 1]
+        there = {name: each for place, (name, each) in enumerate(there.items()) if place in kept}
+        with growing_cache(path, 10**6, (len(added), len(added)), {}) as writer:
+            writer.keep(entries.subset(np.array(kept, dtype=np.int64)))
+            for name, each in added.items():
+                if name not in there:
+                    pixels = (
+                        each
+                        if isinstance(each, str)
+                        else random.integers(0, 256, (channels, *each), np.uint8)
+                    )
+                    writer.add(name, len(name), 7, pixels)
+                    there[name] = pixels
+        if torn:
+            path.with_name(f"{path.name}.whole").write_text(str(path.stat().st_size))
+            path.write_bytes(path.read_bytes() + torn)
+        found = read_cache(path, channels)
+        assert list(found.names) == list(there)
+        for name, place, each in zip(there, found.places, there.values(), strict=True):
+            if isinstance(each, str):
+                assert (place, found.reasons[name]) == (-1, each)
+            else:
+                np.testing.assert_array_equal(found.images[place], each)
 
 
 def test_a_file_that_changed_since_it_could_be_used_is_named(folder):

@@ -1,7 +1,8 @@
 """The decode-once cache: decoded images in a file that is mapped into memory and serves later runs.
 
 There is one such file for each source and way of decoding, in `visus/images` under the user's cache folder: pixels, then an index,
-then what it is about, then a footer of fixed length, so that a file that was cut off has none. `docs/cache.md` describes it.
+then what it is about, then a footer of fixed length, so that a file that was cut off has none. It grows by the same four, of which
+the last ones count. `docs/cache.md` describes it.
 Nothing here loads torch.
 """
 
@@ -27,10 +28,10 @@ import numpy as np
 import numpy.typing as npt
 
 from visus.data.decode import WAY, DecodeSettings, Pixels, flat
-from visus.data.names import NamesBuilder, find_names, read_names, separated
+from visus.data.names import NamesBuilder, find_names, read_names, separated, take
 from visus.data.stored import DamagedCacheError, Index, StoredImages, map_images
 from visus.errors import UsageError
-from visus.files import replacing
+from visus.files import replacing, sync, write_text
 
 _MAGIC = b"visus images 2\r\n"
 _FOOTER = struct.Struct("<QQQI16s")
@@ -78,21 +79,44 @@ class Entries:
         )
         return np.where(same, places, -1)
 
+    def subset(self, positions: Index) -> Entries:
+        """Those at `positions`, in that order; the same pixels."""
+        names, places = take(self.names, positions), self.places[positions]
+        good = places >= 0
+        refused = {name: self.reasons[name] for name in take(names, np.flatnonzero(~good))}
+        images = self.images.subset(places[good])
+        order = np.where(good, np.cumsum(good) - 1, -1)
+        return Entries(names, self.stamps.subset(positions), images, order, refused)
+
 
 class CacheWriter:
-    """Writes a cache file from its beginning to its end, of about `expected` images in files of `expected_bytes` together."""
+    """Writes a cache file from `begin` to its end: about `expected` images, in files of `expected_bytes` together."""
 
-    def __init__(self, file: IO[bytes], limit_bytes: int, expected: int, expected_bytes: int) -> None:
+    def __init__(
+        self, file: IO[bytes], limit_bytes: int, expected: int, expected_bytes: int, begin: int = 0
+    ) -> None:
         self._file = file
         self._limit_bytes = limit_bytes
         self._expected = expected, expected_bytes
-        self._end = 0
+        self._begin = self._end = begin
         self._names = NamesBuilder()
         self._count = 0
         self._file_bytes = 0
         self._reasons: dict[str, str] = {}
         # One row each, in plain arrays: position, height, width, CRC, size and time of the file.
         self._rows = _Rows(6)
+
+    def keep(self, entries: Entries) -> None:
+        """What `entries` say, whose pixels are in this file already."""
+        images, bad = entries.images, entries.places < 0
+        rows = np.zeros((len(entries.names), 6), dtype=np.int64)
+        rows[bad, 0] = -1
+        if images.crcs is not None:
+            rows[~bad, :3], rows[~bad, 3] = images.places[:, 1:], images.crcs
+        rows[:, 4], rows[:, 5] = entries.stamps.sizes, entries.stamps.times
+        self._names.add(entries.names)
+        self._rows.extend(rows)
+        self._reasons |= entries.reasons
 
     def add(self, name: str, size: int, time: int, result: Pixels | str) -> None:
         """The next image, or why it is none; `OverflowError` where the pixels get longer than they may, as soon as that shows."""
@@ -102,7 +126,7 @@ class CacheWriter:
         if isinstance(result, str):
             self._reasons[name] = result
             return self._rows.add(-1, 0, 0, 0, size, time)
-        if (self._end + result.nbytes) * self._share() > self._limit_bytes:
+        if (self._end - self._begin + result.nbytes) * self._share() > self._limit_bytes:
             raise OverflowError
         content = flat(result).data
         self._file.write(content)
@@ -144,19 +168,17 @@ class _Rows:
         self._table[self._count] = values
         self._count += 1
 
+    def extend(self, rows: Index) -> None:
+        self._table = np.concatenate([self.table(), rows, np.empty_like(self._table)])
+        self._count += len(rows)
+
     def table(self) -> Index:
         return self._table[: self._count]
 
 
 def read_cache(path: Path, channels: int) -> Entries:
     """What is in a cache file, pixels not checked yet; `DamagedCacheError` where it is not whole, `OSError` where there is none."""
-    length = path.stat().st_size
-    with path.open("rb") as file:
-        end, index_bytes, about_bytes, crc = _read_footer(file, length)
-        file.seek(end)
-        index, about = file.read(index_bytes), file.read(about_bytes)
-    if zlib.crc32(about, zlib.crc32(index)) != crc:
-        raise DamagedCacheError
+    _, end, index = _read_index(path)
     try:
         with np.load(io.BytesIO(index), allow_pickle=False) as arrays:
             rows, names, reasons = arrays["rows"], arrays["names"], arrays["reasons"]
@@ -169,6 +191,29 @@ def read_cache(path: Path, channels: int) -> Entries:
     images = map_images(path, channels, placed, rows[good, 3].astype(np.uint32), end or None)
     order = np.where(good, np.cumsum(good) - 1, -1)
     return Entries(listed, Stamps(rows[:, 4], rows[:, 5]), images, order, why)
+
+
+def _read_index(path: Path) -> tuple[int, int, bytes]:
+    """The last index that is whole: how long the file was with it, where it begins, and itself."""
+    with path.open("rb") as file:
+        for length in _lengths(path):
+            with contextlib.suppress(DamagedCacheError):
+                end, index_bytes, about_bytes, crc = _read_footer(file, length)
+                file.seek(end)
+                index, about = file.read(index_bytes), file.read(about_bytes)
+                if zlib.crc32(about, zlib.crc32(index)) == crc:
+                    return length, end, index
+    _refuse()
+
+
+def _lengths(path: Path) -> Iterator[int]:
+    """How long the file is; and how long it was before it grew, where that was not completed."""
+    length = path.stat().st_size
+    yield length
+    with contextlib.suppress(OSError, ValueError):
+        before = int(_whole_path(path).read_text())
+        if 0 <= before < length:
+            yield before
 
 
 def _read_footer(file: IO[bytes], length: int) -> tuple[int, int, int, int]:
@@ -248,14 +293,47 @@ def writing_cache(
 
     Called under the lock. The file may have `limit_bytes` of pixels.
     """
-    for left in _unfinished(path):
-        # Of a process that was killed: whoever writes has the lock.
-        left.unlink(missing_ok=True)
+    _clear(path)
     # What a power cut leaves of it is known by its checksums.
     with replacing(path, durable=False) as temporary, temporary.open("wb") as file:
         writer = CacheWriter(file, limit_bytes, *expected)
         yield writer
         writer.finish(about)
+    _whole_path(path).unlink(missing_ok=True)
+
+
+def _clear(path: Path) -> None:
+    """What processes left that were killed as they wrote goes: whoever has the lock writes now."""
+    for left in _unfinished(path):
+        left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def growing_cache(
+    path: Path, limit_bytes: int, expected: tuple[int, int], about: dict[str, Any]
+) -> Iterator[CacheWriter]:
+    """A writer as `writing_cache` gives it, but behind what is in the file already, of which nothing changes.
+
+    Whoever has it mapped goes on. How long it was is kept beside it until all is on the disk: then a process may be killed at any
+    moment. Called under the lock.
+    """
+    _clear(path)
+    before, whole = path.stat().st_size, _read_index(path)[0]
+    write_text(_whole_path(path), str(whole))
+    try:
+        with path.open("ab") as file:
+            writer = CacheWriter(file, limit_bytes, *expected, begin=before)
+            yield writer
+            writer.finish(about)
+        sync(path)
+        whole = before
+    except BaseException:
+        os.truncate(path, before)
+        raise
+    finally:
+        # What another left unfinished is still there, and not to be believed, unless all is behind it now.
+        if whole == before:
+            _whole_path(path).unlink()
 
 
 @dataclass(frozen=True)
@@ -326,9 +404,7 @@ def _describe(path: Path) -> CacheFile | None:
     try:
         status = path.stat()
         with path.open("rb") as file:
-            end, index_bytes, about_bytes, _ = _read_footer(file, status.st_size)
-            file.seek(end + index_bytes)
-            about = json.loads(file.read(about_bytes))
+            about = json.loads(_read_about(file, path))
         source, images = str(about.pop("source")), int(about.pop("images"))
     except OSError:
         return None
@@ -336,6 +412,15 @@ def _describe(path: Path) -> CacheFile | None:
         source, images, about = None, 0, {}
     used = datetime.datetime.fromtimestamp(status.st_mtime).astimezone()
     return CacheFile(str(path), source, images, status.st_size, used, about)
+
+
+def _read_about(file: IO[bytes], path: Path) -> bytes:
+    for length in _lengths(path):
+        with contextlib.suppress(DamagedCacheError):
+            end, index_bytes, about_bytes, _ = _read_footer(file, length)
+            file.seek(end + index_bytes)
+            return file.read(about_bytes)
+    _refuse()
 
 
 def _remove(path: Path) -> bool:
@@ -346,7 +431,7 @@ def _remove(path: Path) -> bool:
     except filelock.Timeout:
         return False
     try:
-        for each in (path, *_unfinished(path), _lock_path(path)):
+        for each in (path, *_unfinished(path), _whole_path(path), _lock_path(path)):
             each.unlink(missing_ok=True)
     finally:
         lock.release()
@@ -355,6 +440,11 @@ def _remove(path: Path) -> bool:
 
 def _lock_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.lock")
+
+
+def _whole_path(path: Path) -> Path:
+    """Where the length is that the file had when it was last whole, while it grows."""
+    return path.with_name(f"{path.name}.whole")
 
 
 def _unfinished(path: Path) -> Iterator[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from array import array
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -16,10 +15,12 @@ import numpy.typing as npt
 from visus.data.arrays import adapt_pixels
 from visus.data.cache import (
     Cache,
+    CacheWriter,
     Entries,
     Stamps,
     cache_path,
     describe_source,
+    growing_cache,
     locked,
     mark_used,
     read_cache,
@@ -309,11 +310,11 @@ def _use_cache(path: Path, files: FileImages, stamps: Stamps, means: _Means) -> 
     found = np.full(len(files), -1) if entries is None else entries.find(files.paths, stamps)
     passing: dict[str, str] = {}
     if entries is None or (found < 0).any():
-        passing = _write_cache(path, files, stamps, means, entries, found)
+        passing, begin = _write_cache(path, files, stamps, means, entries, found)
         entries = read_cache(path, files.channels)
         if entries.images.checked is not None:
             # Just written, they would be read from the same memory as they were written from.
-            entries.images.checked[:] = True
+            entries.images.checked[:] = entries.images.places[:, 1] >= begin
         found = entries.find(files.paths, stamps)
     mark_used(path)
     reasons = {name: entries.reasons[name] for name in files.paths if name in entries.reasons} | passing
@@ -341,43 +342,59 @@ def _write_cache(
     means: _Means,
     entries: Entries | None,
     found: Index,
-) -> dict[str, str]:
-    """Write the cache of `files`: from `entries` what was `found` there, the rest decoded. Returns reasons that may not last.
+) -> tuple[dict[str, str], int]:
+    """Bring the cache of `files` up to date: what was `found` in `entries` stays, the rest is decoded.
 
-    What `entries` have of other files of the source, whose parts are not asked for now, stays.
+    What `entries` have of other files of the source, whose parts are not asked for now, stays as well. Returns reasons that may not
+    last, and where in the file begins what was written.
     """
-    missing = array("q")
-    passing: dict[str, str] = {}
-    room = room_bytes(path.parent)
-    others = np.empty(0, dtype=np.int64) if entries is None else _others(entries, files)
+    about, room = describe_source(files.identity, files.settings), room_bytes(path.parent)
+    missing, others = np.flatnonzero(found < 0), np.empty(0, dtype=np.int64)
+    if entries is not None:
+        others = _others(entries, files)
+        kept = entries.subset(np.concatenate([found[found >= 0], others]))
+        if 2 * kept.images.nbytes >= (begin := path.stat().st_size):
+            expected = len(missing), int(stamps.sizes[missing].sum())
+            with growing_cache(path, room, expected, about) as writer:
+                writer.keep(kept)
+                return _decode_into(writer, files, stamps, missing, means), begin
     known_bytes = 0 if entries is None else int(entries.stamps.sizes[others].sum())
     expected = len(files) + len(others), int(stamps.sizes.sum()) + known_bytes
-    with writing_cache(path, room, expected, describe_source(files.identity, files.settings)) as writer:
-
-        def add(place: int, result: Pixels | str) -> None:
-            writer.add(files.paths[place], int(stamps.sizes[place]), int(stamps.times[place]), result)
-
-        for place, known in enumerate(found):
-            result = _recall(entries, known, files.paths[place])
-            if result is None:
-                missing.append(place)
-            else:
-                add(place, result)
-        with closing(_decoded(files, np.array(missing), means)) as results:
-            for place, decoded in zip(missing, results, strict=True):
-                if not isinstance(decoded, UndecodableError):
-                    add(place, decoded)
-                elif decoded.lasting:
-                    add(place, str(decoded))
-                else:
-                    passing[files.paths[place]] = str(decoded)
+    with writing_cache(path, room, expected, about) as writer:
+        lost = np.ones(len(files), dtype=np.bool_)
         if entries is not None:
-            for known in others.tolist():
-                name = entries.names[known]
-                if (result := _recall(entries, known, name)) is not None:
-                    writer.add(
-                        name, int(entries.stamps.sizes[known]), int(entries.stamps.times[known]), result
-                    )
+            lost = ~_copy(writer, entries, files.paths, found)
+            _copy(writer, entries, take(entries.names, others), others)
+        return _decode_into(writer, files, stamps, np.flatnonzero(lost), means), 0
+
+
+def _copy(
+    writer: CacheWriter, entries: Entries, names: Sequence[str], places: Index
+) -> npt.NDArray[np.bool_]:
+    """Write what `entries` have at `places` of images of these `names`; which these are, since a damaged one is not among them."""
+    whole = np.zeros(len(names), dtype=np.bool_)
+    for number, (name, place) in enumerate(zip(names, places.tolist(), strict=True)):
+        if (result := _recall(entries, place, name)) is not None:
+            sizes, times = entries.stamps.sizes, entries.stamps.times
+            writer.add(name, int(sizes[place]), int(times[place]), result)
+            whole[number] = True
+    return whole
+
+
+def _decode_into(
+    writer: CacheWriter, files: FileImages, stamps: Stamps, places: Index, means: _Means
+) -> dict[str, str]:
+    """Decode those of `files` at `places` and write them; reasons that may not last are returned."""
+    passing: dict[str, str] = {}
+    with closing(_decoded(files, places, means)) as results:
+        for place, decoded in zip(places.tolist(), results, strict=True):
+            name, size, time = files.paths[place], int(stamps.sizes[place]), int(stamps.times[place])
+            if not isinstance(decoded, UndecodableError):
+                writer.add(name, size, time, decoded)
+            elif decoded.lasting:
+                writer.add(name, size, time, str(decoded))
+            else:
+                passing[name] = str(decoded)
     return passing
 
 
@@ -395,14 +412,14 @@ def _others(entries: Entries, files: FileImages) -> Index:
     return same
 
 
-def _recall(entries: Entries | None, known: int, name: str) -> Pixels | str | None:
-    """What `entries` have at `known`: pixels, a reason against the image, or nothing that can be used."""
-    if entries is None or known < 0:
+def _recall(entries: Entries, place: int, name: str) -> Pixels | str | None:
+    """What `entries` have at `place`: pixels, a reason against the image, or nothing that can be used."""
+    if place < 0:
         return None
-    if entries.places[known] < 0:
+    if entries.places[place] < 0:
         return entries.reasons[name]
     try:
-        return entries.images[entries.places[known]]
+        return entries.images[entries.places[place]]
     except DamagedCacheError:
         return None
 

@@ -3,9 +3,10 @@
 What a run does on a GPU can so be seen where there is none: that nothing is left behind on the CPU, and when it would wait for the
 device. torch knows it as a backend of a user's (its `PrivateUse1`), for the whole of a process, so that tests start one for it:
 
-    python pretended_device.py run cpu|pretended COMMANDS
+    python pretended_device.py run pretended|own COMMANDS
 
-runs commands of the command line, a list of lists of words in JSON, where there is no other device, and prints their exit codes;
+runs commands of the command line, a list of lists of words in JSON, where there is no other device, or on the machine's own, and
+prints their exit codes;
 
     python pretended_device.py steps N ...
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.stats import binomtest
 
@@ -481,6 +482,28 @@ def test_an_unforeseen_error_is_70_and_shows_where(monkeypatch, capsys):
         cli.main()
     assert caught.value.code == 70
     assert "a fault in visus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_where_memory_runs_out_a_remedy_is_named(monkeypatch, capsys, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["visus", "devices"])
+    monkeypatch.setattr("visus.devices.describe_devices", fail)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert "memory ran out; lower --batch-size or --img-size" in capsys.readouterr().err
 
 
 def test_a_run_without_a_checkpoint_yet_begins_again(finished, tmp_path):

@@ -68,6 +68,13 @@ def _options(
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "STATUS_ALLOC_FAILED",
+)
+
 _UNTESTED = {
     **dict.fromkeys(("epochs", "patience"), "which has an end of its own"),
     **dict.fromkeys(("schedule", "milestones", "gamma", "warmup_epochs"), "in which the rate only rises"),
@@ -845,9 +852,9 @@ def _tell(lines: Iterable[str]) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """torch raises a class of its own for a GPU, and a plain `RuntimeError` for the CPU."""
+    """torch raises a class of its own for a GPU, and a plain `RuntimeError` for the CPU and for a GPU's libraries."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return named or any(each in str(error) for each in _NO_MEMORY)
 
 
 def _explain(error: BaseException, message: str, code: int, debug: bool) -> int:

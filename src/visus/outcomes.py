@@ -115,7 +115,7 @@ class Outcomes:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Outputs:
     """What was found of some images, where their logits are."""
 
     logits: Tensor
@@ -126,7 +126,7 @@ class Batch:
 
 def follow(
     outputs: Iterable[tuple[Tensor, Tensor]], *, display: Display | None = None, iterations: int | None = None
-) -> Iterator[Batch]:
+) -> Iterator[Outputs]:
     """Labels, predictions and losses of pairs of logits `[n, K]` and targets `[n]` or `[n, K]`, while `display` shows progress."""
     total_loss: Tensor | float = 0.0
     hits: Tensor | int = 0
@@ -137,7 +137,7 @@ def follow(
         # A label without an output is found later, where the device is waited for anyway; here it must not index anything.
         inside = labels.clamp(0, logits.shape[1] - 1)
         losses = F.cross_entropy(logits.double(), inside, reduction="none")
-        found = Batch(logits, labels, predict(logits), losses)
+        found = Outputs(logits, labels, predict(logits), losses)
         total_loss = total_loss + losses.sum()
         hits, seen = hits + (found.predictions == labels).sum(), seen + len(labels)
         if display and display.due():
@@ -153,7 +153,7 @@ def how_many(batches: Iterable[Any]) -> int | None:
     return len(batches) if isinstance(batches, Sized) else None
 
 
-def collect(batches: Iterable[Batch]) -> Outcomes:
+def collect(batches: Iterable[Outputs]) -> Outcomes:
     """All that scores need of `batches`, on the CPU."""
     kept, figures = ByColumn(), ByColumn(np.float64)
     width = 0

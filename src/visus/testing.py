@@ -20,8 +20,7 @@ from visus.amp import amp_that_works
 from visus.checkpoint import Checkpoint, rebuild_model
 from visus.config import absolute
 from visus.data.attributes import file_attributes
-from visus.data.batching import Batch as ImageBatch
-from visus.data.batching import EvaluationBatches
+from visus.data.batching import Batch, EvaluationBatches
 from visus.data.cache import Cache
 from visus.data.images import Data, Skipped, Split, map_classes
 from visus.data.keeping import decode_once
@@ -280,7 +279,7 @@ class _MeasuredBatches(EvaluationBatches):
 
     brightness: list[list[float]] = field(default_factory=list)
 
-    def __iter__(self) -> Iterator[ImageBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         mean, std = torch.tensor(self.preprocessing.mean), torch.tensor(self.preprocessing.std)
         for batch in super().__iter__():
             means = (batch.images.mean(dim=(2, 3)) * std + mean).mean(dim=1)

@@ -96,6 +96,17 @@ def test_operations_without_a_deterministic_kernel_are_noted():
     assert found == {"put_"}
 
 
+def test_a_cublas_that_was_begun_otherwise_is_noted():
+    said = (
+        "Deterministic behavior was enabled with either `torch.use_deterministic_algorithms(True)` or "
+        "`at::Context::setDeterministicAlgorithms(true)`, but this operation is not deterministic because it uses "
+        "CuBLAS and you have CUDA >= 10.2. To enable deterministic behavior in this case, you must set ..."
+    )
+    with noting_nondeterminism() as found:
+        warnings.warn(said, UserWarning, stacklevel=1)
+    assert found == {"CuBLAS"}
+
+
 @pytest.mark.parametrize(
     ("asked", "rank", "size", "own"),
     [("auto", 2, 4, "cuda:2"), ("3,1", 1, 2, "cuda:1"), ("2", 0, 1, "cuda:2"), ("cpu", 5, 8, "cpu")],
@@ -138,6 +149,28 @@ def test_the_generators_of_devices_get_their_states_back(monkeypatch):
         states[0], states[1] = states[1], states[0]
         torch.rand(1)
     assert (int(states[0]), int(states[1])) == (1, 2)
+
+
+def test_a_device_that_was_not_used_before_begins_as_the_seed_has_it(monkeypatch):
+    begun, seeds = [False], []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: begun[0])
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    torch.manual_seed(5)
+    seeds.clear()
+    with computing():
+        torch.default_generator.manual_seed(77)
+        begun[0] = True
+    assert seeds == [5]
+
+
+def test_apples_generator_gets_its_state_back(monkeypatch):
+    state = [torch.tensor([1])]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state[0])
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda given: state.__setitem__(0, given))
+    with computing():
+        state[0] = torch.tensor([2])
+    assert int(state[0]) == 1
 
 
 def test_what_stays_on_the_cpu_is_not_copied():

@@ -1,6 +1,8 @@
 """A reader never sees half a file, whatever happens to the writer."""
 
+import errno
 import os
+import stat
 import subprocess
 import sys
 
@@ -43,3 +45,21 @@ def test_json_refuses_what_json_has_not(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_that_syncs_no_folder_is_written_to(tmp_path, monkeypatch, number):
+    sync = os.fsync
+
+    def refusing(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="Input/output error"):
+            write_text(tmp_path / "a", "b")
+    else:
+        write_text(tmp_path / "a", "b")
+    assert (tmp_path / "a").read_text() == "b"

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,9 @@ from visus.errors import UsageError
 from visus.processors import processors
 
 _MIB = 1024**2
-_NOT_DETERMINISTIC = r"(\S.*?) does not have a deterministic implementation"
+_NOT_DETERMINISTIC = (
+    r"(\S.*?) does not have a deterministic implementation|.*not deterministic because it uses (CuBLAS)"
+)
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,7 @@ def computing(*, threads: int | None = None, deterministic: bool = True) -> Iter
     # torch's stubs do not know this property of the module.
     settings: Any = torch.utils.deterministic
     filled = settings.fill_uninitialized_memory
-    begun = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(begun), _cublas(deterministic):
+    with generators_kept(), _cublas(deterministic):
         try:
             torch.set_num_threads(threads or threads_before)
             torch.use_deterministic_algorithms(deterministic, warn_only=True)
@@ -181,6 +182,25 @@ def computing(*, threads: int | None = None, deterministic: bool = True) -> Iter
             torch.set_num_threads(threads_before)
             torch.use_deterministic_algorithms(deterministic_before, warn_only=warn_only)
             settings.fill_uninitialized_memory = filled
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """torch's global generators of random numbers get their states back, those of the CPU and of all devices.
+
+    One of a CUDA device that is used for the first time meanwhile begins where the seed of the CPU's would have it begin.
+    """
+    initialised: Callable[[], bool] = torch.cuda.is_initialized
+    before = initialised()
+    apple = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if before else ()):
+            yield
+    finally:
+        if initialised() and not before:
+            torch.cuda.manual_seed_all(torch.initial_seed())
+        if apple is not None:
+            torch.mps.set_rng_state(apple)
 
 
 @contextmanager
@@ -211,7 +231,7 @@ def noting_nondeterminism() -> Iterator[set[str]]:
 
         def note(message: Warning | str, *others: Any, **named: Any) -> None:
             if match := re.match(_NOT_DETERMINISTIC, str(message)):
-                found.add(match[1])
+                found.add(match[1] or match[2])
             else:
                 show(message, *others, **named)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -64,6 +65,10 @@ def sync(path: Path, flags: int = os.O_RDWR) -> None:
 
 def sync_folder(path: Path) -> None:
     """Wait until it is on the disk which files are in the folder at `path`."""
-    # Windows cannot open a folder; there that is left to the file system.
+    # Windows cannot open a folder, and some file systems of networks know no sync of one; there that is left to them.
     if os.name == "posix":
-        sync(path, os.O_RDONLY)
+        try:
+            sync(path, os.O_RDONLY)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise

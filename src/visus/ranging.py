@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from visus.data.batching import Batch
+from visus.devices import generators_kept
 from visus.errors import UsageError
 from visus.loop import Loss, Pairs, TrainBatches, cross_entropy, fit
 
@@ -68,10 +68,9 @@ def range_test(
     base = optimizer.param_groups[0]["lr"]
     growth = math.log(highest / lowest) / max(1, steps - 1)
     watch = _Watch(loss or cross_entropy, optimizer, steps)
-    device = torch.device(options.get("device", "cpu"))
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with generators_kept():
             fit(
                 model,
                 train,

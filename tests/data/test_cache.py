@@ -34,6 +34,7 @@ from visus.data.cache import (
     writing_cache,
 )
 from visus.data.counts import PixelCounts
+from visus.data.decode import UndecodableError
 from visus.data.decoder import Decoder
 from visus.data.files import cache_in_use
 from visus.data.keeping import decode_once
@@ -260,6 +261,71 @@ def test_a_disk_that_fills_up_while_the_file_grows_loses_nothing(folder, asked, 
     assert asked == ["2 é.png"]
 
 
+def test_what_cannot_be_decoded_now_makes_no_file_grow(folder, asked, monkeypatch):
+    decode, failing = Decoder.decode_all, {"5 é.png"}
+
+    def now_and_then(self, sources):
+        results = list(decode(self, sources))
+        names = [Path(each).name for each in sources]
+        passing = UndecodableError("no room at the moment", lasting=False)
+        return [passing if name in failing else each for name, each in zip(names, results, strict=True)]
+
+    monkeypatch.setattr(Decoder, "decode_all", now_and_then)
+    opened(folder, "disk")
+    path = the_file()
+    before = path.read_bytes()
+    for _ in range(3):
+        assert "no room at the moment" in [each.reason for each in opened(folder, "disk").skipped]
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob("*.whole"))
+    failing.clear()
+    assert content(opened(folder, "disk")) == content(opened(folder, "off"))
+    assert path.read_bytes().startswith(before)
+
+
+def test_what_was_added_is_listed_where_its_file_is(folder):
+    opened(folder, "disk")
+    draw(folder / "train" / "a" / "2 é.png", 99)
+    draw(folder / "train" / "a" / "0 new.png", 99)
+    found = opened(folder, "disk", resize=16)
+    names = [path for part in (found.train, found.val, found.test) for path in part.paths]
+    kept = read_cache(the_file(), 3)
+    assert [each for each in kept.names if each not in kept.reasons] == names
+
+
+def test_a_damaged_image_is_given_up_once_nobody_writes(folder):
+    opened(folder, "disk")
+    images = opened(folder, "disk").train.images
+    path = the_file()
+    with path.open("r+b") as file:
+        file.write(bytes(images.decoded.nbytes))
+    with locked(path, lambda: None):
+        images.read(0)
+        assert path.exists()
+    images.read(0)
+    assert not path.exists()
+
+
+def test_where_locks_keep_nobody_away_nothing_is_cut_from_the_others(folder, monkeypatch):
+    """As between hosts of some file systems: another wrote behind what this one did, and may have it mapped."""
+    opened(folder, "disk")
+    path = the_file()
+    draw(folder / "train" / "a" / "2 é.png", 99)
+    finish, lengths = CacheWriter.finish, []
+
+    def interfered(self, about):
+        finish(self, about)
+        self._file.flush()
+        with path.open("ab") as file:
+            file.write(bytes(5000))
+        lengths.append(path.stat().st_size)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CacheWriter, "finish", interfered)
+    opened(folder, "disk")
+    assert [path.stat().st_size] == lengths
+
+
 def test_an_index_that_did_not_reach_the_disk_is_told_from_the_one_before(folder, asked):
     """As after a power cut: the file is as long as it was to be, but what was written last is not there."""
     opened(folder, "disk")
@@ -368,7 +434,7 @@ def test_that_it_will_be_too_much_is_seen_early():
     writer = CacheWriter(BytesIO(), 20_000, 1000, 5000)
     with pytest.raises(OverflowError):
         for number in range(1000):
-            writer.add(str(number), 5, 1, pixels)
+            writer.add(number, str(number), 5, 1, pixels)
     assert number == 99
 
 
@@ -379,7 +445,7 @@ def test_a_class_of_other_images_does_not_make_all_too_much(first, later):
     writer = CacheWriter(BytesIO(), 1_500_000, 1100, 100 * first + 1000 * later)
     for number in range(1100):
         pixels = np.zeros((1, sides[number >= 100], sides[number >= 100]), np.uint8)
-        writer.add(str(number), first if number < 100 else later, 1, pixels)
+        writer.add(number, str(number), first if number < 100 else later, 1, pixels)
 
 
 @pytest.mark.parametrize(
@@ -563,7 +629,7 @@ def test_reading_a_whole_cache_takes_no_memory_of_its_own(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 500, 700), np.uint8)
     with writing_cache(path, 10**9, (100, 100), {}) as writer:
         for number in range(100):
-            writer.add(str(number), 1, 1, pixels)
+            writer.add(number, str(number), 1, 1, pixels)
     code = (
         "import sys\nfrom pathlib import Path\nfrom visus.data.cache import read_cache\n"
         "def own(): return int(Path('/proc/self/status').read_text().split('RssAnon:')[1].split()[0])\n"
@@ -600,7 +666,7 @@ def test_a_file_gives_what_was_written(tmp_path_factory, entries, channels):
     }
     with writing_cache(path, 10**6, (len(written), len(written)), {}) as writer:
         for number, (name, result) in enumerate(written.items()):
-            writer.add(name, number, 10**18 + number, result)
+            writer.add(number, name, number, 10**18 + number, result)
     read = read_cache(path, channels)
     assert list(read.names) == list(written)
     numbers = np.arange(len(written))
@@ -633,22 +699,23 @@ def test_a_file_that_grows_gives_what_was_kept_and_what_was_added(tmp_path_facto
     with writing_cache(path, 10**6, (0, 0), {}):
         pass
     for added, chosen, torn in rounds:
-        entries = read_cache(path, channels)
+        entries, whole = read_cache(path, channels), path.with_name(f"{path.name}.whole")
         kept = [place for place in range(len(entries.names)) if chosen >> place % 8 & 1]
-        there = {name: each for place, (name, each) in enumerate(there.items()) if place in kept}
-        with growing_cache(path, 10**6, (len(added), len(added)), {}) as writer:
-            writer.keep(entries.subset(np.array(kept, dtype=np.int64)))
-            for name, each in added.items():
-                if name not in there:
-                    pixels = (
-                        each
-                        if isinstance(each, str)
-                        else random.integers(0, 256, (channels, *each), np.uint8)
-                    )
-                    writer.add(name, len(name), 7, pixels)
-                    there[name] = pixels
+        stay = {name: each for place, (name, each) in enumerate(there.items()) if place in kept}
+        new = {
+            name: each if isinstance(each, str) else random.integers(0, 256, (channels, *each), np.uint8)
+            for name, each in added.items()
+            if name not in stay
+        }
+        with growing_cache(path, 10**6, (len(new), len(new)), {}) as writer:
+            writer.keep(entries.subset(np.array(kept, dtype=np.int64)), np.arange(len(kept)))
+            for rank, (name, each) in enumerate(new.items(), len(kept)):
+                writer.add(rank, name, len(name), 7, each)
+        # Where nothing is added nothing is written.
+        there = {**stay, **new} if new else there
         if torn:
-            path.with_name(f"{path.name}.whole").write_text(str(path.stat().st_size))
+            if not whole.exists():
+                whole.write_text(str(path.stat().st_size))
             path.write_bytes(path.read_bytes() + torn)
         found = read_cache(path, channels)
         assert list(found.names) == list(there)

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from visus.data.decode import WAY, DecodeSettings, Pixels, flat
 from visus.data.names import NamesBuilder, find_names, read_names, separated, take
-from visus.data.stored import DamagedCacheError, Index, StoredImages, map_images
+from visus.data.stored import DamagedCacheError, Index, StoredImages, lock_path, map_images
 from visus.errors import UsageError
 from visus.files import replacing, sync, write_text
 
@@ -98,52 +98,59 @@ class CacheWriter:
         self._file = file
         self._limit_bytes = limit_bytes
         self._expected = expected, expected_bytes
-        self._begin = self._end = begin
+        self.begin = self._end = begin
+        self.count = 0
+        """Images that were added."""
         self._names = NamesBuilder()
-        self._count = 0
         self._file_bytes = 0
         self._reasons: dict[str, str] = {}
-        # One row each, in plain arrays: position, height, width, CRC, size and time of the file.
-        self._rows = _Rows(6)
+        # One row each, in plain arrays: position, height, width, CRC, size and time of the file, and rank.
+        self._rows = _Rows(7)
 
-    def keep(self, entries: Entries) -> None:
-        """What `entries` say, whose pixels are in this file already."""
+    def keep(self, entries: Entries, ranks: Index) -> None:
+        """What `entries` say, whose pixels are in this file already; `ranks` are as for `add`."""
         images, bad = entries.images, entries.places < 0
-        rows = np.zeros((len(entries.names), 6), dtype=np.int64)
+        rows = np.zeros((len(entries.names), 7), dtype=np.int64)
         rows[bad, 0] = -1
         if images.crcs is not None:
             rows[~bad, :3], rows[~bad, 3] = images.places[:, 1:], images.crcs
-        rows[:, 4], rows[:, 5] = entries.stamps.sizes, entries.stamps.times
+        rows[:, 4], rows[:, 5], rows[:, 6] = entries.stamps.sizes, entries.stamps.times, ranks
         self._names.add(entries.names)
         self._rows.extend(rows)
         self._reasons |= entries.reasons
 
-    def add(self, name: str, size: int, time: int, result: Pixels | str) -> None:
-        """The next image, or why it is none; `OverflowError` where the pixels get longer than they may, as soon as that shows."""
+    def add(self, rank: int, name: str, size: int, time: int, result: Pixels | str) -> None:
+        """The next image, or why it is none; the index lists it by its rank.
+
+        `OverflowError` where the pixels get longer than they may, as soon as that shows.
+        """
         self._names.add([name])
-        self._count += 1
+        self.count += 1
         self._file_bytes += size
         if isinstance(result, str):
             self._reasons[name] = result
-            return self._rows.add(-1, 0, 0, 0, size, time)
-        if (self._end - self._begin + result.nbytes) * self._share() > self._limit_bytes:
+            return self._rows.add(-1, 0, 0, 0, size, time, rank)
+        if (self._end - self.begin + result.nbytes) * self._share() > self._limit_bytes:
             raise OverflowError
         content = flat(result).data
         self._file.write(content)
-        self._rows.add(self._end, *result.shape[1:], zlib.crc32(content), size, time)
+        self._rows.add(self._end, *result.shape[1:], zlib.crc32(content), size, time, rank)
         self._end += result.nbytes
         return None
 
     def _share(self) -> float:
         """How much longer all will be than what is there, at least: files come class by class, and classes may differ in size."""
-        if self._count < _ENOUGH:
+        if self.count < _ENOUGH:
             return 1.0
         count, file_bytes = self._expected
-        return max(1.0, min(count / self._count, file_bytes / max(1, self._file_bytes)))
+        return max(1.0, min(count / self.count, file_bytes / max(1, self._file_bytes)))
 
     def finish(self, about: dict[str, Any]) -> None:
         """The index, what the file is `about`, and the footer."""
-        rows, names = self._rows.table(), np.frombuffer(b"".join(separated(self._names.finish())), np.uint8)
+        rows = self._rows.table()
+        order = np.argsort(rows[:, 6], kind="stable")
+        rows, listed = rows[order, :6], take(self._names.finish(), order)
+        names = np.frombuffer(b"".join(separated(listed)), np.uint8)
         reasons = json.dumps(self._reasons)
         buffer = io.BytesIO()
         np.savez(buffer, rows=rows, names=names, reasons=_as_bytes(reasons))
@@ -270,7 +277,7 @@ def room_bytes(folder: Path) -> int:
 def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock of the cache file `path`; `on_wait` is called if another process has it. `OSError` where there can be none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(_lock_path(path))
+    lock = filelock.FileLock(lock_path(path))
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
@@ -318,22 +325,33 @@ def growing_cache(
     moment. Called under the lock.
     """
     _clear(path)
-    before, whole = path.stat().st_size, _read_index(path)[0]
+    before, whole, end = path.stat().st_size, _read_index(path)[0], 0
     write_text(_whole_path(path), str(whole))
+    completed = False
     try:
         with path.open("ab") as file:
             writer = CacheWriter(file, limit_bytes, *expected, begin=before)
-            yield writer
-            writer.finish(about)
+            try:
+                yield writer
+                if writer.count:
+                    writer.finish(about)
+            finally:
+                end = file.tell()
         sync(path)
-        whole = before
-    except BaseException:
-        os.truncate(path, before)
-        raise
+        completed = writer.count > 0
     finally:
         # What another left unfinished is still there, and not to be believed, unless all is behind it now.
-        if whole == before:
-            _whole_path(path).unlink()
+        if completed or (_cut(path, before, end) and whole == before):
+            _whole_path(path).unlink(missing_ok=True)
+
+
+def _cut(path: Path, length: int, end: int) -> bool:
+    """Make the file `length` long again, unless others wrote behind `end`, whom no lock kept away; whether it is."""
+    with contextlib.suppress(OSError):
+        if length < path.stat().st_size <= end:
+            os.truncate(path, length)
+        return path.stat().st_size == length
+    return False
 
 
 @dataclass(frozen=True)
@@ -425,21 +443,17 @@ def _read_about(file: IO[bytes], path: Path) -> bytes:
 
 def _remove(path: Path) -> bool:
     """Whether the file could be removed: not while it is written. A run that uses it keeps what it has mapped."""
-    lock = filelock.FileLock(_lock_path(path))
+    lock = filelock.FileLock(lock_path(path))
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
         return False
     try:
-        for each in (path, *_unfinished(path), _whole_path(path), _lock_path(path)):
+        for each in (path, *_unfinished(path), _whole_path(path), lock_path(path)):
             each.unlink(missing_ok=True)
     finally:
         lock.release()
     return True
-
-
-def _lock_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.lock")
 
 
 def _whole_path(path: Path) -> Path:

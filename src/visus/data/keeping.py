@@ -353,32 +353,33 @@ def _write_cache(
     if entries is not None:
         others = _others(entries, files)
         kept = entries.subset(np.concatenate([found[found >= 0], others]))
-        if 2 * kept.images.nbytes >= (begin := path.stat().st_size):
+        ranks = np.concatenate([np.flatnonzero(found >= 0), len(files) + np.arange(len(others))])
+        if 2 * kept.images.nbytes >= path.stat().st_size:
             expected = len(missing), int(stamps.sizes[missing].sum())
             with growing_cache(path, room, expected, about) as writer:
-                writer.keep(kept)
-                return _decode_into(writer, files, stamps, missing, means), begin
+                writer.keep(kept, ranks)
+                return _decode_into(writer, files, stamps, missing, means), writer.begin
     known_bytes = 0 if entries is None else int(entries.stamps.sizes[others].sum())
     expected = len(files) + len(others), int(stamps.sizes.sum()) + known_bytes
     with writing_cache(path, room, expected, about) as writer:
-        lost = np.ones(len(files), dtype=np.bool_)
         if entries is not None:
-            lost = ~_copy(writer, entries, files.paths, found)
-            _copy(writer, entries, take(entries.names, others), others)
-        return _decode_into(writer, files, stamps, np.flatnonzero(lost), means), 0
+            damaged = _copy(writer, kept, ranks)
+            missing = np.union1d(missing, damaged[damaged < len(files)])
+        return _decode_into(writer, files, stamps, missing, means), writer.begin
 
 
-def _copy(
-    writer: CacheWriter, entries: Entries, names: Sequence[str], places: Index
-) -> npt.NDArray[np.bool_]:
-    """Write what `entries` have at `places` of images of these `names`; which these are, since a damaged one is not among them."""
-    whole = np.zeros(len(names), dtype=np.bool_)
-    for number, (name, place) in enumerate(zip(names, places.tolist(), strict=True)):
-        if (result := _recall(entries, place, name)) is not None:
-            sizes, times = entries.stamps.sizes, entries.stamps.times
-            writer.add(name, int(sizes[place]), int(times[place]), result)
-            whole[number] = True
-    return whole
+def _copy(writer: CacheWriter, entries: Entries, ranks: Index) -> Index:
+    """Write what `entries` have; the ranks of those that are damaged."""
+    damaged = []
+    rows = zip(ranks, entries.names, entries.stamps.sizes, entries.stamps.times, entries.places, strict=True)
+    for rank, name, size, time, place in rows:
+        try:
+            result = entries.reasons[name] if place < 0 else entries.images[place]
+        except DamagedCacheError:
+            damaged.append(rank)
+        else:
+            writer.add(int(rank), name, int(size), int(time), result)
+    return np.array(damaged, dtype=np.int64)
 
 
 def _decode_into(
@@ -390,9 +391,9 @@ def _decode_into(
         for place, decoded in zip(places.tolist(), results, strict=True):
             name, size, time = files.paths[place], int(stamps.sizes[place]), int(stamps.times[place])
             if not isinstance(decoded, UndecodableError):
-                writer.add(name, size, time, decoded)
+                writer.add(place, name, size, time, decoded)
             elif decoded.lasting:
-                writer.add(name, size, time, str(decoded))
+                writer.add(place, name, size, time, str(decoded))
             else:
                 passing[name] = str(decoded)
     return passing
@@ -410,18 +411,6 @@ def _others(entries: Entries, files: FileImages) -> Index:
     known = entries.stamps.subset(places)
     same: Index = places[(stamps.sizes == known.sizes) & (stamps.times == known.times)]
     return same
-
-
-def _recall(entries: Entries, place: int, name: str) -> Pixels | str | None:
-    """What `entries` have at `place`: pixels, a reason against the image, or nothing that can be used."""
-    if place < 0:
-        return None
-    if entries.places[place] < 0:
-        return entries.reasons[name]
-    try:
-        return entries.images[entries.places[place]]
-    except DamagedCacheError:
-        return None
 
 
 def _decoded(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import filelock
 import numpy as np
 import numpy.typing as npt
 
@@ -75,9 +76,16 @@ class StoredImages:
         return np.fromiter((zlib.crc32(flat(pixels).data) for pixels in self), np.uint32, len(self))
 
     def _give_up_file(self) -> NoReturn:
-        """The next run shall decode again; this one goes on with what is whole."""
+        """The next run shall decode again; this one goes on with what is whole.
+
+        Whoever writes to the file now meets the same image later.
+        """
         if self.path is not None:
-            with contextlib.suppress(OSError):
+            lock = filelock.FileLock(lock_path(self.path))
+            with (
+                contextlib.suppress(OSError, filelock.Timeout, NotImplementedError),
+                lock.acquire(blocking=False),
+            ):
                 self.path.unlink()
         raise DamagedCacheError
 
@@ -92,6 +100,11 @@ class StoredImages:
     def nbytes(self) -> int:
         """Bytes of all pixels."""
         return int(self.channels * self.places[:, 2:].prod(axis=1).sum())
+
+
+def lock_path(path: Path) -> Path:
+    """What whoever writes the file `path` holds meanwhile."""
+    return path.with_name(f"{path.name}.lock")
 
 
 def map_images(

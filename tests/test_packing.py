@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -55,6 +56,28 @@ def test_the_packed_set_is_the_set(folder, tmp_path):
             assert Path(one.source(place)).read_bytes() == other.source(place)
     (tmp_path / "a" / "index.npz").unlink()
     assert told(open_source(tmp_path / "a")) == told(before)
+
+
+def test_a_packed_shard_that_was_cut_off_is_named_and_the_rest_is_used(folder, tmp_path):
+    pack_source(str(folder), tmp_path / "a", shard_bytes=10_000)
+    whole = open_source(tmp_path / "a", val_fraction=0)
+    contents = {path: whole.train.images.source(place) for place, path in enumerate(whole.train.paths)}
+    (shard,) = sorted((tmp_path / "a").glob("train-000001.tar"))
+    os.truncate(shard, shard.stat().st_size // 2)
+    cut = open_source(tmp_path / "a", val_fraction=0)
+    (skipped,) = cut.skipped
+    assert skipped.path == shard.name
+    assert skipped.reason.startswith("cut off")
+    assert 0 < len(whole.train) - len(cut.train) < 9
+    assert [path for path in whole.train.paths if path in set(cut.train.paths)] == list(cut.train.paths)
+    assert list(cut.test.paths) == list(whole.test.paths)
+    for place, path in enumerate(cut.train.paths):
+        assert cut.train.images.source(place) == contents[path]
+    shard.unlink()
+    with pytest.raises(
+        DataError, match=r"found train-000001.tar not in both; copy all again, or pack them again"
+    ):
+        open_source(tmp_path / "a")
 
 
 def test_the_same_images_make_the_same_bytes(folder, tmp_path):

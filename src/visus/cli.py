@@ -117,7 +117,7 @@ def main() -> None:
             message = "memory ran out; lower --batch-size or --img-size, or take a smaller model"
             code = _explain(error, message, 2, debug)
         elif isinstance(error, OSError) and error.errno in _NO_ROOM:
-            message = f"{error.filename or 'a file'}: could not be written ({error.strerror}); make room, or choose --out"
+            message = f"{error.filename or 'a file'}: could not be written ({error.strerror}); make room, or write elsewhere"
             code = _explain(error, message, 2, debug)
         else:
             message = f"a fault in visus, please report it: {type(error).__name__}: {error}"

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from visus.data.excluding import exclude, read_exclusions
 from visus.data.images import Data
@@ -43,6 +44,19 @@ def test_what_is_listed_goes_and_is_counted(data, tmp_path):
         "left out by --exclude: 1 of train, 1 of val",
         "--exclude: no image has 1 name of it: nobody",
     )
+
+
+def test_paths_are_understood_as_in_tables(tmp_path, monkeypatch):
+    for number in range(8):
+        path = tmp_path / "set" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(path)
+    monkeypatch.chdir(tmp_path)
+    data = open_source("set", val_fraction=0)
+    names = f"path\n./a/0.png\n{tmp_path}/set/b/1.png\na//2.png\n{tmp_path}/other/b/3.png\n"
+    less = exclude(data, listed(tmp_path, names))
+    assert sorted(set(data.train.paths) - set(less.train.paths)) == ["a/0.png", "a/2.png", "b/1.png"]
+    assert less.notes[-1] == f"--exclude: no image has 1 name of it: {tmp_path}/other/b/3.png"
 
 
 def test_an_image_set_aside_is_still_one_of_training_to_the_list(data, tmp_path):

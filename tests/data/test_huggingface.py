@@ -127,7 +127,7 @@ def test_a_test_part_without_labels_is_passed_over(pets):
     assert data.test is None
     assert data.notes[-1] == "test: no label in it, passed over"
     some = datasets.concatenate_datasets([pets, blind])
-    with pytest.raises(DataError, match="train, row 20: expected a label, found none, nor in 19 more"):
+    with pytest.raises(DataError, match="train, row 20 from 0: expected a label, found none, nor in 19 more"):
         read_source(some)
 
 
@@ -136,6 +136,11 @@ def test_a_test_part_without_labels_is_passed_over(pets):
     [
         (lambda each: each.to_iterable_dataset(), UsageError, "found IterableDataset; load it without streaming"),
         (lambda each: each.with_transform(dict), UsageError, "found a transform; leave it out"),
+        (
+            lambda each: each.remove_columns("image").add_column("image", [[[0] * 4] * 4] * 20),
+            DataError,
+            r"expected images in the column image, found \w+; cast_column\('image', datasets.Image\(\)\)",
+        ),
         (lambda each: each.remove_columns("image"), DataError, "expected a column image, found label, site, age"),
         (lambda each: each.remove_columns("label"), DataError, "expected a column label, found image, site, age"),
         (lambda each: datasets.DatasetDict(a=each, b=each), DataError, "found a, b; rename them"),

@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from visus.data.sources import open_named, open_source
+from visus.data.sources import open_named, open_source, read_source
 from visus.data.splitting import held_out, held_out_groups
 from visus.errors import DataError, UsageError
 
@@ -221,3 +222,19 @@ def test_images_that_are_groups_of_their_own_are_stratified_as_ever():
     labels = np.repeat(np.arange(3), [100, 40, 25])
     away = held_out_groups([f"g{place}" for place in range(165)], labels, 0.1, 5)
     assert np.bincount(labels[away]).tolist() == [10, 4, 2]
+
+
+def test_what_lies_beside_the_parts_is_said(tmp_path):
+    for place in ("train/a", "train/b", "val/a", "val/b", "unlabelled", "holdout/a", "."):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        for number in range(2):
+            Image.new("L", (8, 8), number).save(tmp_path / place / f"{number}.png")
+    assert (
+        "beside train and val, passed over: folders holdout, unlabelled and 2 images"
+        in read_source(tmp_path).notes
+    )
+    for name in ("holdout", "unlabelled"):
+        shutil.rmtree(tmp_path / name)
+    for number in range(2):
+        (tmp_path / f"{number}.png").unlink()
+    assert not any("beside" in note for note in read_source(tmp_path).notes)

@@ -134,7 +134,7 @@ def test_labels_that_are_numbers_are_in_the_order_of_numbers(names, classes, lab
         ("path,label\nimages/cat0.png,cat\nimages/dog0.png,Cat\n", "differ in more than case and accents, found 'Cat', 'cat'"),
         ("path,label,split\nimages/cat0.png,cat,trian\n", "row 2: expected train, val or test as split, found trian"),
         ("path,label,split\nimages/cat0.png,cat,train\nimages/dog0.png,dog,\n", "row 3: expected train, val or test as split, f"),
-        ("path,label\nimages/no.png,cat\nimages/nor.png,dog\n", "row 2: expected an image at .*no.png, found none there nor"),
+        ("path,label\nimages/no.png,cat\nimages/nor.png,dog\n", "row 2: expected an image at '.*no.png', found none there nor"),
         ("path,label,split\nimages/cat0.png,cat,train\nimages/dog0.png,dog,val\n", r"val differs \(missing: cat; more: dog\)"),
     ],
 )  # fmt: skip

@@ -185,6 +185,12 @@ def test_a_pattern_and_a_single_shard(shards):
     assert read_source(shards / "val-000000.tar").notes[0].startswith("1 shard: ")
     with pytest.raises(DataError, match=r"train-000003.tar: expected a file, found none there"):
         read_source(f"{shards}/train-{{000000..000003}}.tar")
+    for same in ("train-00000[01].tar", "train-*[01].tar", "train-00000?.tar"):
+        found = read_source(f"{shards}/{same}")
+        assert files(found.train) == files(read_source(shards).train)[: len(found.train)]
+        assert len(found.train) == (15 if "?" in same else 10)
+    with pytest.raises(DataError, match=r"tes\*.tar: expected shards, found none of that pattern"):
+        read_source(f"{shards}/tes*.tar")
 
 
 def test_a_damaged_shard_is_named_and_the_rest_is_used(shards):
@@ -255,6 +261,23 @@ def test_class_folders_in_a_tar(tmp_path):
         read_source(tmp_path / "b")
     with pytest.raises(DataError, match="found no images and no label"):
         read_source(write(tmp_path / "none.tar", [("a.txt", b"")]))
+
+
+def test_in_class_folders_in_a_tar_dots_and_twins_are_nothing_special(tmp_path):
+    names = ["cat/v1.5_1.png", "cat/v1.5_2.png", "cat/003.jpg", "cat/003.png", "dog/a. b.png", "dog/c.png"]
+    path = write(
+        tmp_path / "a.tar", [*((name, png(place)) for place, name in enumerate(names)), ("cat/x.md", b"")]
+    )
+    data = read_source(path)
+    assert sorted(data.train.paths) == sorted(names)
+    assert not data.skipped
+    assert {bytes(each) for each in files(data.train)} == {png(place) for place in range(6)}
+    dotted = write(tmp_path / "b.tar", [(f"{kind}/IMG.{kind}.1.png", png(1)) for kind in "ab"])
+    for _ in range(2):
+        assert len(read_source(dotted).train) == 2
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(path.read_bytes()[:2500])
+    assert [each.path for each in read_source(cut).skipped] == ["cut.tar"]
 
 
 def test_a_shard_that_has_changed_is_noticed(shards):

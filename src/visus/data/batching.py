@@ -343,7 +343,9 @@ def _count(images: Images, size: tuple[int, int], workers: int | None) -> PixelC
 
 
 def _several_sizes() -> UsageError:
-    return UsageError("expected images of one size, found several; say which the model takes with --img-size")
+    return UsageError(
+        "expected images of one size, found several; say which the model takes (--img-size, or size= in Python)"
+    )
 
 
 def _read(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from visus.data.files import FileImages
 from visus.data.images import Data, Split
 from visus.display import plural
 from visus.errors import DataError, UsageError, first_of
@@ -68,9 +70,13 @@ def exclude(data: Data, path: str | os.PathLike[str], val: str | None = None) ->
     After the split, so that all others stay in their part. Names that no image has are mentioned. `UsageError` for a list that
     cannot be read, `DataError` where a part would be empty or a class without an image to train on.
     """
-    wanted = set(read_exclusions(path))
     parts = {name: part for name in _PARTS if (part := getattr(data, name)) is not None}
     names = image_names({name: part.paths for name, part in parts.items()}, val)
+    roots = {
+        str(part.images.root.absolute()) for part in parts.values() if isinstance(part.images, FileImages)
+    }
+    listed = {name: {name, _plain(name, roots)} for name in read_exclusions(path)}
+    wanted = set().union(*listed.values())
     trained = set(parts["train"].paths) if "train" in parts else set()
     found: set[str] = set()
     counts: dict[str, int] = {}
@@ -86,11 +92,17 @@ def exclude(data: Data, path: str | os.PathLike[str], val: str | None = None) ->
     _refuse_losses(parts, changed, path)
     shown = ", ".join(f"{count} of {name}" for name, count in counts.items() if count) or "none"
     notes = [f"left out by --exclude: {shown}"]
-    if unknown := sorted(wanted - found):
+    if unknown := sorted(name for name, called in listed.items() if not called & found):
         every = "" if found else "the list is of other images: "
         shown = first_of([each[:_SHOWN] for each in unknown], 3)
         notes.append(f"--exclude: {every}no image has {plural(len(unknown), 'name')} of it: {shown}")
     return replace(data, **changed, notes=(*data.notes, *notes))
+
+
+def _plain(name: str, roots: set[str]) -> str:
+    """`name` without `./`, and of a path from the top what leads on from the folder of the images, one of the `roots`."""
+    plain = posixpath.normpath(name) if name else name
+    return next((plain.removeprefix(f"{root}/") for root in roots if plain.startswith(f"{root}/")), plain)
 
 
 def _aliases(part: str, name: str, path: str, trained: set[str], val: str | None) -> set[str]:

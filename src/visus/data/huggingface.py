@@ -205,6 +205,11 @@ def _columns(part: Any, origin: str) -> tuple[str, str]:
     classes = [name for name, kind in kinds.items() if type(kind).__name__ == "ClassLabel"]
     image = "image" if "image" in images else images[0] if len(images) == 1 else None
     label = next((name for name in _LABELS if name in kinds), classes[0] if len(classes) == 1 else None)
+    if image is None and "image" in kinds:
+        kind = type(kinds["image"]).__name__
+        raise DataError(
+            f"{origin}: expected images in the column image, found {kind}; cast_column('image', datasets.Image()) makes them"
+        )
     if image is None or label is None:
         lacking = "image" if image is None else "label"
         raise DataError(
@@ -232,9 +237,9 @@ def _listing(name: str, part: Any, image: str, label: str) -> Listing | None:
     if texts and len(unlabelled) == len(texts):
         return None
     if unlabelled:
+        more = f", nor in {len(unlabelled) - 1} more" if len(unlabelled) > 1 else ""
         raise DataError(
-            f"{name}, row {unlabelled[0]}: expected a label, found none, nor in {len(unlabelled) - 1} more; "
-            "leave these rows out"
+            f"{name}, row {unlabelled[0]} from 0: expected a label, found none{more}; leave such rows out"
         )
     if given:
         labels, classes = np.array([int(text) for text in texts], dtype=np.int64), list(given)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import IO, Any
+from tarfile import TarInfo
+from typing import IO
 
 from visus.data.addresses import Place
-from visus.data.folders import IMAGE_SUFFIXES, PARTS
+from visus.data.folders import IMAGE_SUFFIXES, PARTS, is_image
 from visus.data.images import Skipped
 from visus.data.names import NamesBuilder
 from visus.data.repeated import Repeated
@@ -96,14 +97,27 @@ class ShardContent:
 
 def read_shard(place: Place, name: str, size: int) -> ShardContent:
     """One pass over a shard: what is whole before a damage is kept, and the damage told."""
+    return _read(place, name, size, _samples)
+
+
+def list_files(place: Place, name: str, size: int) -> ShardContent:
+    """One pass over a tar of which every image file is a sample by itself; damages as in `read_shard`."""
+    return _read(place, name, size, _alone)
+
+
+def _read(
+    place: Place,
+    name: str,
+    size: int,
+    samples: Callable[[IO[bytes], str, int, ShardContent], Iterator[_Sample]],
+) -> ShardContent:
     shard = ShardContent()
     try:
         with place.open(name) as file:
             if kind := compression_of(file):
                 raise DataError(f"{place.url(name)}: {PLAIN}, found one compressed with {kind}; unpack it")
-            for key, members in groupby(_keyed(file, name, size, shard), key=lambda each: each[0]):
-                if sample := _sample(name, key, [each[1:] for each in members], shard):
-                    shard.add(sample)
+            for sample in samples(file, name, size, shard):
+                shard.add(sample)
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -112,28 +126,49 @@ def read_shard(place: Place, name: str, size: int) -> ShardContent:
     return shard
 
 
+def _samples(file: IO[bytes], name: str, size: int, shard: ShardContent) -> Iterator[_Sample]:
+    """Those of the WebDataset library: an image, and the files of the same key beside it."""
+    for key, members in groupby(_keyed(file, name, size, shard), key=lambda each: each[0]):
+        if sample := _sample(name, key, [each[1:] for each in members], shard):
+            yield sample
+
+
+def _alone(file: IO[bytes], name: str, size: int, shard: ShardContent) -> Iterator[_Sample]:
+    """Every image file."""
+    for member in _members(file, name, size, shard):
+        if is_image(member.name.rpartition("/")[2] or "."):
+            yield _Sample(f"{name}/{member.name}", member.offset_data, member.size)
+        else:
+            shard.others += 1
+
+
 def _keyed(
     file: IO[bytes], name: str, size: int, shard: ShardContent
-) -> Iterator[tuple[str, str, Any, bytes]]:
+) -> Iterator[tuple[str, str, TarInfo, bytes]]:
     """Key, suffix and member of each file, and the content of those that say something of an image."""
+    for member in _members(file, name, size, shard):
+        match = _KEY.fullmatch(member.name)
+        if not match or member.name.rpartition("/")[2].startswith("__"):
+            shard.others += 1
+            continue
+        suffix = match[2].lower()
+        content = b""
+        if suffix in _LABELS and member.size <= _LONGEST_LABEL_BYTES:
+            file.seek(member.offset_data)
+            content = file.read(member.size)
+        yield match[1], suffix, member, content
+
+
+def _members(file: IO[bytes], name: str, size: int, shard: ShardContent) -> Iterator[TarInfo]:
+    """The files of a tar, as far as it is whole."""
     try:
-        for member in files_in(file, size):
-            match = _KEY.fullmatch(member.name)
-            if not match or member.name.rpartition("/")[2].startswith("__"):
-                shard.others += 1
-                continue
-            suffix = match[2].lower()
-            content = b""
-            if suffix in _LABELS and member.size <= _LONGEST_LABEL_BYTES:
-                file.seek(member.offset_data)
-                content = file.read(member.size)
-            yield match[1], suffix, member, content
+        yield from files_in(file, size)
     except DamagedTarError as error:
         shard.skipped.append(Skipped(name, f"{error}; what is whole before that is used; copy it again"))
 
 
 def _sample(
-    shard_name: str, key: str, members: list[tuple[str, Any, bytes]], shard: ShardContent
+    shard_name: str, key: str, members: list[tuple[str, TarInfo, bytes]], shard: ShardContent
 ) -> _Sample | None:
     images = [(suffix, member) for suffix, member, _ in members if suffix in IMAGE_SUFFIXES]
     texts = {suffix: content for suffix, _, content in members if suffix in _LABELS}

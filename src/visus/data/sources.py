@@ -33,9 +33,10 @@ from visus.data.shards import ShardArchive, ShardIndex
 from visus.data.splitting import split_off
 from visus.data.tabular import TABLE_SUFFIXES, holds_images, read_table
 from visus.data.tars import COMPRESSED_SUFFIXES
-from visus.data.trees import FolderTree, NameTree, Tree
-from visus.data.webdataset import SHARD_SUFFIX, ShardSource, find_shards, listings, read_index
-from visus.errors import DataError, UsageError
+from visus.data.trees import FolderTree, NameTree, Tree, join
+from visus.data.webdataset import SHARD_SUFFIX, ShardSource, find_shards, is_wildcard, listings, read_index
+from visus.display import plural
+from visus.errors import DataError, UsageError, first_of
 from visus.ops.groups import count_groups
 
 Source = str | os.PathLike[str] | MapStyle
@@ -207,14 +208,28 @@ def _in_order(split: Split) -> Split:
 
 def _open_tree(tree: Tree, archive: Archive | None = None, kind: str = "class folders") -> Data:
     """Class folders, or such folders in each part."""
-    listings = {name: list_classes(tree, folder) for name, folder in find_parts(tree).items()}
+    folders = find_parts(tree)
+    listings = {name: list_classes(tree, folder) for name, folder in folders.items()}
     if not listings["train" if "train" in listings else min(listings)].classes:
         raise DataError(
             f"{tree.path}: expected class folders with images in them, found none{_instead(tree)}"
         )
-    return listed_data(
+    data = listed_data(
         tree.path, kind, listings, lambda _, paths: FileImages(tree.path, paths, archive=archive)
     )
+    return replace(data, notes=(*data.notes, *_beside(tree, list(folders.values()))))
+
+
+def _beside(tree: Tree, parts: list[str]) -> list[str]:
+    """What is said of folders and images beside the folders of the `parts`, of which nothing is used."""
+    parent = parts[0].rpartition("/")[0]
+    folders, files = tree.entries(parent) if parts[0] else ([], [])
+    others = [name for name in folders if join(parent, name) not in parts]
+    images = sum(map(is_image, files))
+    found = [f"{'folder' if len(others) == 1 else 'folders'} {first_of(others, 3)}"] * bool(others)
+    found += [plural(images, "image")] * bool(images)
+    names = " and ".join(part.rpartition("/")[2] for part in parts)
+    return [f"beside {names}, passed over: {' and '.join(found)}"] if found else []
 
 
 def _open_table(path: Path) -> Data:
@@ -256,6 +271,8 @@ def _open_shards(source: str) -> Data:
 
 def _open_tar(source: str, found: ShardSource, index: ShardIndex) -> Data:
     """Class folders in a tar, as in a zip: one whose images have no labels beside them."""
+    # Samples are told by the first dot of a name, which class folders know nothing of.
+    index = read_index(found, keys=False) if len(index.shards) == 1 else index
     if len(index.shards) != 1 or not index.paths:
         first = "".join(f" ({each.path}: {each.reason})" for each in index.skipped[:1])
         raise DataError(
@@ -269,7 +286,8 @@ def _open_tar(source: str, found: ShardSource, index: ShardIndex) -> Data:
 
 
 def _is_pattern(source: str) -> bool:
-    return "{" in source and source.lower().endswith(SHARD_SUFFIX) and not os.path.lexists(source)
+    pattern = "{" in source or is_wildcard(source.rpartition("/")[2])
+    return pattern and source.lower().endswith(SHARD_SUFFIX) and not os.path.lexists(source)
 
 
 def _holds_shards(tree: Tree) -> bool:

@@ -360,7 +360,7 @@ def _refuse_if_all_missing(table: _Table) -> None:
     if not any(_exists(root / path) for path in table.paths):
         raise table.refuse(
             0,
-            f"expected an image at {root / table.paths[0]}, found none there nor in any other row; correct the paths",
+            f"expected an image at {str(root / table.paths[0])!r}, found none there nor in any other row; correct the paths",
         )
 
 

@@ -5,7 +5,9 @@ They are listed by one pass over the headers, and over the labels, of every shar
 
 from __future__ import annotations
 
+import fnmatch
 import io
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from visus.data.folders import Listing, parts_by_name, refuse_lookalikes
 from visus.data.images import Labels, Skipped
 from visus.data.names import Index, take
 from visus.data.repeated import Repeated
-from visus.data.samples import PLAIN, ShardContent, read_shard
+from visus.data.samples import PLAIN, ShardContent, list_files, read_shard
 from visus.data.scans import keep_scan, recall_scan
 from visus.data.shards import INDEX_NAME, PART_NAMES, ShardIndex, parse_index
 from visus.data.tabular import number_labels, sort_labels
@@ -46,14 +48,25 @@ class ShardSource:
     """Whether there is an index beside them."""
 
 
+def is_wildcard(name: str) -> bool:
+    """Whether `name` stands for all files like it, as in a shell."""
+    return any(letter in name for letter in "*?[")
+
+
 def find_shards(source: str) -> ShardSource:
-    """The shards that a folder, an address, a file or a pattern such as `train-{000..009}.tar` names.
+    """The shards that a folder, an address, a file or a pattern such as `train-{000..009}.tar` or `train-*.tar` names.
 
     `DataError` where there are none, or where they are compressed.
     """
     folder, _, last = source.rpartition("/")
     if source.lower().endswith(COMPRESSED_SUFFIXES):
         raise DataError(f"{source}: {PLAIN}, found a compressed one; unpack it")
+    if is_wildcard(last) and not is_address(source) and not os.path.lexists(source):
+        place = Place(folder or ("/" if source.startswith("/") else "."))
+        names = sorted(fnmatch.filter(place.find(SHARD_SUFFIX, depth=1), last))
+        if not names:
+            raise DataError(f"{source}: expected shards, found none of that pattern")
+        return ShardSource(place, names, place.url(last))
     if last.lower().endswith(SHARD_SUFFIX) or "{" in source:
         prefix = source[: source.index("{")].rpartition("/")[0] if "{" in source else folder
         place = Place(prefix or ("/" if source.startswith("/") else "."))
@@ -75,26 +88,41 @@ def find_shards(source: str) -> ShardSource:
     return ShardSource(place, names, place.base)
 
 
-def read_index(source: ShardSource) -> ShardIndex:
-    """Where the images of the shards are, and what is known of them; `DataError` for shards that do not fit together."""
+def read_index(source: ShardSource, *, keys: bool = True) -> ShardIndex:
+    """Where the images of the shards are, and what is known of them; `DataError` for shards that do not fit together.
+
+    Without `keys` every image file is one by itself, whatever it is called and whatever lies beside it.
+    """
     if source.indexed:
         origin = source.place.url(INDEX_NAME)
         with _open_index(source.place) as file:
             index = parse_index(file, origin)
         if missing := set(index.shards) ^ set(source.names) if source.names else set():
             raise DataError(
-                f"{origin}: expected the shards that it lists, found {first_of(sorted(missing), 3)} not in both; pack them again"
+                f"{origin}: expected the shards that it lists, found {first_of(sorted(missing), 3)} not in both; "
+                "copy all again, or pack them again"
             )
-        return index
+        if not source.place.is_local or _are_as_listed(source, index):
+            return index
     with ThreadPoolExecutor(1 if source.place.is_local else _AT_ONCE) as pool:
         stamps = np.array(list(pool.map(source.place.stamp, source.names)), dtype=np.int64).reshape(-1, 2)
-        if (known := recall_scan(source.identity, source.names, stamps)) is not None:
+        identity = source.identity if keys else f"{source.identity}, file by file"
+        if (known := recall_scan(identity, source.names, stamps)) is not None:
             return known
-        found = pool.map(read_shard, repeat(source.place), source.names, stamps[:, 0].tolist())
+        read = read_shard if keys else list_files
+        found = pool.map(read, repeat(source.place), source.names, stamps[:, 0].tolist())
         # What was found is held no longer than it takes to make the index of it.
         index = _make_index(source, stamps, *_joined(found))
-    keep_scan(source.identity, index)
+    keep_scan(identity, index)
     return index
+
+
+def _are_as_listed(source: ShardSource, index: ShardIndex) -> bool:
+    """Whether the shards are as long as the index says. Of others it says nothing: they are read, up to where they are cut off."""
+    return all(
+        source.place.stamp(name)[0] == size
+        for name, (size, _) in zip(index.shards, index.stamps.tolist(), strict=True)
+    )
 
 
 def _open_index(place: Place) -> IO[bytes]:

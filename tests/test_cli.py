@@ -466,6 +466,29 @@ def test_the_largest_batch_fits_and_one_more_does_not():
     assert f"{largest}; predicted are {found['margin_mb']:,.1f} MiB less" in said
 
 
+def test_the_help_tells_the_defaults_that_there_are():
+    from visus.config import _DEFAULT_BATCH_SIZE
+    from visus.ops.optim import _DEFAULTS as rates
+
+    defaults = {
+        each.name: getattr(each.default, "default", each.default) for each in dataclasses.fields(TrainConfig)
+    }
+    said = {
+        name: format(default, "g") if isinstance(default, int | float) else default
+        for name, default in defaults.items()
+        if isinstance(default, str | int | float) and not isinstance(default, bool)
+    }
+    said["batch_size"] = str(_DEFAULT_BATCH_SIZE)
+    for place, name in enumerate(("lr", "weight_decay")):
+        said[name] = ", ".join(f"{each[place]:g} for {optimizer}" for optimizer, each in rates.items())
+    assert said == cli._DEFAULTS
+    shown = " ".join(visus("train", "--help").stdout.replace("│", " ").split())
+    for each in ("--epochs <int> [default: (10)]", "Folder for runs. [default: (runs)]"):
+        assert each in shown
+    # A command's own default is the one that counts.
+    assert "[default: runs/tune]" in " ".join(visus("tune", "--help").stdout.replace("│", " ").split())
+
+
 def test_devices_are_listed():
     found = json.loads(visus("devices", "--json").stdout)[0]
     assert found["device"] == "cpu"

@@ -21,12 +21,62 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from visus.errors import Interrupted, UsageError, VisusError
 
 if TYPE_CHECKING:
     from visus.checkpoint import Checkpoint
+
+
+_DEFAULTS = {
+    "model": "resnet18",
+    "val_fraction": "0.1",
+    "split_seed": "0",
+    "mixup": "0",
+    "cutmix": "0",
+    "erasing": "0",
+    "max_pixels": "100",
+    "max_bad": "0.01",
+    "cache": "auto",
+    "sampler": "shuffle",
+    "loss": "cross-entropy",
+    "label_smoothing": "0",
+    "epochs": "10",
+    "batch_size": "100",
+    "accumulate": "1",
+    "optimizer": "sgd",
+    "lr": "0.1 for sgd, 0.001 for adamw",
+    "momentum": "0.9",
+    "weight_decay": "0.0005 for sgd, 0.01 for adamw",
+    "weight_decay_on": "all",
+    "backbone_factor": "1",
+    "freeze": "none",
+    "schedule": "multistep",
+    "gamma": "0.1",
+    "warmup_epochs": "0",
+    "ema_decay": "0.999",
+    "device": "auto",
+    "amp": "auto",
+    "batchnorm": "global",
+    "seed": "0",
+    "out": "runs",
+    "checkpoint_every": "5m",
+    "keep": "last",
+    "on_nonfinite": "stop",
+}
+"""What `train` takes where nothing else is said, as `TrainConfig` has it, which the help has no time to load."""
+
+
+class _Training(TyperCommand):
+    """A command with the flags of `train`, whose help tells their defaults."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for each in self.params:
+            # A command of its own may have another default of its own.
+            if isinstance(each, TyperOption) and each.default is None and each.name in _DEFAULTS:
+                each.show_default = _DEFAULTS[each.name]
 
 
 class _Commands(TyperGroup):
@@ -125,7 +175,7 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-@app.command()
+@app.command(cls=_Training)
 def train(
     data: Annotated[
         str | None, typer.Argument(help="digits, a folder of images, a table, shards, an .npz file, ...")
@@ -309,7 +359,7 @@ def _refuse_untested(given: dict[str, Any]) -> None:
         raise UsageError("--batch-size auto is not for a range test, which tries no batches; give a number")
 
 
-@app.command("find-lr")
+@app.command("find-lr", cls=_Training)
 @_with_flags_of(
     train,
     *("resume", "allow_change", "lr", "out", "name", "checkpoint_every", "keep", "profile"),
@@ -346,7 +396,7 @@ def find_lr(
     return 0
 
 
-@app.command()
+@app.command(cls=_Training)
 @_with_flags_of(train, "resume", "allow_change", "name", "profile")
 def tune(
     trials: Annotated[int, typer.Option(min=1, help="Runs in all, those before included.")] = 30,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visus.data.excluding import exclude, read_exclusions
+from visus.data.excluding import exclude, image_names, read_exclusions
 from visus.data.images import Data
 from visus.data.sources import open_source
 from visus.errors import DataError, UsageError
@@ -57,6 +57,13 @@ def test_paths_are_understood_as_in_tables(tmp_path, monkeypatch):
     less = exclude(data, listed(tmp_path, names))
     assert sorted(set(data.train.paths) - set(less.train.paths)) == ["a/0.png", "a/2.png", "b/1.png"]
     assert less.notes[-1] == f"--exclude: no image has 1 name of it: {tmp_path}/other/b/3.png"
+
+
+@pytest.mark.parametrize(
+    ("val", "name"), [("more/set", "more/set/b.png"), ("more/set.csv", "more/b.png"), ("set.CSV", "b.png")]
+)
+def test_images_of_another_source_are_called_by_where_they_are(val, name):
+    assert image_names({"train": ["a.png"], "val": ["b.png"]}, val) == {"train": ["a.png"], "val": [name]}
 
 
 def test_an_image_set_aside_is_still_one_of_training_to_the_list(data, tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 
 from visus.data.files import FileImages
 from visus.data.images import Data, Split
+from visus.data.tabular import TABLE_SUFFIXES
 from visus.display import plural
 from visus.errors import DataError, UsageError, first_of
 
@@ -26,12 +27,13 @@ def image_names(paths: Mapping[str, Sequence[str]], val: str | None = None) -> d
     """What each image of each part is called in lists: its path; `train/17` where several parts have that path, as arrays do.
 
     `paths` are those of each part. `val` is the other source that the validation part was taken from, if any: its images are called
-    by their path there.
+    by their path there, or from the folder of a table.
     """
     if val is not None:
+        base = os.path.dirname(val) if val.lower().endswith(tuple(TABLE_SUFFIXES)) else val  # noqa: PTH120
         paths = {
             # A `Path` for each of a million images takes long.
-            name: [os.path.join(val, path) for path in each] if name == "val" else each  # noqa: PTH118
+            name: [os.path.join(base, path) for path in each] if name == "val" else each  # noqa: PTH118
             for name, each in paths.items()
         }
     sets = {name: set(each) for name, each in paths.items()}

@@ -495,15 +495,21 @@ def test_devices_are_listed():
     assert set(found["amp"]) <= {"bf16", "fp16"}
 
 
-def test_an_unforeseen_error_is_70_and_shows_where(monkeypatch, capsys):
+def code_after(monkeypatch, error):
+    """What a command ends with that meets `error`."""
+
     def fail():
-        raise KeyError("x")
+        raise error
 
     monkeypatch.setattr(sys, "argv", ["visus", "devices"])
     monkeypatch.setattr("visus.devices.describe_devices", fail)
     with pytest.raises(SystemExit) as caught:
         cli.main()
-    assert caught.value.code == 70
+    return caught.value.code
+
+
+def test_an_unforeseen_error_is_70_and_shows_where(monkeypatch, capsys):
+    assert code_after(monkeypatch, KeyError("x")) == 70
     assert "a fault in visus" in capsys.readouterr().err
 
 
@@ -518,14 +524,7 @@ def test_an_unforeseen_error_is_70_and_shows_where(monkeypatch, capsys):
     ],
 )
 def test_where_memory_runs_out_a_remedy_is_named(monkeypatch, capsys, error):
-    def fail():
-        raise error
-
-    monkeypatch.setattr(sys, "argv", ["visus", "devices"])
-    monkeypatch.setattr("visus.devices.describe_devices", fail)
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 2
+    assert code_after(monkeypatch, error) == 2
     assert "memory ran out; lower --batch-size or --img-size" in capsys.readouterr().err
 
 

@@ -707,7 +707,7 @@ def test_a_file_that_grows_gives_what_was_kept_and_what_was_added(tmp_path_facto
             for name, each in added.items()
             if name not in stay
         }
-        with growing_cache(path, 10**6, (len(new), len(new)), {}) as writer:
+        with growing_cache(path, entries.file_bytes, 10**6, (len(new), len(new)), {}) as writer:
             writer.keep(entries.subset(np.array(kept, dtype=np.int64)), np.arange(len(kept)))
             for rank, (name, each) in enumerate(new.items(), len(kept)):
                 writer.add(rank, name, len(name), 7, each)

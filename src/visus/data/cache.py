@@ -66,6 +66,8 @@ class Entries:
     places: Index
     """`[N]`: which of `images` each is; -1 where it could not be decoded."""
     reasons: dict[str, str]
+    file_bytes: int
+    """How long the file is with all of these; what lies behind was never completed."""
 
     def find(self, names: Sequence[str], stamps: Stamps) -> Index:
         """Where each of `names` is here, if its file is as it was; else -1."""
@@ -85,8 +87,7 @@ class Entries:
         good = places >= 0
         refused = {name: self.reasons[name] for name in take(names, np.flatnonzero(~good))}
         images = self.images.subset(places[good])
-        order = np.where(good, np.cumsum(good) - 1, -1)
-        return Entries(names, self.stamps.subset(positions), images, order, refused)
+        return Entries(names, self.stamps.subset(positions), images, _ranks(good), refused, self.file_bytes)
 
 
 class CacheWriter:
@@ -185,7 +186,7 @@ class _Rows:
 
 def read_cache(path: Path, channels: int) -> Entries:
     """What is in a cache file, pixels not checked yet; `DamagedCacheError` where it is not whole, `OSError` where there is none."""
-    _, end, index = _read_index(path)
+    length, end, index = _read_index(path)
     try:
         with np.load(io.BytesIO(index), allow_pickle=False) as arrays:
             rows, names, reasons = arrays["rows"], arrays["names"], arrays["reasons"]
@@ -196,21 +197,30 @@ def read_cache(path: Path, channels: int) -> Entries:
     good = rows[:, 0] >= 0
     placed = np.concatenate([np.zeros((good.sum(), 1), np.int64), rows[good, :3]], axis=1)
     images = map_images(path, channels, placed, rows[good, 3].astype(np.uint32), end or None)
-    order = np.where(good, np.cumsum(good) - 1, -1)
-    return Entries(listed, Stamps(rows[:, 4], rows[:, 5]), images, order, why)
+    return Entries(listed, Stamps(rows[:, 4], rows[:, 5]), images, _ranks(good), why, length)
+
+
+def _ranks(good: npt.NDArray[np.bool_]) -> Index:
+    """Which of those that are `good` each is; -1 for the others."""
+    return np.where(good, np.cumsum(good) - 1, -1)
 
 
 def _read_index(path: Path) -> tuple[int, int, bytes]:
     """The last index that is whole: how long the file was with it, where it begins, and itself."""
     with path.open("rb") as file:
-        for length in _lengths(path):
-            with contextlib.suppress(DamagedCacheError):
-                end, index_bytes, about_bytes, crc = _read_footer(file, length)
-                file.seek(end)
-                index, about = file.read(index_bytes), file.read(about_bytes)
-                if zlib.crc32(about, zlib.crc32(index)) == crc:
-                    return length, end, index
+        for length, end, index_bytes, about_bytes, crc in _footers(file, path):
+            file.seek(end)
+            index, about = file.read(index_bytes), file.read(about_bytes)
+            if zlib.crc32(about, zlib.crc32(index)) == crc:
+                return length, end, index
     _refuse()
+
+
+def _footers(file: IO[bytes], path: Path) -> Iterator[tuple[int, int, int, int, int]]:
+    """The last one, and the one before it where the file grew and that was not completed: where it ends, and what it says."""
+    for length in _lengths(path):
+        with contextlib.suppress(DamagedCacheError):
+            yield length, *_read_footer(file, length)
 
 
 def _lengths(path: Path) -> Iterator[int]:
@@ -317,15 +327,15 @@ def _clear(path: Path) -> None:
 
 @contextlib.contextmanager
 def growing_cache(
-    path: Path, limit_bytes: int, expected: tuple[int, int], about: dict[str, Any]
+    path: Path, whole: int, limit_bytes: int, expected: tuple[int, int], about: dict[str, Any]
 ) -> Iterator[CacheWriter]:
     """A writer as `writing_cache` gives it, but behind what is in the file already, of which nothing changes.
 
-    Whoever has it mapped goes on. How long it was is kept beside it until all is on the disk: then a process may be killed at any
-    moment. Called under the lock.
+    Whoever has it mapped goes on. `whole`, which is `file_bytes` of the entries that it had, is kept beside it until all is on the
+    disk: then a process may be killed at any moment. Called under the lock.
     """
     _clear(path)
-    before, whole, end = path.stat().st_size, _read_index(path)[0], 0
+    before, end = path.stat().st_size, 0
     write_text(_whole_path(path), str(whole))
     completed = False
     try:
@@ -422,23 +432,16 @@ def _describe(path: Path) -> CacheFile | None:
     try:
         status = path.stat()
         with path.open("rb") as file:
-            about = json.loads(_read_about(file, path))
+            _, end, index_bytes, about_bytes, _ = next(_footers(file, path))
+            file.seek(end + index_bytes)
+            about = json.loads(file.read(about_bytes))
         source, images = str(about.pop("source")), int(about.pop("images"))
     except OSError:
         return None
-    except (DamagedCacheError, ValueError, KeyError, AttributeError, TypeError):
+    except (StopIteration, ValueError, KeyError, AttributeError, TypeError):
         source, images, about = None, 0, {}
     used = datetime.datetime.fromtimestamp(status.st_mtime).astimezone()
     return CacheFile(str(path), source, images, status.st_size, used, about)
-
-
-def _read_about(file: IO[bytes], path: Path) -> bytes:
-    for length in _lengths(path):
-        with contextlib.suppress(DamagedCacheError):
-            end, index_bytes, about_bytes, _ = _read_footer(file, length)
-            file.seek(end + index_bytes)
-            return file.read(about_bytes)
-    _refuse()
 
 
 def _remove(path: Path) -> bool:

@@ -30,7 +30,7 @@ def image_names(paths: Mapping[str, Sequence[str]], val: str | None = None) -> d
     by their path there, or from the folder of a table.
     """
     if val is not None:
-        base = os.path.dirname(val) if val.lower().endswith(tuple(TABLE_SUFFIXES)) else val  # noqa: PTH120
+        base = os.path.dirname(val) if Path(val).suffix.lower() in TABLE_SUFFIXES else val  # noqa: PTH120
         paths = {
             # A `Path` for each of a million images takes long.
             name: [os.path.join(base, path) for path in each] if name == "val" else each  # noqa: PTH118

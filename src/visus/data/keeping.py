@@ -356,7 +356,7 @@ def _write_cache(
         ranks = np.concatenate([np.flatnonzero(found >= 0), len(files) + np.arange(len(others))])
         if 2 * kept.images.nbytes >= path.stat().st_size:
             expected = len(missing), int(stamps.sizes[missing].sum())
-            with growing_cache(path, room, expected, about) as writer:
+            with growing_cache(path, entries.file_bytes, room, expected, about) as writer:
                 writer.keep(kept, ranks)
                 return _decode_into(writer, files, stamps, missing, means), writer.begin
     known_bytes = 0 if entries is None else int(entries.stamps.sizes[others].sum())

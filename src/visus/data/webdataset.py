@@ -61,15 +61,16 @@ def find_shards(source: str) -> ShardSource:
     folder, _, last = source.rpartition("/")
     if source.lower().endswith(COMPRESSED_SUFFIXES):
         raise DataError(f"{source}: {PLAIN}, found a compressed one; unpack it")
+    top = "/" if source.startswith("/") else "."
     if is_wildcard(last) and not is_address(source) and not os.path.lexists(source):
-        place = Place(folder or ("/" if source.startswith("/") else "."))
+        place = Place(folder or top)
         names = sorted(fnmatch.filter(place.find(SHARD_SUFFIX, depth=1), last))
         if not names:
             raise DataError(f"{source}: expected shards, found none of that pattern")
         return ShardSource(place, names, place.url(last))
     if last.lower().endswith(SHARD_SUFFIX) or "{" in source:
         prefix = source[: source.index("{")].rpartition("/")[0] if "{" in source else folder
-        place = Place(prefix or ("/" if source.startswith("/") else "."))
+        place = Place(prefix or top)
         names = [each[len(prefix) :].lstrip("/") for each in expand_braces(source)]
         return ShardSource(place, names, place.url(source[len(prefix) :].lstrip("/")))
     place = Place(source)
